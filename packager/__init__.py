@@ -1,0 +1,1 @@
+"""starpack's build side: from a StarCoder2 checkpoint to a bundle."""

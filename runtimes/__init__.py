@@ -1,0 +1,1 @@
+"""starpack's device side: opens a bundle, generates and infills with the window exact."""

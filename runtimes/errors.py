@@ -1,0 +1,78 @@
+"""Every failure that starpack explains, with its exit code. The packager adds its own kinds."""
+
+from __future__ import annotations
+
+
+class StarpackError(Exception):
+    """Root of all explained failures: what went wrong, where, what was expected, the remedy."""
+
+    exit_code = 1
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        expected: object = None,
+        remedy: str | None = None,
+    ) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = None if where is None else str(where)
+        self.expected = None if expected is None else str(expected)
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        for name in ("where", "expected", "remedy"):
+            value = getattr(self, name)
+            if value is not None:
+                lines.append(f"  {name}: {value}")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, object]:
+        """The same facts for `--json`."""
+        return {
+            "error": type(self).__name__,
+            "exit_code": self.exit_code,
+            "what": self.what,
+            "where": self.where,
+            "expected": self.expected,
+            "remedy": self.remedy,
+        }
+
+
+class UsageError(StarpackError):
+    """A flag, argument or request that makes no sense."""
+
+    exit_code = 2
+
+
+class IntegrityError(StarpackError):
+    """A file that is missing, changed, unknown or outside its folder; a malformed manifest."""
+
+    exit_code = 5
+
+
+class DeviceError(StarpackError):
+    """The engine, device or memory that was asked for is not there."""
+
+    exit_code = 7
+
+
+class WindowError(DeviceError):
+    """The installed engine cannot keep the sliding window exact for this context."""
+
+
+class ContextError(UsageError):
+    """The request does not fit the context the model was opened with."""
+
+
+class RewindError(StarpackError):
+    """A backend was asked to forget more than it can forget exactly."""
+
+
+class Cancelled(StarpackError):
+    """The caller cancelled, or ran out of the time it allowed."""
+
+    exit_code = 130
