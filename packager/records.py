@@ -95,3 +95,86 @@ class Artifact:
     path: Path
     files: tuple[FileEntry, ...]
     versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class WindowProof:
+    """An artifact's logits against the float32 reference, before and past the window.
+
+    Divergences are mean Kullback-Leibler divergences in nats per position. `if_lost_nats` is what
+    full attention would have shown past the window: the proof means something only where it is far
+    above `past_nats`. `beyond_reach` is the largest change of any logit when the token just out
+    of the layers' reach, L(W - 1) + 1 back, is replaced: exactly 0 where the window holds; None
+    where the reach is longer than could be run.
+    """
+
+    window_tokens: int | None
+    engine_window: str
+    positions: int
+    inside_nats: float
+    past_nats: float | None
+    if_lost_nats: float | None
+    agree_inside: float
+    agree_past: float | None
+    reach_tokens: int | None
+    at_reach: float | None
+    beyond_reach: float | None
+    holds: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """One run in a process of its own: seconds and bytes."""
+
+    threads: int
+    prompt_tokens: int
+    context_tokens: int
+    load_s: float
+    first_token_s: float
+    per_token_p50_s: float
+    per_token_p95_s: float
+    weights_bytes: int
+    key_values_bytes: int
+    compute_bytes: int
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What an artifact does on a device. `evidence` is "measured here" for all of it."""
+
+    variant: Variant
+    artifact_sha256: str
+    artifact_bytes: int
+    device: str
+    evidence: str
+    proof: WindowProof
+    speed: Speed
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Limits; None means no limit."""
+
+    memory_bytes: int | None = None
+    first_token_s: float | None = None
+    per_token_s: float | None = None
+    divergence_nats: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why a variant was not chosen, and what would make it fit."""
+
+    variant: str
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The variant chosen for a budget, and why not the others."""
+
+    budget: Budget
+    chosen: Measurement
+    rejected: tuple[Rejection, ...]

@@ -1,0 +1,177 @@
+"""The `starpack` command line: flags, progress, and what is printed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import textwrap
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from tqdm import tqdm
+
+from packager import commands
+from packager.errors import StarpackError
+
+PROGRESS_DELAY_S = 2.0  # what is done sooner needs no bar
+INTERRUPTED = 130
+
+DESCRIPTION = """\
+Turn a StarCoder2 checkpoint into a self-contained bundle that generates and infills offline,
+with the model's sliding window exact at any length.
+
+The way a model takes, one command each:
+  inspect   what is in the checkpoint, and what it needs
+  convert   write the variants            (--formats gguf:Q4_K_M,gguf:Q8_0)
+  profile   prove the window, time each variant on this machine
+  select    choose the best one within a budget
+  bundle    all of these, then pack, install and try the bundle
+"""
+EPILOG = """\
+examples:
+  starpack inspect examples/demo
+  starpack bundle examples/demo --out artifacts
+  starpack convert models/starcoder2-3b --formats gguf:Q4_K_M --out artifacts --json
+  starpack calibrate models/starcoder2-3b --sources src/ --out importance.gguf
+
+exit codes: 0 ok, 2 usage, 3 nothing fits the budget, 4 quality or window, 5 integrity, 6 no
+network, 7 device or engine, 8 checkpoint refused, 9 an outside tool failed, 130 interrupted
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    arguments = _parser().parse_args(argv)
+    bars = _Bars(shown=not arguments.json and sys.stderr.isatty())
+    try:
+        report = arguments.command(arguments, bars.update)
+    except StarpackError as error:
+        bars.close()
+        if arguments.json:
+            print(json.dumps(error.to_json(), indent=2))
+        else:
+            print(f"starpack: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        bars.close()
+        print("starpack: interrupted; finished steps are kept and resumed", file=sys.stderr)
+        return INTERRUPTED
+    bars.close()
+    print(json.dumps(report.data, indent=2) if arguments.json else report.text)
+    return 0
+
+
+class _Bars:
+    """One progress bar at a time, on stderr, and none for what is quick."""
+
+    def __init__(self, shown: bool) -> None:
+        self.shown = shown
+        self.bar: tqdm | None = None
+        self.what = ""
+
+    def update(self, what: str, done: int, total: int) -> None:
+        if not self.shown:
+            return
+        if what != self.what or self.bar is None or self.bar.total != total:
+            self.close()
+            self.what = what
+            self.bar = tqdm(
+                total=total, desc=what, delay=PROGRESS_DELAY_S, leave=False, unit_scale=True
+            )
+        self.bar.update(done - self.bar.n)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="starpack",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    commands_at = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, command: commands.Command) -> argparse.ArgumentParser:
+        text = textwrap.dedent(command.__doc__ or "")
+        sub = commands_at.add_parser(name, help=text.split("\n")[0], description=text)
+        sub.add_argument("--json", action="store_true", help="data on stdout, logs on stderr")
+        sub.set_defaults(command=command)
+        return sub
+
+    _add_model(add("inspect", commands.inspect))
+    sub = add("fetch", commands.fetch)
+    sub.add_argument("repo", metavar="ORG/NAME", help="repository on the Hugging Face hub")
+    sub.add_argument("--revision", required=True, help="branch, tag or commit; a commit is kept")
+    sub.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
+    sub = add("wheels", commands.wheels)
+    sub.add_argument("--cuda", action="store_true", help="the CUDA build; needs nvcc and an hour")
+    _add_out(sub)
+    sub = add("calibrate", commands.calibrate)
+    _add_model(sub)
+    sub.add_argument("--sources", type=Path, required=True, help="folder of source code")
+    sub.add_argument("--sequences", type=int, default=16, help="stretches of text (16)")
+    sub.add_argument("--length", type=int, default=2048, help="tokens in each (2048)")
+    sub.add_argument("--out", type=Path, required=True, help="file to write")
+    sub = add("convert", commands.convert)
+    _add_model(sub)
+    _add_formats(sub)
+    for name, command in (("profile", commands.profile), ("select", commands.select)):
+        _add_measured(add(name, command))
+    sub = add("bundle", commands.bundle)
+    _add_measured(sub)
+    sub.add_argument("--licence-file", type=Path, help="the model's licence, if not in its folder")
+    sub.add_argument(
+        "--no-try", dest="try_it", action="store_false", help="pack only, do not install and run"
+    )
+    sub = add("verify", commands.verify)
+    sub.add_argument("bundle", type=Path, help="folder of a bundle")
+    return parser
+
+
+def _add_model(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("model", type=Path, help="folder of a StarCoder2 checkpoint")
+    sub.add_argument("--adapter", type=Path, help="folder of a PEFT LoRA to merge in")
+
+
+def _add_out(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--out", type=Path, default=Path("artifacts"), help="output (artifacts)")
+
+
+def _add_formats(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--formats",
+        type=lambda text: [part for part in text.split(",") if part],
+        default=["gguf"],
+        metavar="FORMAT[:RECIPE],...",
+        help="gguf, or gguf:RECIPE with F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M or IQ4_XS",
+    )
+    sub.add_argument("--imatrix", type=Path, help="importance matrix; see `starpack calibrate`")
+    _add_out(sub)
+
+
+def _add_measured(sub: argparse.ArgumentParser) -> None:
+    _add_model(sub)
+    _add_formats(sub)
+    sub.add_argument("--device", help="cpu: this machine")
+    sub.add_argument("--gpu-layers", type=int, default=0, help="layers to put on a GPU (0)")
+    sub.add_argument("--budget", type=Path, help="JSON file of limits")
+    sub.add_argument("--context", type=int, help="tokens to open for (16384, or the model's own)")
+    sub.add_argument("--threads", type=int, help="CPU threads (this machine's physical cores)")
+
+
+def _version() -> str:
+    try:
+        return f"starpack {version('starpack')}"
+    except PackageNotFoundError:
+        return "starpack, not installed"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""What each starpack command does: arguments in, a Report out. Prints nothing."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from packager import pipeline
+from packager.calibrate import (
+    compute_importance,
+    draw_batches,
+    read_sources,
+    write_importance,
+)
+from packager.checkpoint import describe, read_checkpoint
+from packager.errors import UsageError
+from packager.records import Checkpoint, Measurement, Progress
+from packager.select import read_budget
+from packager.store import to_plain
+from runtimes.host import default_threads
+
+DEFAULT_CONTEXT_TOKENS = 16_384  # what StarCoder2 was trained to; longer only on request
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A command's outcome: data for --json and the same for a reader."""
+
+    data: dict[str, Any]
+    text: str
+
+
+Command = Callable[[argparse.Namespace, Progress], Report]
+
+
+def inspect(arguments: argparse.Namespace, progress: Progress) -> Report:
+    """Geometry, window and memory of a checkpoint."""
+    checkpoint = _checkpoint(arguments, progress)
+    data = describe(checkpoint)
+    return Report(data, _table(data))
+
+
+def fetch(arguments: argparse.Namespace, progress: Progress) -> Report:
+    """Download a checkpoint: the one command that uses the network."""
+    from packager.fetch import fetch as download
+
+    record = download(arguments.repo, arguments.revision, arguments.out)
+    data = to_plain(record)
+    return Report(data, f"fetched {arguments.repo} to {arguments.out}")
+
+
+def wheels(arguments: argparse.Namespace, progress: Progress) -> Report:
+    """Build the engine, or take it from the cache."""
+    from packager.wheels import build_engine
+
+    wheel = build_engine(arguments.out / "wheels", cuda=arguments.cuda, progress=progress)
+    return Report({"wheel": str(wheel)}, str(wheel))
+
+
+def calibrate(arguments: argparse.Namespace, progress: Progress) -> Report:
+    """Compute an importance matrix from source code."""
+    from packager.formats.gguf import gguf_name
+
+    checkpoint = _checkpoint(arguments, progress)
+    batches = draw_batches(
+        checkpoint,
+        read_sources(arguments.sources),
+        sequences=arguments.sequences,
+        length_tokens=arguments.length,
+    )
+    importance = compute_importance(checkpoint, batches, progress=progress)
+    named = {gguf_name(name): values for name, values in importance.items()}
+    write_importance(arguments.out, named, batches)
+    data = {
+        "imatrix": str(arguments.out),
+        "matrices": len(named),
+        "tokens": sum(map(len, batches.sequences)),
+        "text_sha256": batches.sha256,
+    }
+    return Report(data, _table(data))
+
+
+def convert(arguments: argparse.Namespace, progress: Progress) -> Report:
+    """Convert to every wanted variant."""
+    checkpoint, settings = _checkpoint(arguments, progress), _settings(arguments)
+    artifacts = [
+        pipeline.convert(checkpoint, variant, settings, progress)
+        for variant in pipeline.plan(arguments.formats)
+    ]
+    lines = [
+        f"{a.variant.name:14} {sum(f.bytes for f in a.files) / 1e6:10.1f} MB  {a.path}"
+        for a in artifacts
+    ]
+    return Report({"artifacts": to_plain(artifacts)}, "\n".join(lines))
+
+
+def profile(arguments: argparse.Namespace, progress: Progress) -> Report:
+    """Prove the window of every variant and time it on this machine."""
+    checkpoint, settings = _checkpoint(arguments, progress), _settings(arguments, True)
+    measurements = _measure_all(arguments, checkpoint, settings, progress)
+    text = "\n\n".join(_measurement_text(measurement) for measurement in measurements)
+    return Report({"measurements": to_plain(measurements)}, text)
+
+
+def select(arguments: argparse.Namespace, progress: Progress) -> Report:
+    """Choose the best variant within the budget."""
+    checkpoint, settings = _checkpoint(arguments, progress), _settings(arguments, True)
+    measurements = _measure_all(arguments, checkpoint, settings, progress)
+    selection = pipeline.choose(measurements, settings)
+    lines = [f"chosen: {selection.chosen.variant.name}"]
+    lines += [f"not {r.variant}: {r.reason} ({r.remedy})" for r in selection.rejected]
+    return Report(to_plain(selection), "\n".join(lines))
+
+
+def bundle(arguments: argparse.Namespace, progress: Progress) -> Report:
+    """Convert, prove, select, pack, install and try: the whole way."""
+    shipping = importlib.import_module("packager.ship")
+    checkpoint, settings = _checkpoint(arguments, progress), _settings(arguments, True)
+    measurements = _measure_all(arguments, checkpoint, settings, progress)
+    selection = pipeline.choose(measurements, settings)
+    packed = shipping.pack_selection(
+        checkpoint, selection, settings, licence_file=arguments.licence_file, progress=progress
+    )
+    lines = [_measurement_text(selection.chosen), f"bundle: {packed}"]
+    data = {"bundle": str(packed), "selection": to_plain(selection)}
+    if arguments.try_it:
+        trial = shipping.try_bundle(packed, settings, progress)
+        data["trial"] = to_plain(trial)
+        lines += [
+            f"installed to {trial.installed} and run there:",
+            f"--- generate ---\n{trial.prompt}[{trial.completion}]",
+            f"--- infill ---\n{trial.prefix}[{trial.middle}]{trial.suffix}",
+        ]
+    return Report(data, "\n\n".join(lines))
+
+
+def verify(arguments: argparse.Namespace, progress: Progress) -> Report:
+    """Check every byte of a bundle against its manifest."""
+    from runtimes.bundle import verify_files
+    from runtimes.contract import read_manifest
+
+    manifest = read_manifest(arguments.bundle)
+    verify_files(arguments.bundle, manifest, progress=lambda d, t: progress("verify", d, t))
+    data = {
+        "bundle": str(arguments.bundle),
+        "files": len(manifest.files),
+        "bytes": sum(entry.bytes for entry in manifest.files),
+        "verified": True,
+    }
+    return Report(data, f"{data['files']} files, {data['bytes']} bytes: every one as packed")
+
+
+def _checkpoint(arguments: argparse.Namespace, progress: Progress) -> Checkpoint:
+    return read_checkpoint(arguments.model, adapter=arguments.adapter, progress=progress)
+
+
+def _settings(arguments: argparse.Namespace, measured: bool = False) -> pipeline.Settings:
+    options = {}
+    if measured:
+        options = {
+            "gpu_layers": arguments.gpu_layers,
+            "device": arguments.device,
+            "budget": read_budget(arguments.budget),
+        }
+    threads = getattr(arguments, "threads", None) or default_threads()
+    return pipeline.Settings(
+        out=arguments.out,
+        context_tokens=getattr(arguments, "context", None) or DEFAULT_CONTEXT_TOKENS,
+        threads=threads,
+        imatrix=arguments.imatrix,
+        **options,
+    )
+
+
+def _measure_all(
+    arguments: argparse.Namespace,
+    checkpoint: Checkpoint,
+    settings: pipeline.Settings,
+    progress: Progress,
+) -> list[Measurement]:
+    if settings.context_tokens > checkpoint.context_tokens and arguments.context:
+        raise UsageError(
+            f"--context {arguments.context} is beyond what the checkpoint was trained to",
+            expected=f"at most {checkpoint.context_tokens} tokens",
+        )
+    return [
+        pipeline.measure(
+            checkpoint, pipeline.convert(checkpoint, v, settings, progress), settings, progress
+        )
+        for v in pipeline.plan(arguments.formats)
+    ]
+
+
+def _measurement_text(measurement: Measurement) -> str:
+    proof, speed = measurement.proof, measurement.speed
+    lines = [
+        f"{measurement.variant.name} on {measurement.device} ({measurement.evidence})",
+        f"  file           {measurement.artifact_bytes / 1e6:.1f} MB",
+        f"  window         {proof.window_tokens} tokens; the engine applies {proof.engine_window}",
+        f"  divergence     {proof.inside_nats:.2e} nats inside the window "
+        f"(same first choice {proof.agree_inside:.1%})",
+    ]
+    if proof.past_nats is not None:
+        lines.append(
+            f"                 {proof.past_nats:.2e} nats past it ({proof.agree_past:.1%}); "
+            f"without the window it would be {proof.if_lost_nats:.2e}"
+        )
+    if proof.beyond_reach is not None:
+        lines.append(
+            f"  reach          token {proof.reach_tokens} back changes a logit by "
+            f"{proof.at_reach:.1e}, the one before it by {proof.beyond_reach:.1e}"
+        )
+    lines += [
+        f"  window proof   {'holds' if proof.holds else 'FAILS'} over {proof.positions} positions",
+        f"  first token    {speed.first_token_s * 1e3:.0f} ms for {speed.prompt_tokens} tokens",
+        f"  per token      {speed.per_token_p50_s * 1e3:.1f} ms (p50), "
+        f"{speed.per_token_p95_s * 1e3:.1f} ms (p95), {speed.threads} threads",
+        f"  memory         weights {speed.weights_bytes / 1e6:.1f} MB, keys and values "
+        f"{speed.key_values_bytes / 1e6:.1f} MB, peak of the process "
+        f"{speed.peak_memory_bytes / 1e6:.0f} MB",
+    ]
+    return "\n".join(lines)
+
+
+def _table(data: dict[str, Any], indent: str = "") -> str:
+    lines = []
+    for key, value in data.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}{key}", _table(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{key:26} {value}")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""One module per format, each with `RECIPES`, `variant(recipe)` and `convert(...)`."""

@@ -1,0 +1,152 @@
+"""The hops in order, each resumed from its record: read, convert, measure, select, pack.
+
+Knows which hop needs what. Prints nothing; knows no flags.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from packager.calibrate import read_importance
+from packager.device import device_name
+from packager.errors import QualityError, UsageError
+from packager.files import sha256_file
+from packager.measure import measure_speed
+from packager.quality import own_text, proof_sample, prove_window
+from packager.records import (
+    Artifact,
+    Budget,
+    Checkpoint,
+    Measurement,
+    Progress,
+    Selection,
+    Variant,
+    WindowProof,
+    no_progress,
+)
+from packager.select import select
+from packager.store import Store
+from runtimes.contract import BackendOptions
+
+FORMATS = ("gguf",)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a run of the pipeline is asked for."""
+
+    out: Path
+    context_tokens: int
+    threads: int
+    gpu_layers: int = 0
+    device: str | None = None
+    budget: Budget = Budget()
+    imatrix: Path | None = None
+
+
+def plan(wanted: Sequence[str]) -> list[Variant]:
+    """Variants from `FORMAT` (its default recipes) or `FORMAT:RECIPE`; each once, in order."""
+    variants: dict[str, Variant] = {}
+    for text in wanted:
+        name, _, recipe = text.partition(":")
+        if name not in FORMATS:
+            raise UsageError(
+                f"unknown format {name!r}",
+                expected=f"one of {', '.join(FORMATS)}, with a recipe after a colon if you like",
+                remedy="for example --formats gguf:Q4_K_M,gguf:Q8_0",
+            )
+        module = importlib.import_module(f"packager.formats.{name}")
+        for chosen in (recipe,) if recipe else module.DEFAULT_RECIPES:
+            variant = module.variant(chosen)
+            variants[variant.name] = variant
+    return list(variants.values())
+
+
+def convert(
+    checkpoint: Checkpoint,
+    variant: Variant,
+    settings: Settings,
+    progress: Progress = no_progress,
+) -> Artifact:
+    """Convert one variant, or take the artifact that these very inputs made before."""
+    store = Store(settings.out)
+    module = importlib.import_module(f"packager.formats.{variant.format}")
+    inputs = {"checkpoint": checkpoint.sha256, "variant": variant, "writer": module.VERSION}
+    importance: Mapping[str, np.ndarray] = {}
+    if settings.imatrix is not None:
+        inputs["imatrix"] = sha256_file(settings.imatrix)
+        importance = read_importance(settings.imatrix, module.matrix_columns(checkpoint))
+    folder = settings.out / "variants" / f"{variant.name}-{store.key(inputs)}"
+
+    def sound(artifact: Artifact) -> bool:
+        files = ((artifact.path / entry.path, entry.bytes) for entry in artifact.files)
+        return all(file.is_file() and file.stat().st_size == size for file, size in files)
+
+    return store.resume(
+        "convert",
+        inputs,
+        Artifact,
+        lambda: module.convert(
+            checkpoint, variant, folder, importance=importance, progress=progress
+        ),
+        sound=sound,
+    )
+
+
+def measure(
+    checkpoint: Checkpoint,
+    artifact: Artifact,
+    settings: Settings,
+    progress: Progress = no_progress,
+) -> Measurement:
+    """Prove the window, then time the artifact in a process of its own, on this machine."""
+    device = device_name(settings.device)
+    options = BackendOptions(settings.context_tokens, settings.threads, settings.gpu_layers)
+    inputs = {"artifact": artifact.files, "device": device, "options": options}
+
+    def make() -> Measurement:
+        proof = prove(checkpoint, artifact, settings, progress)
+        progress("time", 0, 1)
+        speed = measure_speed(artifact, checkpoint, options)
+        progress("time", 1, 1)
+        model = artifact.files[0]
+        return Measurement(
+            artifact.variant, model.sha256, model.bytes, device, "measured here", proof, speed
+        )
+
+    return Store(settings.out).resume("measure", inputs, Measurement, make)
+
+
+def prove(
+    checkpoint: Checkpoint, artifact: Artifact, settings: Settings, progress: Progress
+) -> WindowProof:
+    """Compare the artifact with the checkpoint past the window, in the engine that will run it."""
+    backends = importlib.import_module(f"runtimes.backends.{artifact.variant.format}")
+    options = BackendOptions(
+        checkpoint.context_tokens, settings.threads, settings.gpu_layers, flash_attention=False
+    )
+    model = artifact.path / artifact.files[0].path
+    backend = backends.open_backend(model, checkpoint.window, options)
+    try:
+        return prove_window(checkpoint, backend, proof_sample(checkpoint, own_text()), progress)
+    finally:
+        backend.close()
+
+
+def choose(measurements: Sequence[Measurement], settings: Settings) -> Selection:
+    """Select within the budget and record why."""
+    inputs = {"measurements": list(measurements), "budget": settings.budget}
+    return Store(settings.out).resume(
+        "select", inputs, Selection, lambda: select(measurements, settings.budget)
+    )
+
+
+def check_proof(measurement: Measurement) -> None:
+    """Refuse an artifact whose window is not the checkpoint's. Raises QualityError."""
+    if not measurement.proof.holds:
+        raise QualityError(f"{measurement.variant.name} does not keep the window: not packed")

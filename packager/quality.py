@@ -1,0 +1,137 @@
+"""Does an artifact compute what its checkpoint computes, before and past the window?
+
+Compares the open backend with the float32 reference, position by position. Knows nothing of
+formats: any backend is proved the same way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from packager.records import Checkpoint, Progress, WindowProof, no_progress
+from packager.reference import final_states, head_logits
+from packager.tensors import open_tensors
+from runtimes.contract import Backend, Window
+
+BLOCK = 128  # positions whose logits are held at a time: 25 MB at 49,152 ids
+PAST_TOKENS = (512, 2048)  # positions looked at past the window: at least, and at most
+REACH_LIMIT_TOKENS = 8192  # a longer reach is not run: minutes to hours on a CPU
+# A divergence past the window of more than this many times the one inside means that the window
+# is not the model's own. Measured for losing it: 100 times and more.
+PAST_OVER_INSIDE = 2.0
+NOISE_NATS = 1e-5  # below it, a ratio of two divergences says nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Ids (T,) of the text that artifacts are compared on, and the window's length in it."""
+
+    ids: np.ndarray
+    inside: int
+
+
+def proof_sample(checkpoint: Checkpoint, text: str) -> Sample:
+    """The beginning of `text`, some way past the window, in the checkpoint's own ids."""
+    tokenizer = Tokenizer.from_file(str(checkpoint.path / "tokenizer.json"))
+    tokenizer.encode_special_tokens = True
+    window = checkpoint.window.size_tokens or checkpoint.context_tokens
+    least, most = PAST_TOKENS
+    past = max(least, min(7 * window, most))
+    ids = np.array(tokenizer.encode(text, add_special_tokens=False).ids)
+    length = min(window + past, checkpoint.context_tokens)
+    repeats = -(-length // len(ids))
+    return Sample(np.tile(ids, repeats)[:length], min(window, length))
+
+
+def own_text() -> str:
+    """A text that is always at hand: the runtime's own source code."""
+    import runtimes
+
+    folder = Path(runtimes.__file__).parent
+    return "\n".join(file.read_text("utf-8") for file in sorted(folder.rglob("*.py")))
+
+
+def prove_window(
+    checkpoint: Checkpoint, backend: Backend, sample: Sample, progress: Progress = no_progress
+) -> WindowProof:
+    """Compare `backend` with the reference on `sample`, then test how far a token reaches."""
+    tensors = open_tensors(checkpoint)
+    sequences = [sample.ids]
+    kept = final_states(checkpoint, tensors, sequences, progress=progress)[0]
+    past = len(sample.ids) > sample.inside
+    lost = None
+    if past:
+        full = Window(None)
+        lost = final_states(checkpoint, tensors, sequences, window=full, progress=progress)[0]
+    nats = np.empty(len(sample.ids))
+    lost_nats = np.zeros(len(sample.ids))
+    agree = np.empty(len(sample.ids), bool)
+    backend.rewind(0)
+    for start in range(0, len(sample.ids), min(BLOCK, backend.chunk_tokens)):
+        block = slice(start, min(start + min(BLOCK, backend.chunk_tokens), len(sample.ids)))
+        reference = log_softmax(head_logits(checkpoint, tensors, kept[block]))
+        found = log_softmax(backend.forward(sample.ids[block].tolist(), last_only=False))
+        nats[block] = divergence(reference, found)
+        agree[block] = reference.argmax(-1) == found.argmax(-1)
+        if lost is not None and block.stop > sample.inside:
+            wrong = log_softmax(head_logits(checkpoint, tensors, lost[block]))
+            lost_nats[block] = divergence(reference, wrong)
+        progress("compare", block.stop, len(sample.ids))
+    inside_nats = float(nats[: sample.inside].mean())
+    past_nats = float(nats[sample.inside :].mean()) if past else None
+    at_reach, beyond_reach = reach(checkpoint, backend)
+    holds = past_nats is None or past_nats <= PAST_OVER_INSIDE * inside_nats + NOISE_NATS
+    return WindowProof(
+        window_tokens=checkpoint.window.size_tokens,
+        engine_window=backend.describe()["window_applied"],
+        positions=len(sample.ids),
+        inside_nats=inside_nats,
+        past_nats=past_nats,
+        if_lost_nats=float(lost_nats[sample.inside :].mean()) if past else None,
+        agree_inside=float(agree[: sample.inside].mean()),
+        agree_past=float(agree[sample.inside :].mean()) if past else None,
+        reach_tokens=checkpoint.window.reach_tokens(checkpoint.geometry.layers),
+        at_reach=at_reach,
+        beyond_reach=beyond_reach,
+        holds=holds and not beyond_reach,
+    )
+
+
+def reach(checkpoint: Checkpoint, backend: Backend) -> tuple[float | None, float | None]:
+    """Largest logit change when the token L(W - 1) back is replaced, and the one before it.
+
+    Needs no reference. (None, None) where the reach is beyond the backend's context or the limit.
+    """
+    distance = checkpoint.window.reach_tokens(checkpoint.geometry.layers)
+    if distance is None or distance + 2 > min(backend.context_tokens, REACH_LIMIT_TOKENS):
+        return None, None
+    rng = np.random.default_rng(0)
+    ids = rng.integers(40, checkpoint.geometry.vocab, distance + 2).tolist()
+
+    def last_logits(changed: int | None) -> np.ndarray:
+        variant = list(ids)
+        if changed is not None:
+            variant[changed] = 40 + (variant[changed] - 39) % (checkpoint.geometry.vocab - 40)
+        backend.rewind(0)
+        for start in range(0, len(variant), backend.chunk_tokens):
+            logits = backend.forward(variant[start : start + backend.chunk_tokens])
+        return logits[-1]
+
+    base = last_logits(None)
+    at, beyond = (float(np.abs(last_logits(i) - base).max()) for i in (1, 0))
+    return at, beyond
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Natural logarithms of probabilities, (T, vocab), in float64."""
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def divergence(reference: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Kullback-Leibler divergence (T,) of log-probabilities (T, vocab), in nats."""
+    return (np.exp(reference) * (reference - found)).sum(-1)

@@ -1,0 +1,9 @@
+"""`python -m runtimes`: see runtimes/cli.py."""
+
+import sys
+
+from runtimes.cli import main
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(encoding="utf-8")  # source code is UTF-8, whatever the locale
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""One module per format, each with `open_backend(path, window, options) -> Backend`."""

@@ -1,0 +1,172 @@
+"""The command line of a bundle: flags, help, exit codes. The commands are in cli_*.py.
+
+Exit codes: 0 done, 2 usage, 5 a bundle that is not whole, 7 engine or memory missing, 130
+interrupted; runtimes/errors.py has them all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from runtimes.console import Console
+from runtimes.contract import MANIFEST_NAME
+from runtimes.errors import Cancelled, DeviceError, StarpackError, UsageError
+
+DESCRIPTION = "Generate and infill code with the model of a starpack bundle, without a network."
+EXAMPLES = """examples (of an installed bundle, say DIR/run for `python -m runtimes`):
+  python -m runtimes generate 'def fibonacci(n):'
+  python -m runtimes generate --file draft.py --max-tokens 200 --stop $'\\n\\n'
+  python -m runtimes infill --file app.py --cursor 12:5
+  echo 'def add(a, b):
+    return <HERE>' | python -m runtimes infill --marker '<HERE>' --json
+  python -m runtimes infill --prefix-file head.py --suffix-file tail.py \\
+      --repo-name me/tools --repo-file tools/text.py --path tools/main.py
+  python -m runtimes repl --temperature 0.2 --seed 7
+  python -m runtimes verify
+  python -m runtimes doctor --json
+"""
+
+MODULES = {
+    "generate": "runtimes.cli_generate",
+    "infill": "runtimes.cli_generate",
+    "repl": "runtimes.cli_generate",
+    "verify": "runtimes.cli_inspect",
+    "doctor": "runtimes.cli_inspect",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    args = parser().parse_args(argv)
+    console = Console(args.json, args.quiet)
+    try:
+        args.bundle = _bundle_folder(args.bundle)
+        _command(args.command)(args, console)
+    except StarpackError as error:
+        console.error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        console.remark("\ninterrupted")
+        return Cancelled.exit_code
+    except BrokenPipeError:
+        # Whoever read the output has enough. Python would complain again when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0
+
+
+def _command(name: str) -> Callable[[argparse.Namespace, Console], None]:
+    """The function of a command. Its libraries are loaded only now: --help must not wait."""
+    try:
+        return getattr(importlib.import_module(MODULES[name]), name)
+    except ModuleNotFoundError as error:
+        raise DeviceError(
+            f"the Python package {error.name!r} is missing",
+            remedy="run the bundle's `install`; in a checkout, `make setup`",
+        ) from None
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="python -m runtimes",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.add_argument(
+            "--bundle", type=Path, metavar="DIR", help="the bundle (default: the one this is in)"
+        )
+        sub.add_argument("--json", action="store_true", help="print one JSON value")
+        sub.add_argument("--quiet", action="store_true", help="no remarks on standard error")
+        return sub
+
+    generate = command("generate", "continue a prompt")
+    generate.add_argument("prompt", nargs="?", help="the text (default: standard input)")
+    generate.add_argument("--file", help="read the prompt from this file")
+    infill = command("infill", "fill in the text at a cursor")
+    _add_gap(infill)
+    repl = command("repl", "write a text in turns with the model")
+    command("verify", "check every byte of the bundle against its manifest")
+    doctor = command("doctor", "show what runs the model, its window and its memory")
+    for sub in (generate, infill, repl):
+        _add_generation(sub)
+        _add_context(sub)
+    for sub in (generate, infill, repl, doctor):
+        _add_model(sub)
+    return top
+
+
+def _add_gap(sub: argparse.ArgumentParser) -> None:
+    gap = sub.add_argument_group("where the gap is (choose one way; FILE - is standard input)")
+    gap.add_argument("--prefix-file", metavar="FILE", help="what comes before the gap")
+    gap.add_argument("--suffix-file", metavar="FILE", help="what comes after it")
+    gap.add_argument("--file", metavar="FILE", help="the whole text (default: standard input)")
+    gap.add_argument("--cursor", metavar="LINE:COLUMN", help="the gap in it, both counted from 1")
+    gap.add_argument("--marker", metavar="TEXT", help="or the text that stands for the gap in it")
+
+
+def _add_generation(sub: argparse.ArgumentParser) -> None:
+    group = sub.add_argument_group("generation")
+    add = group.add_argument
+    add("--max-tokens", type=int, default=128, metavar="N", help="default: %(default)s")
+    add(
+        "--stop", action="append", default=[], metavar="TEXT",
+        help="end before this text; may be given again",
+    )  # fmt: skip
+    add("--max-time", type=float, metavar="SECONDS", help="end after this time")
+    add("--temperature", type=float, default=0.0, metavar="T", help="0, the default, is greedy")
+    add("--top-k", type=int, default=0, metavar="K", help="keep the K likeliest; 0 is off")
+    add("--top-p", type=float, default=1.0, metavar="P", help="keep this mass; 1 is off")
+    add("--min-p", type=float, default=0.0, metavar="P", help="share of the likeliest; 0 is off")
+    add(
+        "--repetition-penalty", type=float, default=1.0, metavar="R",
+        help="above 1, what was there already gets less likely",
+    )  # fmt: skip
+    add("--seed", type=int, default=0, metavar="N", help="same seed, same answer; default 0")
+    add("--logprobs", type=int, metavar="N", help="with --json: log-probabilities of the N best")
+    add(
+        "--no-speculation", action="store_false", dest="speculation",
+        help="do not guess from repeated text; costs time, changes nothing else",
+    )  # fmt: skip
+
+
+def _add_context(sub: argparse.ArgumentParser) -> None:
+    group = sub.add_argument_group("repository (the model was trained on prompts with these)")
+    group.add_argument("--repo-name", metavar="NAME", help="such as owner/project")
+    group.add_argument(
+        "--repo-file", action="append", default=[], metavar="FILE",
+        help="another file of it, as context; may be given again",
+    )  # fmt: skip
+    group.add_argument("--path", metavar="PATH", help="path of the edited file in the repository")
+
+
+def _add_model(sub: argparse.ArgumentParser) -> None:
+    group = sub.add_argument_group("model")
+    group.add_argument(
+        "--context", type=int, metavar="TOKENS", help="prompt and answer (default: as trained)"
+    )
+    group.add_argument("--threads", type=int, metavar="N", help="default: the cores we may use")
+    group.add_argument("--gpu-layers", type=int, default=0, metavar="N", help="default: 0, none")
+    group.add_argument(
+        "--no-verify", action="store_false", dest="verify",
+        help="skip the hashes of a bundle that was just checked",
+    )  # fmt: skip
+
+
+def _bundle_folder(given: Path | None) -> Path:
+    if given is not None:
+        return given
+    own = Path(__file__).resolve().parent.parent
+    if (own / MANIFEST_NAME).is_file():
+        return own
+    raise UsageError("this runtime is not inside a bundle", remedy="name one with --bundle DIR")

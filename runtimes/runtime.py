@@ -1,0 +1,220 @@
+"""Prompt in, completion out: everything that does not depend on the format, once for all formats.
+
+Builds prompts, lets one request at a time at the backend, and answers. Knows nothing of files,
+bundles or engines.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from runtimes.completion import DEFAULTS, Chunk, Completion, GenerateOptions, Timings, join
+from runtimes.contract import Backend, SpecialIds
+from runtimes.errors import ContextError, IntegrityError, UsageError
+from runtimes.prompt import NO_CONTEXT, Context, generate_ids, infill_ids
+from runtimes.request import IsCancelled, Progress, Request, never_cancelled, no_progress
+from runtimes.sampling import token_logprobs
+from runtimes.tape import Tape
+from runtimes.text import Tokenizer
+
+__all__ = ["Chunk", "Completion", "GenerateOptions", "Runtime", "Timings"]
+
+
+class Runtime:
+    """An open model. Owns its backend; close it, or use it in a `with` block.
+
+    One request at a time: a lock makes the requests of other threads wait. A stream takes it with
+    its first chunk and holds it until it is exhausted or closed; another request by the thread
+    that holds it would wait for ever, so it is a UsageError. However a request ends (an error,
+    KeyboardInterrupt, a stream closed early), the next one starts from a sound state.
+
+    Law: ids and text depend on the prompt and the options, never on earlier requests, on how the
+    prompt was chunked, or on speculation. It holds to the bit where the engine gives equal logits
+    however ids are grouped into calls; most round differently for different groups, which can
+    turn a choice between two ids that are all but equal.
+    """
+
+    def __init__(self, backend: Backend, tokenizer: Tokenizer, special_ids: SpecialIds) -> None:
+        """Raises IntegrityError where the tokenizer has ids that the model lacks."""
+        if tokenizer.vocab_size > backend.vocab_size:
+            raise IntegrityError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, the model {backend.vocab_size}",
+                expected="no more tokens than the model has",
+                remedy="use the tokenizer.json that came with the checkpoint",
+            )
+        self.backend = backend
+        self.tokenizer = tokenizer
+        self.special_ids = special_ids
+        self._tape = Tape(backend)
+        self._lock = threading.Lock()
+        self._holder: int | None = None  # the thread that took the lock
+        self._closed = False
+
+    def generate(
+        self,
+        prompt: str,
+        options: GenerateOptions = DEFAULTS,
+        context: Context = NO_CONTEXT,
+        *,
+        progress: Progress = no_progress,
+        cancelled: IsCancelled = never_cancelled,
+    ) -> Completion:
+        """Continue `prompt`. Errors as in `run`."""
+        return join(
+            self.stream_generate(prompt, options, context, progress=progress, cancelled=cancelled)
+        )
+
+    def stream_generate(
+        self,
+        prompt: str,
+        options: GenerateOptions = DEFAULTS,
+        context: Context = NO_CONTEXT,
+        *,
+        progress: Progress = no_progress,
+        cancelled: IsCancelled = never_cancelled,
+    ) -> Iterator[Chunk]:
+        """Law: `join(stream_generate(...)) == generate(...)`, timings aside."""
+        ids = generate_ids(self.tokenizer.encode, self.special_ids, prompt, context)
+        return self.run(ids, options, progress=progress, cancelled=cancelled)
+
+    def infill(
+        self,
+        prefix: str,
+        suffix: str,
+        options: GenerateOptions = DEFAULTS,
+        context: Context = NO_CONTEXT,
+        *,
+        progress: Progress = no_progress,
+        cancelled: IsCancelled = never_cancelled,
+    ) -> Completion:
+        """What goes between `prefix` and `suffix`. Errors as in `run`."""
+        return join(
+            self.stream_infill(
+                prefix, suffix, options, context, progress=progress, cancelled=cancelled
+            )
+        )
+
+    def stream_infill(
+        self,
+        prefix: str,
+        suffix: str,
+        options: GenerateOptions = DEFAULTS,
+        context: Context = NO_CONTEXT,
+        *,
+        progress: Progress = no_progress,
+        cancelled: IsCancelled = never_cancelled,
+    ) -> Iterator[Chunk]:
+        """Law: `join(stream_infill(...)) == infill(...)`, timings aside."""
+        ids = infill_ids(self.tokenizer.encode, self.special_ids, prefix, suffix, context)
+        return self.run(ids, options, progress=progress, cancelled=cancelled)
+
+    def run(
+        self,
+        ids: Sequence[int],
+        options: GenerateOptions = DEFAULTS,
+        *,
+        progress: Progress = no_progress,
+        cancelled: IsCancelled = never_cancelled,
+    ) -> Iterator[Chunk]:
+        """Continue `ids`: what all the others come down to. Generation starts with the first chunk.
+
+        Raises at once UsageError for an empty prompt or an id outside the vocabulary, and
+        ContextError for a prompt that leaves no room; with the first chunk UsageError for a
+        runtime that is closed, or busy in this thread; later whatever the engine meets.
+        """
+        self._check_prompt(ids, options)
+        return self._serve(list(ids), options, progress, cancelled)
+
+    def score(self, ids: Sequence[int]) -> np.ndarray:
+        """Natural log-probability of each id but the first, given those before; float64 (T-1,)."""
+        self._check_prompt(ids, GenerateOptions(max_tokens=0))
+        result = np.empty(len(ids) - 1)
+        with self._alone():
+            self._tape.clear()
+            for start in range(0, len(ids) - 1, self.backend.chunk_tokens):
+                chunk = list(ids[start : start + self.backend.chunk_tokens])
+                rows = self._tape.forward(chunk, last_only=False)  # (chunk, vocab)
+                for i, next_id in enumerate(ids[start + 1 : start + 1 + len(chunk)]):
+                    result[start + i] = token_logprobs(rows[i], next_id).logprob
+        return result
+
+    def close(self) -> None:
+        """Give the model's memory back, after any request of another thread. Safe to call twice."""
+        if self._holder == threading.get_ident():  # a stream of ours that nobody will finish
+            self._close()
+        else:
+            with self._lock:
+                self._close()
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self.backend.close()
+
+    def _serve(
+        self,
+        ids: list[int],
+        options: GenerateOptions,
+        progress: Progress,
+        cancelled: IsCancelled,
+    ) -> Iterator[Chunk]:
+        with self._alone():
+            request = Request(
+                self.backend,
+                self._tape,
+                self.tokenizer,
+                self.special_ids.stops,
+                ids,
+                options,
+                progress,
+                cancelled,
+            )
+            for chunk in request.chunks():
+                yield chunk
+                self._check_open()  # it may have been closed while the stream was waiting
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the lock, and the model open."""
+        if self._holder == threading.get_ident():
+            raise UsageError(
+                "this thread has a stream open, and the model serves one request at a time",
+                remedy="exhaust or close the stream first",
+            )
+        with self._lock:
+            self._check_open()
+            self._holder = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._holder = None
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("the model is closed", remedy="open the bundle again")
+
+    def _check_prompt(self, ids: Sequence[int], options: GenerateOptions) -> None:
+        if len(ids) == 0:
+            raise UsageError(
+                "the prompt is empty", remedy="give at least one character, or a repository's name"
+            )
+        vocab_size = self.backend.vocab_size
+        if min(ids) < 0 or max(ids) >= vocab_size:
+            raise UsageError("an id is outside the vocabulary", expected=f"0 to {vocab_size - 1}")
+        room = self.backend.context_tokens - min(1, options.max_tokens)
+        if len(ids) > room:
+            raise ContextError(
+                f"the prompt has {len(ids)} tokens",
+                expected=f"at most {room}, in a context of {self.backend.context_tokens} tokens",
+                remedy="send less, or open the model with a larger context",
+            )

@@ -1,0 +1,31 @@
+"""Options and fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--regenerate-goldens",
+        action="store_true",
+        help="write tests/goldens/ anew from what the code does now; look at the diff",
+    )
+
+
+@pytest.fixture
+def regenerate_goldens(request: pytest.FixtureRequest) -> bool:
+    """True where the goldens are to be written, not compared with."""
+    return request.config.getoption("--regenerate-goldens")
+
+
+@pytest.fixture(scope="session")
+def real_tokenizer_folder() -> Path:
+    """StarCoder2's own tokenizer and its test cases, which are not ours to distribute."""
+    data = os.environ.get("STARPACK_TEST_DATA")
+    if not data:
+        pytest.skip("STARPACK_TEST_DATA names no folder with starcoder2-tokenizer/")
+    return Path(data) / "starcoder2-tokenizer"

@@ -1,0 +1,44 @@
+"""How many threads: from files laid out as Linux has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from runtimes import host
+
+
+def test_threads_are_physical_cores_within_the_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for cpu, core in enumerate([0, 1, 0, 1]):
+        folder = tmp_path / "cpu" / f"cpu{cpu}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "physical_package_id").write_text("0\n")
+        (folder / "core_id").write_text(f"{core}\n")
+    group = tmp_path / "cgroup"
+    (group / "box" / "inner").mkdir(parents=True)
+    (tmp_path / "own").write_text("0::/box/inner\n")
+    monkeypatch.setattr(host, "CPUS", tmp_path / "cpu")
+    monkeypatch.setattr(host, "CGROUPS", group)
+    monkeypatch.setattr(host, "OWN_CGROUP", tmp_path / "own")
+    monkeypatch.setattr(host.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(host.os, "cpu_count", lambda: 4)
+    assert host.default_threads() == 2
+    (group / "box" / "inner" / "cpu.max").write_text("max 100000\n")
+    assert host.default_threads() == 2
+    (group / "box" / "cpu.max").write_text("150000 100000\n")  # a group above counts as well
+    assert host.default_threads() == 1
+    (group / "box" / "cpu.max").write_text("5000 100000\n")
+    assert host.default_threads() == 1
+
+
+def test_threads_where_linux_hides_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CPUS", "CGROUPS", "OWN_CGROUP"):
+        monkeypatch.setattr(host, name, tmp_path / "absent")
+    monkeypatch.setattr(host.os, "sched_getaffinity", lambda pid: {0, 2, 5}, raising=False)
+    monkeypatch.setattr(host.os, "cpu_count", lambda: 8)
+    assert host.default_threads() == 3
