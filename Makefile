@@ -12,7 +12,7 @@ VENV     := .venv
 STARPACK := $(VENV)/bin/starpack
 PIP      := $(VENV)/bin/pip --disable-pip-version-check --quiet
 WHEELS   := build/wheels
-ENGINE   := packager/wheels.py packager/engine/starcoder2-window.patch
+ENGINE   := packager/wheels.py packager/engine/llama-cpp-python.patch
 WANTED    = '$(MODEL)' --formats '$(FORMATS)' --out '$(OUT)'
 PLAN      = $(WANTED) \
             $(if $(DEVICE),--device '$(DEVICE)') $(if $(BUDGET),--budget '$(BUDGET)') \

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from packager import pipeline
@@ -17,7 +15,6 @@ from packager.calibrate import (
     write_importance,
 )
 from packager.checkpoint import describe, read_checkpoint
-from packager.errors import UsageError
 from packager.records import Checkpoint, Measurement, Progress
 from packager.select import read_budget
 from packager.store import to_plain
@@ -48,7 +45,7 @@ def fetch(arguments: argparse.Namespace, progress: Progress) -> Report:
     """Download a checkpoint: the one command that uses the network."""
     from packager.fetch import fetch as download
 
-    record = download(arguments.repo, arguments.revision, arguments.out)
+    record = download(arguments.repo, arguments.revision, arguments.out, progress=progress)
     data = to_plain(record)
     return Report(data, f"fetched {arguments.repo} to {arguments.out}")
 
@@ -86,7 +83,8 @@ def calibrate(arguments: argparse.Namespace, progress: Progress) -> Report:
 
 def convert(arguments: argparse.Namespace, progress: Progress) -> Report:
     """Convert to every wanted variant."""
-    checkpoint, settings = _checkpoint(arguments, progress), _settings(arguments)
+    checkpoint = _checkpoint(arguments, progress)
+    settings = pipeline.Settings(arguments.out.resolve(), imatrix=arguments.imatrix)
     artifacts = [
         pipeline.convert(checkpoint, variant, settings, progress)
         for variant in pipeline.plan(arguments.formats)
@@ -100,15 +98,18 @@ def convert(arguments: argparse.Namespace, progress: Progress) -> Report:
 
 def profile(arguments: argparse.Namespace, progress: Progress) -> Report:
     """Prove the window of every variant and time it on this machine."""
-    checkpoint, settings = _checkpoint(arguments, progress), _settings(arguments, True)
+    checkpoint = _checkpoint(arguments, progress)
+    settings = _settings(arguments, checkpoint)
     measurements = _measure_all(arguments, checkpoint, settings, progress)
-    text = "\n\n".join(_measurement_text(measurement) for measurement in measurements)
-    return Report({"measurements": to_plain(measurements)}, text)
+    notes = _beyond_training(checkpoint, settings)
+    text = "\n\n".join([*map(_measurement_text, measurements), *notes])
+    return Report({"measurements": to_plain(measurements), "notes": notes}, text)
 
 
 def select(arguments: argparse.Namespace, progress: Progress) -> Report:
     """Choose the best variant within the budget."""
-    checkpoint, settings = _checkpoint(arguments, progress), _settings(arguments, True)
+    checkpoint = _checkpoint(arguments, progress)
+    settings = _settings(arguments, checkpoint)
     measurements = _measure_all(arguments, checkpoint, settings, progress)
     selection = pipeline.choose(measurements, settings)
     lines = [f"chosen: {selection.chosen.variant.name}"]
@@ -118,17 +119,20 @@ def select(arguments: argparse.Namespace, progress: Progress) -> Report:
 
 def bundle(arguments: argparse.Namespace, progress: Progress) -> Report:
     """Convert, prove, select, pack, install and try: the whole way."""
-    shipping = importlib.import_module("packager.ship")
-    checkpoint, settings = _checkpoint(arguments, progress), _settings(arguments, True)
+    from packager.ship import pack_selection, try_bundle
+
+    checkpoint = _checkpoint(arguments, progress)
+    settings = _settings(arguments, checkpoint)
     measurements = _measure_all(arguments, checkpoint, settings, progress)
     selection = pipeline.choose(measurements, settings)
-    packed = shipping.pack_selection(
+    packed = pack_selection(
         checkpoint, selection, settings, licence_file=arguments.licence_file, progress=progress
     )
-    lines = [_measurement_text(selection.chosen), f"bundle: {packed}"]
-    data = {"bundle": str(packed), "selection": to_plain(selection)}
+    notes = _beyond_training(checkpoint, settings)
+    lines = [_measurement_text(selection.chosen), *notes, f"bundle: {packed}"]
+    data = {"bundle": str(packed), "selection": to_plain(selection), "notes": notes}
     if arguments.try_it:
-        trial = shipping.try_bundle(packed, settings, progress)
+        trial = try_bundle(packed.resolve(), settings, progress)
         data["trial"] = to_plain(trial)
         lines += [
             f"installed to {trial.installed} and run there:",
@@ -158,21 +162,16 @@ def _checkpoint(arguments: argparse.Namespace, progress: Progress) -> Checkpoint
     return read_checkpoint(arguments.model, adapter=arguments.adapter, progress=progress)
 
 
-def _settings(arguments: argparse.Namespace, measured: bool = False) -> pipeline.Settings:
-    options = {}
-    if measured:
-        options = {
-            "gpu_layers": arguments.gpu_layers,
-            "device": arguments.device,
-            "budget": read_budget(arguments.budget),
-        }
-    threads = getattr(arguments, "threads", None) or default_threads()
+def _settings(arguments: argparse.Namespace, checkpoint: Checkpoint) -> pipeline.Settings:
+    trained = min(DEFAULT_CONTEXT_TOKENS, checkpoint.context_tokens)
     return pipeline.Settings(
-        out=arguments.out,
-        context_tokens=getattr(arguments, "context", None) or DEFAULT_CONTEXT_TOKENS,
-        threads=threads,
+        out=arguments.out.resolve(),
+        context_tokens=arguments.context or trained,
+        threads=arguments.threads or default_threads(),
+        gpu_layers=arguments.gpu_layers,
+        device=arguments.device,
+        budget=read_budget(arguments.budget),
         imatrix=arguments.imatrix,
-        **options,
     )
 
 
@@ -182,16 +181,20 @@ def _measure_all(
     settings: pipeline.Settings,
     progress: Progress,
 ) -> list[Measurement]:
-    if settings.context_tokens > checkpoint.context_tokens and arguments.context:
-        raise UsageError(
-            f"--context {arguments.context} is beyond what the checkpoint was trained to",
-            expected=f"at most {checkpoint.context_tokens} tokens",
-        )
     return [
         pipeline.measure(
             checkpoint, pipeline.convert(checkpoint, v, settings, progress), settings, progress
         )
         for v in pipeline.plan(arguments.formats)
+    ]
+
+
+def _beyond_training(checkpoint: Checkpoint, settings: pipeline.Settings) -> list[str]:
+    if settings.context_tokens <= checkpoint.context_tokens:
+        return []
+    return [
+        f"note: the model was trained to {checkpoint.context_tokens} tokens. It runs to "
+        f"{settings.context_tokens} with its window exact, but no training is behind that."
     ]
 
 

@@ -29,9 +29,7 @@ WARM_UP_TOKENS = 8
 TIME_LIMIT_S = 3600
 
 
-def measure_speed(
-    artifact: Artifact, checkpoint: Checkpoint, options: BackendOptions
-) -> Speed:
+def measure_speed(artifact: Artifact, checkpoint: Checkpoint, options: BackendOptions) -> Speed:
     """Run the child and read its figures. Raises DeviceError where it fails."""
     prompt_tokens = min(PROMPT_TOKENS, options.context_tokens - DECODE_STEPS - 1)
     command = [

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from packager.calibrate import read_importance
 from packager.device import device_name
-from packager.errors import QualityError, UsageError
+from packager.errors import UsageError
 from packager.files import sha256_file
 from packager.measure import measure_speed
 from packager.quality import own_text, proof_sample, prove_window
@@ -41,11 +41,11 @@ class Settings:
     """What a run of the pipeline is asked for."""
 
     out: Path
-    context_tokens: int
-    threads: int
+    context_tokens: int = 0
+    threads: int = 1
     gpu_layers: int = 0
     device: str | None = None
-    budget: Budget = Budget()
+    budget: Budget = field(default_factory=Budget)
     imatrix: Path | None = None
 
 
@@ -144,9 +144,3 @@ def choose(measurements: Sequence[Measurement], settings: Settings) -> Selection
     return Store(settings.out).resume(
         "select", inputs, Selection, lambda: select(measurements, settings.budget)
     )
-
-
-def check_proof(measurement: Measurement) -> None:
-    """Refuse an artifact whose window is not the checkpoint's. Raises QualityError."""
-    if not measurement.proof.holds:
-        raise QualityError(f"{measurement.variant.name} does not keep the window: not packed")

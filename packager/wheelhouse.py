@@ -18,7 +18,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -90,18 +90,18 @@ def run_logged(
         )
     except OSError as error:
         raise BuildError(f"{what}: cannot start {command[0]}: {error}") from None
-    try:
-        with process, log.open("a", encoding="utf-8") as stream:
-            assert process.stdout is not None
+    with process, log.open("a", encoding="utf-8") as stream:
+        assert process.stdout is not None
+        try:
             for line in process.stdout:
                 stream.write(line)
                 last.append(line.rstrip())
                 if step := _STEP.match(line):
                     progress(what, int(step[1]), int(step[2]))
-    except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        raise
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
     if process.returncode != 0:
         raise BuildError(
             f"{what} failed with exit code {process.returncode}; its last lines:\n"

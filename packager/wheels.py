@@ -1,8 +1,10 @@
 """The engine's wheel: llama-cpp-python from its published source, with StarCoder2's window.
 
 As published, llama.cpp runs StarCoder2 with full attention. The patch beside this file makes it
-read the window from the model file and use its own windowed attention; it also gives the wheel a
-version of its own and leaves out llama.cpp's command-line tools.
+read the window from the model file and use its own windowed attention. It also gives the wheel a
+version of its own, leaves out llama.cpp's command-line tools, and keeps GCC 12 from dropping the
+tile shapes that its AMX kernels load: without that, quantised models end in an illegal instruction
+on processors with AMX.
 
 The wheel is portable: one CPU kernel library per instruction set, chosen at run time, none tuned
 to the build machine. It needs the build machine's glibc or newer (symbols up to 2.34 with GCC 12),
@@ -39,7 +41,7 @@ SDIST = "llama_cpp_python-0.3.36.tar.gz"
 SDIST_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 VERSION = "0.3.36+starpack1"
 CUDA_VERSION = f"{VERSION}.cuda"
-PATCH = Path(__file__).parent / "engine" / "starcoder2-window.patch"
+PATCH = Path(__file__).parent / "engine" / "llama-cpp-python.patch"
 # SHA-256 of each file that the patch touches, before and after it
 PATCHED_FILES: Mapping[str, tuple[str, str]] = {
     "CMakeLists.txt": (
@@ -49,6 +51,10 @@ PATCHED_FILES: Mapping[str, tuple[str, str]] = {
     "llama_cpp/__init__.py": (
         "b05f3332080ca0313fea46964d9ee8f5183197360cf26247ad8fea9fa6b0e62b",
         "ff919438fe04704edbdf6dabb4e42aa04621e47fe14f4bc55d63241a879658db",
+    ),
+    "vendor/llama.cpp/ggml/src/ggml-cpu/amx/mmq.cpp": (
+        "0f95c80e0300eca3b3a3df07272042fee708425e19cd5f2c4cba7b253b26d226",
+        "7aa9714089f2000ed7e3f7ece844ac3a49b44f8810c522138d8e202db45d5e7c",
     ),
     "vendor/llama.cpp/src/models/starcoder2.cpp": (
         "f37d72a30092fbe193d0a8ea656e37bdea8b173c5ba10f4d3f20d72f94a29e90",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tarfile
 import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -149,6 +150,21 @@ def test_failed_build_leaves_its_log_and_no_entry(
     assert "fatal error" in Path(caught.value.where).read_text()
     names = {file.suffix for file in (cache / "wheels").iterdir()}
     assert names == {".log", ".lock"}
+
+
+def test_interrupted_tool_is_ended_at_once(tmp_path: Path) -> None:
+    def interrupt(what: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_logged(
+            ["sh", "-c", "echo '[1/2] step'; sleep 60; exit 1"],
+            tmp_path / "log",
+            what="building",
+            progress=interrupt,
+        )
+    assert time.monotonic() - started < 30
 
 
 def test_missing_tool_is_named(tmp_path: Path) -> None:

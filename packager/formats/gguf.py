@@ -262,15 +262,11 @@ def _slabs(
             rows_per_slab = max(1, SLAB_BYTES // (4 * plan.shape[1]))
             for start in range(0, plan.rows, rows_per_slab):
                 stop = min(start + rows_per_slab, plan.rows)
-                yield functools.partial(
-                    _pack_rows, source, plan, quantize, weights, start, stop
-                )
+                yield functools.partial(_pack_rows, source, plan, quantize, weights, start, stop)
         yield functools.partial(np.zeros, -plan.nbytes % ALIGNMENT, np.uint8)
 
 
-def _pack_vector(
-    source: TensorSource, plan: TensorPlan, quantize: ggml.RowQuantizer
-) -> np.ndarray:
+def _pack_vector(source: TensorSource, plan: TensorPlan, quantize: ggml.RowQuantizer) -> np.ndarray:
     return quantize(source.read(plan.source)[None, :], None)
 
 

@@ -21,7 +21,7 @@ from packager.calibrate import (
 from packager.checkpoint import read_checkpoint
 from packager.errors import CheckpointError, UsageError, WindowError
 from packager.formats import gguf
-from packager.quality import prove_window, proof_sample, reach
+from packager.quality import proof_sample, prove_window, reach
 from packager.quant import ggml
 from packager.records import Checkpoint, Geometry
 from runtimes.contract import BackendOptions, Window
