@@ -43,7 +43,7 @@ network, 7 device or engine, 8 checkpoint refused, 9 an outside tool failed, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     bars = _Bars(shown=not arguments.json and sys.stderr.isatty())
     try:
         report = arguments.command(arguments, bars.update)
@@ -88,15 +88,16 @@ class _Bars:
             self.bar = None
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """All commands and their flags."""
+    top = argparse.ArgumentParser(
         prog="starpack",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=_version())
-    commands_at = parser.add_subparsers(metavar="COMMAND", required=True)
+    top.add_argument("--version", action="version", version=_version())
+    commands_at = top.add_subparsers(metavar="COMMAND", required=True)
 
     def add(name: str, command: commands.Command) -> argparse.ArgumentParser:
         text = textwrap.dedent(command.__doc__ or "")
@@ -132,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub = add("verify", commands.verify)
     sub.add_argument("bundle", type=Path, help="folder of a bundle")
-    return parser
+    return top
 
 
 def _add_model(sub: argparse.ArgumentParser) -> None:

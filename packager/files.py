@@ -13,6 +13,13 @@ from pathlib import Path
 from runtimes.contract import FileEntry
 
 
+def cache_folder() -> Path:
+    """Where this user's cache of starpack is (XDG Base Directory specification); not created."""
+    # the specification has relative paths ignored
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "starpack"
+
+
 @contextmanager
 def atomic_folder(out: Path) -> Iterator[Path]:
     """A folder to fill; it becomes `out` when the block ends well, and vanishes otherwise."""

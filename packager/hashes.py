@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from packager.errors import CheckpointError
-from packager.files import write_json
+from packager.files import cache_folder, write_json
 from packager.records import Progress, no_progress
 from runtimes.contract import FileEntry
 
@@ -51,14 +51,6 @@ def combined_sha256(entries: Sequence[FileEntry]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def cache_file() -> Path:
-    """`starpack/hashes.json` in the user's cache (XDG Base Directory specification)."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The specification: a relative path is invalid and is to be ignored.
-    folder = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
-    return folder / "starpack" / "hashes.json"
-
-
 def _sha256(file: Path, done: int, total: int, progress: Progress) -> str:
     digest = hashlib.sha256()
     try:
@@ -79,7 +71,7 @@ def _sha256(file: Path, done: int, total: int, progress: Progress) -> str:
 
 def _load() -> dict[str, str]:
     try:
-        value = json.loads(cache_file().read_bytes())
+        value = json.loads((cache_folder() / "hashes.json").read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(value, dict):
@@ -90,6 +82,6 @@ def _load() -> dict[str, str]:
 def _store(remembered: dict[str, str]) -> None:
     newest = dict(list(remembered.items())[-MAX_REMEMBERED:])
     try:
-        write_json(cache_file(), newest)
+        write_json(cache_folder() / "hashes.json", newest)
     except OSError:
         return  # a read-only home costs time, not correctness

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -28,7 +29,7 @@ def read_budget(file: Path | None) -> Budget:
         raise UsageError("the budget is not a JSON object", where=file, expected=names)
     for key, value in data.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if key not in names or not number or value <= 0:
+        if key not in names or not number or not 0 < value < math.inf:
             raise UsageError(
                 f"the budget's {key!r} is {value!r}",
                 where=file,

@@ -23,7 +23,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from packager.errors import BuildError
-from packager.files import atomic_folder
+from packager.files import atomic_folder, cache_folder
 from packager.records import Progress, no_progress
 
 # What `import tokenizers` and `import llama_cpp` load, found by listing sys.modules: tokenizers
@@ -32,13 +32,6 @@ SHIPPED_PACKAGES = ("numpy", "tokenizers", "typing_extensions", "diskcache", "ji
 
 _STEP = re.compile(r"^\s*\[(\d+)/(\d+)\] ")  # ninja: "[17/330] /usr/bin/g++ ..."
 _LAST_LINES = 12  # guessed: enough to hold a compiler's error and its context
-
-
-def cache_folder() -> Path:
-    """Where this user's cache is; not created here."""
-    # the XDG specification has relative paths ignored
-    home = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (home if home.is_absolute() else Path.home() / ".cache") / "starpack"
 
 
 def content_key(inputs: object) -> str:

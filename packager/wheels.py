@@ -33,9 +33,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from packager.errors import BuildError, IntegrityError
-from packager.files import sha256_file
+from packager.files import cache_folder, sha256_file
 from packager.records import Progress, no_progress
-from packager.wheelhouse import cache_folder, content_key, locked, pip, run_logged
+from packager.wheelhouse import content_key, locked, pip, run_logged
 
 SDIST = "llama_cpp_python-0.3.36.tar.gz"
 SDIST_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
@@ -76,6 +76,8 @@ _DEFINES = {
     "CMAKE_INSTALL_LIBDIR": "llama_cpp/lib",
     "CMAKE_INSTALL_INCLUDEDIR": "llama_cpp/include",
     "CMAKE_INSTALL_RPATH": "$ORIGIN",
+    # otherwise the length of the build folder's path shows in the kernels' string tables
+    "CMAKE_BUILD_RPATH_USE_ORIGIN": "ON",
 }
 _CUDA_DEFINES = {
     "GGML_CUDA": "ON",

@@ -13,7 +13,8 @@ import pytest
 
 from packager import wheels
 from packager.errors import BuildError, IntegrityError
-from packager.wheelhouse import cache_folder, locked, run_logged
+from packager.files import cache_folder
+from packager.wheelhouse import locked, run_logged
 
 REAL_CACHE = cache_folder()  # before any test points it elsewhere
 

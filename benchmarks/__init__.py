@@ -1,0 +1,1 @@
+"""Measurements against peers, one command each; LOG.md keeps what was found."""

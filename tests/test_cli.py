@@ -1,0 +1,135 @@
+"""The command line: it teaches, answers in JSON, and explains its refusals."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from packager.cli import main
+from tests.tiny import write_checkpoint
+
+COMMANDS = "inspect fetch wheels calibrate convert profile select bundle verify".split()
+ROOT = Path(__file__).parents[1]
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_help_names_every_command_and_exit_code(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert [c for c in COMMANDS if not re.search(rf"^ +{c}\b", text, re.M)] == []
+    assert "examples:" in text and "exit codes:" in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_json_and_help(capsys, command):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert "--json" in capsys.readouterr().out
+
+
+def test_inspect_prints_geometry_window_and_memory(capsys, tmp_path):
+    write_checkpoint(tmp_path, window=32)
+    code, out, _ = run(capsys, "inspect", tmp_path, "--json")
+    data = json.loads(out)
+    assert code == 0
+    assert data["window_tokens"] == 32
+    code, out, _ = run(capsys, "inspect", tmp_path)
+    assert code == 0
+    assert "window" in out and "32" in out
+
+
+def test_a_refusal_has_its_exit_code_and_says_what_where_and_the_remedy(capsys, tmp_path):
+    write_checkpoint(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(
+        config.read_text().replace('"window_size"', "").replace("starcoder2", "llama")
+    )
+    code, out, err = run(capsys, "inspect", tmp_path)
+    assert code == 8
+    assert out == ""
+    assert str(tmp_path) in err and "expected:" in err
+    code, out, _ = run(capsys, "inspect", tmp_path, "--json")
+    assert code == 8
+    assert json.loads(out)["exit_code"] == 8
+
+
+@pytest.mark.parametrize(
+    "arguments, code, message",
+    [
+        (["convert", "MODEL", "--formats", "gptq"], 2, "unknown format 'gptq'"),
+        (["convert", "MODEL", "--formats", "gguf:Q1"], 2, "unknown GGUF recipe 'Q1'"),
+        (["profile", "MODEL", "--device", "rtx-3060"], 7, "cannot be measured here"),
+        (["profile", "MODEL", "--budget", "none.json"], 2, "cannot read the budget"),
+        (["verify", "MODEL"], 5, "not a bundle"),
+        (["calibrate", "MODEL", "--sources", "EMPTY", "--out", "x"], 2, "no source text"),
+    ],
+)
+def test_refusals(capsys, tmp_path, arguments, code, message):
+    pytest.importorskip("llama_cpp", reason="needs the engine: make wheels")
+    write_checkpoint(tmp_path / "model")
+    (tmp_path / "empty").mkdir()
+    places = {"MODEL": tmp_path / "model", "EMPTY": tmp_path / "empty"}
+    words = [places.get(word, word) for word in arguments]
+    if arguments[0] in ("convert", "profile"):
+        words += ["--out", tmp_path / "out"]
+    found, _, err = run(capsys, *words)
+    assert found == code
+    assert message in err
+
+
+def test_convert_is_resumed_and_an_interrupt_leaves_nothing_half_made(
+    capsys, tmp_path, monkeypatch
+):
+    pytest.importorskip("llama_cpp", reason="needs the engine: make wheels")
+    model, out = write_checkpoint(tmp_path / "model"), tmp_path / "out"
+    from packager.formats import gguf
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gguf, "write_tensors", interrupted)
+        code, _, err = run(capsys, "convert", model, "--out", out)
+    assert code == 130
+    assert "interrupted" in err
+    assert not list(out.rglob("*.gguf")) and not list(out.rglob("*.partial"))
+    code, first, _ = run(capsys, "convert", model, "--out", out, "--json")
+    assert code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(gguf, "write_tensors", interrupted)  # would fail if it were run again
+        code, again, _ = run(capsys, "convert", model, "--out", out, "--json")
+    assert code == 0
+    assert json.loads(again) == json.loads(first)
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_importing_any_module_prints_and_patches_nothing():
+    names = [
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for package in ("packager", "runtimes")
+        for file in sorted((ROOT / package).rglob("*.py"))
+        if file.stem != "__main__" and "bundle_files" not in file.parts
+    ]
+    script = (
+        "import os, sys, importlib; before = dict(os.environ)\n"
+        f"for name in {names!r}: importlib.import_module(name)\n"
+        "assert dict(os.environ) == before\n"
+        "heavy = {'torch', 'transformers', 'llama_cpp', 'onnxruntime'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
