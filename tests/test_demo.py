@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from packager.cli import main
 from runtimes.bundle import open_bundle
+from runtimes.completion import join
 from runtimes.prompt import infill_ids
 from runtimes.runtime import GenerateOptions, Runtime
 
@@ -28,6 +30,22 @@ NEW_TOKENS = 40
 # Two ids whose logits are nearer than this may change places: the engine's half-precision GELU
 # table moves a logit of this model by less (see benchmarks/LOG.md).
 TIE = 0.02
+
+
+MARK = "=== texts ==="
+UNMODIFIED = f"""
+import json, sys, xllamacpp
+job = json.loads(sys.argv[1])
+params = xllamacpp.CommonParams()
+params.model.path, params.n_ctx, params.n_parallel, params.warmup = job["model"], 4096, 1, False
+params.cpuparams.n_threads = 2
+server = xllamacpp.Server(params)
+def complete(ids):
+    request = dict(prompt=ids, max_tokens=job["max_tokens"], temperature=0)
+    answer = server.handle_completions(request)
+    return (answer if isinstance(answer, dict) else json.loads(answer))["choices"][0]["text"]
+print("{MARK}" + json.dumps([complete(ids) for ids in job["prompts"]]) + "{MARK}", flush=True)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +118,25 @@ def test_the_demo_has_learned_to_infill():
     found = json.loads((DEMO / "evaluation.json").read_bytes())
     assert found["line_exact_match_infill"] > found["line_exact_match_without_suffix"]
     assert found["held_out_loss"]["nats_per_token"] < np.log(4096) / 2
+
+
+def test_an_unmodified_llama_cpp_loads_the_file_and_is_right_only_inside_the_window(model, bundle):
+    """Also the test of the test: the same comparison fails there past the window."""
+    pytest.importorskip("xllamacpp", reason="needs an unmodified llama.cpp: the test extra")
+    texts = sources(model)[:12]
+    short = [ids[: WINDOW - NEW_TOKENS] for ids in texts]
+    long = [ids[: 3 * WINDOW] for ids in texts]
+    (file,) = (bundle / "F32" / "bundle" / "model").iterdir()
+    job = json.dumps({"model": str(file), "prompts": short + long, "max_tokens": NEW_TOKENS})
+    done = subprocess.run(
+        [sys.executable, "-c", UNMODIFIED, job], capture_output=True, text=True, check=True
+    )
+    theirs = json.loads(done.stdout.split(MARK)[1])
+    options = GenerateOptions(max_tokens=NEW_TOKENS)
+    ours = [join(model.run(ids, options)).text for ids in short + long]
+    equal = [a == b for a, b in zip(ours, theirs, strict=True)]
+    assert sum(equal[:12]) >= 11  # one tie may fall the other way
+    assert sum(equal[12:]) <= 6
 
 
 def test_the_window_proof_is_in_the_manifest(bundle):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +91,10 @@ def test_logits_equal_the_reference_before_at_and_far_past_the_window(converted,
 
 
 def test_without_the_window_the_same_comparison_fails(converted):
-    """A test of the test: the file as others write it, without the window's key."""
+    """A test of the test: the file as others write it, without the window's key.
+
+    tests/test_demo.py asks an unmodified llama.cpp for the same.
+    """
     checkpoint, path, ids, reference = converted
     unaware = path.with_name("no-window")
     without = replace_window(checkpoint, None)
@@ -104,32 +105,6 @@ def test_without_the_window_the_same_comparison_fails(converted):
     window = checkpoint.window.size_tokens
     assert rms(error[:window]) < RMS_FLOOR_FLASH
     assert rms(error[window:]) > 100 * rms(error[:window])
-
-
-def test_the_same_comparison_fails_on_the_unmodified_library(converted):
-    """STARPACK_UNMODIFIED_LLAMA names a folder with llama-cpp-python as published."""
-    site = os.environ.get("STARPACK_UNMODIFIED_LLAMA")
-    if not site:
-        pytest.skip("STARPACK_UNMODIFIED_LLAMA is not set")
-    checkpoint, path, *_ = converted
-    script = (
-        "import sys; from pathlib import Path; from runtimes.contract import *;"
-        "from runtimes.backends.gguf import open_backend;"
-        "path, window, context = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]);"
-        "open_backend(path, Window(window), BackendOptions(context, 1))"
-    )
-    paths = os.pathsep.join([site, str(Path(__file__).parents[2])])
-
-    def open_with(context: int) -> subprocess.CompletedProcess[str]:
-        window = checkpoint.window.size_tokens
-        command = [sys.executable, "-c", script, path / gguf.FILE_NAME, window, context]
-        env = os.environ | {"PYTHONPATH": paths}
-        return subprocess.run([str(c) for c in command], env=env, capture_output=True, text=True)
-
-    refused = open_with(2048)
-    assert refused.returncode != 0
-    assert "applies a window of None" in refused.stderr
-    assert open_with(checkpoint.window.size_tokens).returncode == 0
 
 
 def replace_window(checkpoint: Checkpoint, size: int | None) -> Checkpoint:
@@ -279,6 +254,23 @@ def test_the_mix_of_the_real_geometries_has_the_known_share_of_wide_types(layers
     else:
         middle = [i for i in range(first, last) if (i - first) % 3 == 2]
         assert wide == [*range(first), *middle, *range(last, layers)]
+
+
+def test_the_engine_is_silent_and_says_what_it_holds(converted, capfd):
+    checkpoint, path, *_ = converted
+    backend = open_backend(path, checkpoint, chunk_tokens=64)
+    backend.forward([41, 42, 43])
+    memory, described = backend.memory_bytes(), backend.describe()
+    backend.close()
+    assert capfd.readouterr() == ("", "")
+    geometry, window = checkpoint.geometry, checkpoint.window.size_tokens
+    cells = -(-(window + 64) // 256) * 256
+    per_cell = 2 * geometry.layers * geometry.kv_heads * geometry.head_dim * 2
+    # the log gives MiB with two decimals
+    assert memory.key_values_bytes == pytest.approx(cells * per_cell, abs=6000)
+    assert memory.weights_bytes == pytest.approx((path / gguf.FILE_NAME).stat().st_size, rel=0.2)
+    assert memory.compute_bytes > 0
+    assert described["window_applied"] == str(window)
 
 
 def test_metadata_names_the_window_the_ids_and_the_pre_tokenizer(converted):
