@@ -27,7 +27,8 @@ The way a model takes, one command each:
   convert   write the variants            (--formats gguf:Q4_K_M,gguf:Q8_0)
   profile   prove the window, time each variant on this machine
   select    choose the best one within a budget
-  bundle    all of these, then pack, install and try the bundle
+  pack      all of these, then write the bundle
+  bundle    all of these, then install the bundle and let it answer
 """
 EPILOG = """\
 examples:
@@ -125,12 +126,12 @@ def parser() -> argparse.ArgumentParser:
     _add_formats(sub)
     for name, command in (("profile", commands.profile), ("select", commands.select)):
         _add_measured(add(name, command))
-    sub = add("bundle", commands.bundle)
-    _add_measured(sub)
-    sub.add_argument("--licence-file", type=Path, help="the model's licence, if not in its folder")
-    sub.add_argument(
-        "--no-try", dest="try_it", action="store_false", help="pack only, do not install and run"
-    )
+    for name, command in (("pack", commands.pack), ("bundle", commands.bundle)):
+        sub = add(name, command)
+        _add_measured(sub)
+        sub.add_argument(
+            "--licence-file", type=Path, help="the model's licence, if not in its folder"
+        )
     sub = add("verify", commands.verify)
     sub.add_argument("bundle", type=Path, help="folder of a bundle")
     return top

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from packager import pipeline
@@ -117,29 +118,40 @@ def select(arguments: argparse.Namespace, progress: Progress) -> Report:
     return Report(to_plain(selection), "\n".join(lines))
 
 
+def pack(arguments: argparse.Namespace, progress: Progress) -> Report:
+    """Convert, prove, select, and pack the best variant."""
+    return _pack(arguments, progress)[0]
+
+
 def bundle(arguments: argparse.Namespace, progress: Progress) -> Report:
-    """Convert, prove, select, pack, install and try: the whole way."""
-    from packager.ship import pack_selection, try_bundle
+    """Pack, then install the bundle and let it answer: the whole way."""
+    from packager.ship import try_bundle
+
+    packed, folder = _pack(arguments, progress)
+    trial = try_bundle(folder, folder.with_name("installed"), progress)
+    shown = [
+        packed.text,
+        f"installed to {trial.installed} and run there:",
+        f"--- generate ---\n{trial.prompt}[{trial.completion}]",
+        f"--- infill ---\n{trial.prefix}[{trial.middle}]{trial.suffix}",
+    ]
+    return Report(packed.data | {"trial": to_plain(trial)}, "\n\n".join(shown))
+
+
+def _pack(arguments: argparse.Namespace, progress: Progress) -> tuple[Report, Path]:
+    from packager.ship import pack_selection
 
     checkpoint = _checkpoint(arguments, progress)
     settings = _settings(arguments, checkpoint)
     measurements = _measure_all(arguments, checkpoint, settings, progress)
     selection = pipeline.choose(measurements, settings)
-    packed = pack_selection(
+    folder = pack_selection(
         checkpoint, selection, settings, licence_file=arguments.licence_file, progress=progress
     )
     notes = _beyond_training(checkpoint, settings)
-    lines = [_measurement_text(selection.chosen), *notes, f"bundle: {packed}"]
-    data = {"bundle": str(packed), "selection": to_plain(selection), "notes": notes}
-    if arguments.try_it:
-        trial = try_bundle(packed.resolve(), settings, progress)
-        data["trial"] = to_plain(trial)
-        lines += [
-            f"installed to {trial.installed} and run there:",
-            f"--- generate ---\n{trial.prompt}[{trial.completion}]",
-            f"--- infill ---\n{trial.prefix}[{trial.middle}]{trial.suffix}",
-        ]
-    return Report(data, "\n\n".join(lines))
+    text = [_measurement_text(selection.chosen), *notes, f"bundle: {folder}"]
+    data = {"bundle": str(folder), "selection": to_plain(selection), "notes": notes}
+    return Report(data, "\n\n".join(text)), folder
 
 
 def verify(arguments: argparse.Namespace, progress: Progress) -> Report:

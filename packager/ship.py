@@ -59,9 +59,8 @@ def pack_selection(
     return out
 
 
-def try_bundle(bundle: Path, settings: Settings, progress: Progress) -> Trial:
-    """Install the bundle beside itself and let it generate and infill once each."""
-    installed = settings.out / "installed"
+def try_bundle(bundle: Path, installed: Path, progress: Progress) -> Trial:
+    """Install the bundle to `installed` and let it generate and infill once each there."""
     progress("install", 0, 3)
     _run([bundle / "install", "--to", installed], "")
     progress("install", 1, 3)

@@ -13,7 +13,7 @@ import pytest
 from packager.cli import main
 from tests.tiny import write_checkpoint
 
-COMMANDS = "inspect fetch wheels calibrate convert profile select bundle verify".split()
+COMMANDS = "inspect fetch wheels calibrate convert profile select pack bundle verify".split()
 ROOT = Path(__file__).parents[1]
 
 

@@ -53,7 +53,7 @@ def bundle(tmp_path_factory) -> Path:
     """The demo as F32 and Q8_0 bundle folders, made by the command line."""
     out = tmp_path_factory.mktemp("demo")
     for recipe in ("F32", "Q8_0"):
-        words = ["bundle", DEMO, "--formats", f"gguf:{recipe}", "--out", out / recipe, "--no-try"]
+        words = ["pack", DEMO, "--formats", f"gguf:{recipe}", "--out", out / recipe]
         assert main([str(word) for word in words]) == 0
     return out
 
