@@ -6,11 +6,12 @@ DEVICE  ?=
 BUDGET  ?=
 CTX     ?=
 OUT     ?= artifacts
+LICENCE ?=
 PYTHON  ?= python3
 
 VENV     := .venv
 STARPACK := $(VENV)/bin/starpack
-PIP      := $(VENV)/bin/pip --disable-pip-version-check --quiet
+PIP      := $(VENV)/bin/pip --disable-pip-version-check
 WHEELS   := build/wheels
 ENGINE   := packager/wheels.py packager/engine/llama-cpp-python.patch
 WANTED    = '$(MODEL)' --formats '$(FORMATS)' --out '$(OUT)'
@@ -35,6 +36,7 @@ help: ## show this text
 	@echo "  BUDGET      JSON file of limits                   $(or $(BUDGET),(no limits))"
 	@echo "  CTX         context wanted, in tokens             $(or $(CTX),(16384, or the model's own))"
 	@echo "  OUT         folder for everything that is made    $(OUT)"
+	@echo "  LICENCE     the model's licence text for the bundle   $(or $(LICENCE),(in MODEL))"
 	@echo "  PYTHON      Python 3.11 or newer for the set-up   $(PYTHON)"
 
 setup: $(VENV)/.engine ## make .venv with all tools and the engine (first time: 5 to 10 minutes)
@@ -63,7 +65,7 @@ select: setup ## choose the best artifact that fits BUDGET on DEVICE
 	$(STARPACK) select $(PLAN)
 
 bundle: setup ## all of it: convert, measure, select, pack, then show the bundle at work
-	$(STARPACK) bundle $(PLAN)
+	$(STARPACK) bundle $(PLAN) $(if $(LICENCE),--licence-file '$(LICENCE)')
 
 verify: setup ## check the bundle in OUT against its hashes
 	$(STARPACK) verify '$(OUT)/bundle'

@@ -80,6 +80,12 @@ def pack(
     return manifest
 
 
+def check_parts(checkpoint: Checkpoint, out: Path, licence_file: Path | None) -> None:
+    """What `pack` would refuse before it has an artifact; see there for the errors."""
+    _check_out(out)
+    _model_licences(checkpoint, licence_file)
+
+
 def check_manifest(manifest: Manifest) -> None:
     """Check that a manifest is one that readers accept; raises IntegrityError."""
     plain = manifest.to_json()

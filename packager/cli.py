@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from packager import commands
 from packager.errors import StarpackError
+from runtimes.bundle import MAX_CONTEXT_TOKENS
 
-PROGRESS_DELAY_S = 2.0  # what is done sooner needs no bar
 INTERRUPTED = 130
 
 DESCRIPTION = """\
@@ -55,17 +55,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             print(f"starpack: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        bars.close()
+        print(f"starpack: {error}", file=sys.stderr)
+        print(
+            "  remedy: check the path, the permissions and the space on the disk", file=sys.stderr
+        )
+        return StarpackError.exit_code
     except KeyboardInterrupt:
         bars.close()
         print("starpack: interrupted; finished steps are kept and resumed", file=sys.stderr)
         return INTERRUPTED
     bars.close()
     print(json.dumps(report.data, indent=2) if arguments.json else report.text)
-    return 0
+    return report.exit_code
 
 
 class _Bars:
-    """One progress bar at a time, on stderr, and none for what is quick."""
+    """One progress bar at a time, on stderr; gone when its work is done."""
 
     def __init__(self, shown: bool) -> None:
         self.shown = shown
@@ -78,9 +85,7 @@ class _Bars:
         if what != self.what or self.bar is None or self.bar.total != total:
             self.close()
             self.what = what
-            self.bar = tqdm(
-                total=total, desc=what, delay=PROGRESS_DELAY_S, leave=False, unit_scale=True
-            )
+            self.bar = tqdm(total=total, desc=what, leave=False, unit_scale=True)
         self.bar.update(done - self.bar.n)
 
     def close(self) -> None:
@@ -118,8 +123,12 @@ def parser() -> argparse.ArgumentParser:
     sub = add("calibrate", commands.calibrate)
     _add_model(sub)
     sub.add_argument("--sources", type=Path, required=True, help="folder of source code")
-    sub.add_argument("--sequences", type=int, default=16, help="stretches of text (16)")
-    sub.add_argument("--length", type=int, default=2048, help="tokens in each (2048)")
+    sub.add_argument(
+        "--sequences", type=_count(1, 10_000), default=16, help="stretches of text (16)"
+    )
+    sub.add_argument(
+        "--length", type=_count(1, 131_072), default=2048, help="tokens in each (2048)"
+    )
     sub.add_argument("--out", type=Path, required=True, help="file to write")
     sub = add("convert", commands.convert)
     _add_model(sub)
@@ -162,10 +171,29 @@ def _add_measured(sub: argparse.ArgumentParser) -> None:
     _add_model(sub)
     _add_formats(sub)
     sub.add_argument("--device", help="cpu: this machine")
-    sub.add_argument("--gpu-layers", type=int, default=0, help="layers to put on a GPU (0)")
+    sub.add_argument(
+        "--gpu-layers", type=_count(0, 10_000), default=0, help="layers to put on a GPU (0)"
+    )
     sub.add_argument("--budget", type=Path, help="JSON file of limits")
-    sub.add_argument("--context", type=int, help="tokens to open for (16384, or the model's own)")
-    sub.add_argument("--threads", type=int, help="CPU threads (this machine's physical cores)")
+    sub.add_argument(
+        "--context",
+        type=_count(1, MAX_CONTEXT_TOKENS),
+        help="tokens to open for (16384, or the model's own)",
+    )
+    sub.add_argument(
+        "--threads", type=_count(1, 1024), help="CPU threads (this machine's physical cores)"
+    )
+
+
+def _count(least: int, most: int) -> Callable[[str], int]:
+    """A whole number from `least` to `most`, for argparse."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least} to {most}")
+        return int(text)
+
+    return parse
 
 
 def _version() -> str:

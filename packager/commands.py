@@ -16,6 +16,7 @@ from packager.calibrate import (
     write_importance,
 )
 from packager.checkpoint import describe, read_checkpoint
+from packager.errors import QualityError
 from packager.records import Checkpoint, Measurement, Progress
 from packager.select import read_budget
 from packager.store import to_plain
@@ -30,6 +31,7 @@ class Report:
 
     data: dict[str, Any]
     text: str
+    exit_code: int = 0
 
 
 Command = Callable[[argparse.Namespace, Progress], Report]
@@ -43,7 +45,7 @@ def inspect(arguments: argparse.Namespace, progress: Progress) -> Report:
 
 
 def fetch(arguments: argparse.Namespace, progress: Progress) -> Report:
-    """Download a checkpoint: the one command that uses the network."""
+    """Download a checkpoint from the Hugging Face hub."""
     from packager.fetch import fetch as download
 
     record = download(arguments.repo, arguments.revision, arguments.out, progress=progress)
@@ -52,11 +54,13 @@ def fetch(arguments: argparse.Namespace, progress: Progress) -> Report:
 
 
 def wheels(arguments: argparse.Namespace, progress: Progress) -> Report:
-    """Build the engine, or take it from the cache."""
+    """Build the engine and download what is shipped beside it, or take both from the cache."""
+    from packager.wheelhouse import collect_wheels
     from packager.wheels import build_engine
 
     wheel = build_engine(arguments.out / "wheels", cuda=arguments.cuda, progress=progress)
-    return Report({"wheel": str(wheel)}, str(wheel))
+    others = [str(file) for file in collect_wheels(wheel, progress=progress) if file != wheel]
+    return Report({"wheel": str(wheel), "others": others}, str(wheel))
 
 
 def calibrate(arguments: argparse.Namespace, progress: Progress) -> Report:
@@ -104,7 +108,12 @@ def profile(arguments: argparse.Namespace, progress: Progress) -> Report:
     measurements = _measure_all(arguments, checkpoint, settings, progress)
     notes = _beyond_training(checkpoint, settings)
     text = "\n\n".join([*map(_measurement_text, measurements), *notes])
-    return Report({"measurements": to_plain(measurements), "notes": notes}, text)
+    holds = all(measurement.proof.holds for measurement in measurements)
+    return Report(
+        {"measurements": to_plain(measurements), "notes": notes},
+        text,
+        exit_code=0 if holds else QualityError.exit_code,
+    )
 
 
 def select(arguments: argparse.Namespace, progress: Progress) -> Report:
@@ -139,14 +148,15 @@ def bundle(arguments: argparse.Namespace, progress: Progress) -> Report:
 
 
 def _pack(arguments: argparse.Namespace, progress: Progress) -> tuple[Report, Path]:
-    from packager.ship import pack_selection
+    from packager.ship import pack_selection, prepare
 
-    checkpoint = _checkpoint(arguments, progress)
+    checkpoint, licence_file = _checkpoint(arguments, progress), arguments.licence_file
     settings = _settings(arguments, checkpoint)
+    wheels = prepare(checkpoint, settings, licence_file, progress)
     measurements = _measure_all(arguments, checkpoint, settings, progress)
     selection = pipeline.choose(measurements, settings)
     folder = pack_selection(
-        checkpoint, selection, settings, licence_file=arguments.licence_file, progress=progress
+        checkpoint, selection, settings, wheels, licence_file=licence_file, progress=progress
     )
     notes = _beyond_training(checkpoint, settings)
     text = [_measurement_text(selection.chosen), *notes, f"bundle: {folder}"]

@@ -19,21 +19,28 @@ from pathlib import Path
 
 import numpy as np
 
-from packager.errors import DeviceError
+from packager.errors import DeviceError, UsageError
 from packager.records import Artifact, Checkpoint, Speed
 from runtimes.contract import BackendOptions, Window
 
-PROMPT_TOKENS = 1024  # the prompt and the answer that editors send; see profiles/budgets
+PROMPT_TOKENS = 1024  # what editors send at the most
 DECODE_STEPS = 64
 WARM_UP_TOKENS = 8
+LEAST_CONTEXT_TOKENS = 2 * DECODE_STEPS
 TIME_LIMIT_S = 3600
 
 
 def measure_speed(artifact: Artifact, checkpoint: Checkpoint, options: BackendOptions) -> Speed:
     """Run the child and read its figures. Raises DeviceError where it fails."""
-    prompt_tokens = min(PROMPT_TOKENS, options.context_tokens - DECODE_STEPS - 1)
+    if options.context_tokens < LEAST_CONTEXT_TOKENS:
+        raise UsageError(
+            f"a context of {options.context_tokens} tokens is too short to time",
+            expected=f"{LEAST_CONTEXT_TOKENS} tokens or more",
+            remedy="give a larger --context",
+        )
+    prompt_tokens = min(PROMPT_TOKENS, options.context_tokens - DECODE_STEPS)
     command = [
-        sys.executable, "-m", "packager.measure",
+        sys.executable, "-P", "-m", "packager.measure",
         "--format", artifact.variant.format,
         "--model", str(artifact.path / artifact.files[0].path),
         "--window", str(checkpoint.window.size_tokens or 0),
@@ -42,13 +49,22 @@ def measure_speed(artifact: Artifact, checkpoint: Checkpoint, options: BackendOp
         "--gpu-layers", str(options.gpu_layers),
         "--prompt-tokens", str(prompt_tokens),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT_S)
-    if done.returncode:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIME_LIMIT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
         raise DeviceError(
-            f"the measuring process ended with code {done.returncode}",
+            f"{artifact.variant.name} took more than {TIME_LIMIT_S} s to time",
             where=artifact.path,
-            expected="one JSON object",
-            remedy=done.stderr.strip().splitlines()[-1] if done.stderr.strip() else None,
+            remedy="choose a smaller recipe or a smaller --context for this machine",
+        ) from None
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise DeviceError(
+            f"the measuring process ended with code {done.returncode}: {last}",
+            where=artifact.path,
+            remedy="a negative code is a signal; -9 most often means that memory ran out",
         )
     return Speed(**json.loads(done.stdout))
 

@@ -5,6 +5,7 @@ Knows which hop needs what. Prints nothing; knows no flags.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from packager import quality
 from packager.calibrate import read_importance
 from packager.device import device_name
 from packager.errors import UsageError
 from packager.files import sha256_file
 from packager.measure import measure_speed
-from packager.quality import own_text, proof_sample, prove_window
 from packager.records import (
     Artifact,
     Budget,
@@ -26,7 +27,6 @@ from packager.records import (
     Progress,
     Selection,
     Variant,
-    WindowProof,
     no_progress,
 )
 from packager.select import select
@@ -107,35 +107,35 @@ def measure(
     """Prove the window, then time the artifact in a process of its own, on this machine."""
     device = device_name(settings.device)
     options = BackendOptions(settings.context_tokens, settings.threads, settings.gpu_layers)
-    inputs = {"artifact": artifact.files, "device": device, "options": options}
+    backends = importlib.import_module(f"runtimes.backends.{artifact.variant.format}")
+    inputs = {
+        "artifact": artifact.files,
+        "device": device,
+        "options": options,
+        "engine": backends.engine_sha256(),
+        "proof": quality.VERSION,
+    }
 
     def make() -> Measurement:
-        proof = prove(checkpoint, artifact, settings, progress)
+        model = artifact.path / artifact.files[0].path
+        # the proof looks further than the context that is asked for, where the model does
+        longest = max(options.context_tokens, checkpoint.context_tokens)
+        opened = dataclasses.replace(options, context_tokens=longest)
+        backend = backends.open_backend(model, checkpoint.window, opened)
+        try:
+            sample = quality.proof_sample(checkpoint, quality.own_text())
+            proof = quality.prove_window(checkpoint, backend, sample, progress)
+        finally:
+            backend.close()
         progress("time", 0, 1)
         speed = measure_speed(artifact, checkpoint, options)
         progress("time", 1, 1)
-        model = artifact.files[0]
+        entry = artifact.files[0]
         return Measurement(
-            artifact.variant, model.sha256, model.bytes, device, "measured here", proof, speed
+            artifact.variant, entry.sha256, entry.bytes, device, "measured here", proof, speed
         )
 
     return Store(settings.out).resume("measure", inputs, Measurement, make)
-
-
-def prove(
-    checkpoint: Checkpoint, artifact: Artifact, settings: Settings, progress: Progress
-) -> WindowProof:
-    """Compare the artifact with the checkpoint past the window, in the engine that will run it."""
-    backends = importlib.import_module(f"runtimes.backends.{artifact.variant.format}")
-    options = BackendOptions(
-        checkpoint.context_tokens, settings.threads, settings.gpu_layers, flash_attention=False
-    )
-    model = artifact.path / artifact.files[0].path
-    backend = backends.open_backend(model, checkpoint.window, options)
-    try:
-        return prove_window(checkpoint, backend, proof_sample(checkpoint, own_text()), progress)
-    finally:
-        backend.close()
 
 
 def choose(measurements: Sequence[Measurement], settings: Settings) -> Selection:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from packager.records import Checkpoint, Progress, WindowProof, no_progress
 from packager.reference import final_states, head_logits
 from packager.tensors import open_tensors
 from runtimes.contract import Backend, Window
+from runtimes.text import Tokenizer
 
 BLOCK = 128  # positions whose logits are held at a time: 25 MB at 49,152 ids
 PAST_TOKENS = (512, 2048)  # positions looked at past the window: at least, and at most
@@ -23,6 +23,10 @@ REACH_LIMIT_TOKENS = 8192  # a longer reach is not run: minutes to hours on a CP
 # A divergence past the window of more than this many times the one inside means that the window
 # is not the model's own. Measured for losing it: 100 times and more.
 PAST_OVER_INSIDE = 2.0
+# Losing the window must show at least this plainly, or the comparison proves nothing and only the
+# reach can. Guessed: a coarse quantisation of a model that looks back little would come near it.
+LOST_OVER_PAST = 2.0
+VERSION = 1  # of what a proof is: part of the key of every measurement
 NOISE_NATS = 1e-5  # below it, a ratio of two divergences says nothing
 
 
@@ -36,12 +40,11 @@ class Sample:
 
 def proof_sample(checkpoint: Checkpoint, text: str) -> Sample:
     """The beginning of `text`, some way past the window, in the checkpoint's own ids."""
-    tokenizer = Tokenizer.from_file(str(checkpoint.path / "tokenizer.json"))
-    tokenizer.encode_special_tokens = True
+    tokenizer = Tokenizer(checkpoint.path / "tokenizer.json", checkpoint.special_ids)
     window = checkpoint.window.size_tokens or checkpoint.context_tokens
     least, most = PAST_TOKENS
     past = max(least, min(7 * window, most))
-    ids = np.array(tokenizer.encode(text, add_special_tokens=False).ids)
+    ids = np.array(tokenizer.encode(text))
     length = min(window + past, checkpoint.context_tokens)
     repeats = -(-length // len(ids))
     return Sample(np.tile(ids, repeats)[:length], min(window, length))
@@ -84,14 +87,18 @@ def prove_window(
     inside_nats = float(nats[: sample.inside].mean())
     past_nats = float(nats[sample.inside :].mean()) if past else None
     at_reach, beyond_reach = reach(checkpoint, backend)
-    holds = past_nats is None or past_nats <= PAST_OVER_INSIDE * inside_nats + NOISE_NATS
+    if_lost_nats = float(lost_nats[sample.inside :].mean()) if past else None
+    holds = past_nats is None or (
+        past_nats <= PAST_OVER_INSIDE * inside_nats + NOISE_NATS
+        and (if_lost_nats >= LOST_OVER_PAST * past_nats or beyond_reach == 0)
+    )
     return WindowProof(
         window_tokens=checkpoint.window.size_tokens,
         engine_window=backend.describe()["window_applied"],
         positions=len(sample.ids),
         inside_nats=inside_nats,
         past_nats=past_nats,
-        if_lost_nats=float(lost_nats[sample.inside :].mean()) if past else None,
+        if_lost_nats=if_lost_nats,
         agree_inside=float(agree[: sample.inside].mean()),
         agree_past=float(agree[sample.inside :].mean()) if past else None,
         reach_tokens=checkpoint.window.reach_tokens(checkpoint.geometry.layers),

@@ -102,9 +102,9 @@ class WindowProof:
     """An artifact's logits against the float32 reference, before and past the window.
 
     Divergences are mean Kullback-Leibler divergences in nats per position. `if_lost_nats` is what
-    full attention would have shown past the window: the proof means something only where it is far
-    above `past_nats`. `beyond_reach` is the largest change of any logit when the token just out
-    of the layers' reach, L(W - 1) + 1 back, is replaced: exactly 0 where the window holds; None
+    full attention would have shown past the window: the comparison means something only where it
+    is well above `past_nats`. `beyond_reach` is the largest change of any logit when the token just
+    out of the layers' reach, L(W - 1) + 1 back, is replaced: exactly 0 where the window holds; None
     where the reach is longer than could be run.
     """
 

@@ -22,7 +22,7 @@ def read_budget(file: Path | None) -> Budget:
         if file.stat().st_size > MAX_BUDGET_BYTES:
             raise UsageError("the budget file is too large", where=file)
         data = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"cannot read the budget: {error}", where=file) from None
     names = [field.name for field in fields(Budget)]
     if not isinstance(data, dict):
@@ -51,7 +51,7 @@ def select(measurements: Sequence[Measurement], budget: Budget) -> Selection:
             raise QualityError(
                 f"{measurement.variant.name} does not keep the window",
                 expected=f"a divergence past the window near {measurement.proof.inside_nats:.2e}",
-                remedy="convert again with the engine that `make wheels` builds",
+                remedy="install the engine that `make wheels` builds (`make setup`) and run again",
             )
         reasons = _excesses(measurement, budget)
         rejected += reasons

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shlex
 import subprocess
+import sys
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from packager.bundle import pack
-from packager.errors import StarpackError
+from packager.bundle import check_parts, pack
+from packager.errors import DeviceError, StarpackError, UsageError
 from packager.pipeline import Settings, convert
 from packager.records import Checkpoint, Progress, Selection
 from packager.store import to_plain
 from packager.wheelhouse import collect_wheels
 from packager.wheels import build_engine
+from runtimes.llama import engine_files
 
 PROMPT = 'def read_json(path):\n    """Read a JSON file."""\n'
 PREFIX = "def area(width, height):\n    return "
 SUFFIX = "\n\n\ndef volume(width, height, depth):\n    return width * height * depth\n"
 TRIAL_TOKENS = 48
-TIME_LIMIT_S = 600
+TIME_LIMIT_S = 3600  # installing copies and hashes the whole model
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,23 +40,55 @@ class Trial:
     suffix: str
 
 
+def prepare(
+    checkpoint: Checkpoint, settings: Settings, licence_file: Path | None, progress: Progress
+) -> list[Path]:
+    """All that packing needs but the artifact, before the long work; returns the wheels.
+
+    Raises CheckpointError without a licence, UsageError for a GPU (no bundle for one yet) or an
+    output that is something else, DeviceError where the installed engine, which measures, is not
+    the one that would be shipped.
+    """
+    if settings.gpu_layers:
+        raise UsageError(
+            "bundles are packed with the CPU engine, so they are measured without a GPU",
+            expected="--gpu-layers 0",
+            remedy="use `starpack profile` to measure with a GPU",
+        )
+    check_parts(checkpoint, settings.out / "bundle", licence_file)
+    engine = build_engine(settings.out / "wheels", progress=progress)
+    with zipfile.ZipFile(engine) as archive:
+        shipped = {
+            Path(name).name: hashlib.sha256(archive.read(name)).hexdigest()
+            for name in archive.namelist()
+            if name.endswith(".so")
+        }
+    if shipped != engine_files():
+        raise DeviceError(
+            "the installed engine is not the one that would be shipped",
+            where=engine,
+            remedy="run `make setup`: what is measured has to be what runs on the device",
+        )
+    return collect_wheels(engine, progress=progress)
+
+
 def pack_selection(
     checkpoint: Checkpoint,
     selection: Selection,
     settings: Settings,
+    wheels: list[Path],
     *,
     licence_file: Path | None,
     progress: Progress,
 ) -> Path:
     """Pack the chosen variant into `out`/bundle, with its evidence; returns the folder."""
     artifact = convert(checkpoint, selection.chosen.variant, settings, progress)
-    engine = build_engine(settings.out / "wheels", progress=progress)
     out = settings.out / "bundle"
     pack(
         artifact,
         checkpoint,
         out,
-        wheels=collect_wheels(engine, progress=progress),
+        wheels=wheels,
         evidence=to_plain(selection.chosen),
         licence_file=licence_file,
         progress=progress,
@@ -76,22 +113,34 @@ def try_bundle(bundle: Path, installed: Path, progress: Progress) -> Trial:
 
 def _run(command: list[object], text: str) -> str:
     # nothing of the checkout is passed on: the bundle has to stand on its own
-    environment = {"PATH": os.environ.get("PATH", os.defpath), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [str(part) for part in command],
-        input=text,
-        env=environment,
-        cwd="/",
-        capture_output=True,
-        text=True,
-        timeout=TIME_LIMIT_S,
-    )
+    environment = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "PYTHON": sys._base_executable,  # the Python that the bundle was packed for
+        "HF_HUB_OFFLINE": "1",
+    }
+    words = [str(part) for part in command]
+    name = Path(words[0]).name
+    try:
+        done = subprocess.run(
+            words,
+            input=text,
+            env=environment,
+            cwd="/",
+            capture_output=True,
+            text=True,
+            timeout=TIME_LIMIT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise StarpackError(
+            f"the bundle's {name} took more than {TIME_LIMIT_S} s", where=words[0]
+        ) from None
     if done.returncode:
         error = StarpackError(
-            f"the bundle's {Path(str(command[0])).name} ended with code {done.returncode}",
-            where=command[0],
-            expected=done.stderr.strip() or None,
+            f"the bundle's {name} ended with code {done.returncode}: {done.stderr.strip()}",
+            where=words[0],
+            remedy=f"run it by hand: {shlex.join(words)}",
         )
-        error.exit_code = done.returncode
+        error.exit_code = max(done.returncode, 1)
         raise error
     return done.stdout

@@ -106,7 +106,7 @@ def run_logged(
 
 def pip(*arguments: str) -> list[str]:
     """The command line of this environment's pip."""
-    return [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
+    return [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", *arguments]
 
 
 def shipped_pins() -> list[str]:

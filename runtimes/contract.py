@@ -37,12 +37,6 @@ class Window:
         """How many positions back one token can act through `layers` layers: L(W - 1)."""
         return None if self.size_tokens is None else layers * (self.size_tokens - 1)
 
-    def cache_tokens(self, context_tokens: int, slack_tokens: int) -> int:
-        """Most keys and values kept per layer at any position."""
-        if self.size_tokens is None:
-            return context_tokens
-        return min(context_tokens, self.size_tokens + slack_tokens)
-
 
 @dataclass(frozen=True, slots=True)
 class SpecialIds:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import importlib
+import importlib.metadata
 import re
 from collections import deque
 from pathlib import Path
@@ -92,4 +94,13 @@ def engine() -> Engine:
 
 def engine_version() -> str:
     """The version of the installed llama-cpp-python."""
-    return importlib.import_module("importlib.metadata").version("llama_cpp_python")
+    return importlib.metadata.version("llama_cpp_python")
+
+
+def engine_files() -> dict[str, str]:
+    """SHA-256 of each of the installed engine's libraries, by file name."""
+    folder = Path(engine().library._name).resolve().parent
+    return {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.glob("*.so*"))
+    }

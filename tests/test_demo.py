@@ -60,7 +60,7 @@ def bundle(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(bundle):
-    with open_bundle(bundle / "F32" / "bundle", flash_attention=False) as opened:
+    with open_bundle(bundle / "F32" / "bundle") as opened:
         yield opened
 
 

@@ -107,8 +107,6 @@ def plan_tensors(
     """Every tensor of the file in its order, with the type llama.cpp's mix gives it."""
     plans = []
     for name in source.names():
-        if name == "lm_head.weight" and checkpoint.geometry.tied:
-            continue  # the engine reads a tied head from the embedding
         target, shape = gguf_name(name), source.shape(name)
         type_name = "F32"  # norms and biases stay exact: they are small
         if len(shape) == 2:
@@ -254,7 +252,7 @@ def _slabs(
 ) -> Iterator[Callable[[], np.ndarray]]:
     """One job per stretch of rows, in file order; each tensor's last job is its padding."""
     for plan in plans:
-        quantize = ggml.row_quantizer(plan.type_name)
+        quantize = ggml.row_quantizer(plan.type_name, plan.source)
         if len(plan.shape) == 1:
             yield functools.partial(_pack_vector, source, plan, quantize)
         else:

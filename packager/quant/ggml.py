@@ -108,10 +108,11 @@ def row_bytes(type_name: str, columns: int) -> int:
     return size(TYPE_IDS[type_name], columns)
 
 
-def row_quantizer(type_name: str) -> RowQuantizer:
-    """ggml's quantiser of one type. Thread-safe; the C code runs without the interpreter
-    lock. Raises CheckpointError where the result is not finite, as when a weight is beyond half
-    precision.
+def row_quantizer(type_name: str, tensor: str) -> RowQuantizer:
+    """ggml's quantiser of one type; `tensor` names what it is for in an error.
+
+    Thread-safe; the C code runs without the interpreter lock. Raises CheckpointError where the
+    result is not finite, as when a weight is beyond half precision.
     """
     floats = np.ctypeslib.ndpointer(np.float32, flags="C_CONTIGUOUS")
     quantize = engine().function(
@@ -133,18 +134,11 @@ def row_quantizer(type_name: str) -> RowQuantizer:
         quantize(type_id, rows, packed.ctypes.data, 0, count, columns, weights)
         if not validate(type_id, packed.ctypes.data, packed.nbytes):
             raise CheckpointError(
-                f"weights do not fit in {type_name}",
+                f"the weights of {tensor} do not fit in {type_name}",
+                where=tensor,
                 expected="finite values within the range of the type",
                 remedy="use BF16, Q8_0 or a K-quant recipe",
             )
         return packed
 
     return quantize_rows
-
-
-def dequantize_rows(type_name: str, packed: np.ndarray, columns: int) -> np.ndarray:
-    """Float32 rows (R, columns) of packed bytes: what the engine will multiply with."""
-    from gguf import GGMLQuantizationType, quants
-
-    values = quants.dequantize(packed, GGMLQuantizationType(TYPE_IDS[type_name]))
-    return values.reshape(-1, columns).astype(np.float32, copy=False)

@@ -7,6 +7,7 @@ apply the window is noticed and held to contexts inside it, where full attention
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from runtimes.contract import BackendOptions, MemoryUse, Window
 from runtimes.errors import ContextError, DeviceError, RewindError, WindowError
-from runtimes.llama import engine, engine_version
+from runtimes.llama import engine, engine_files, engine_version
 
 REQUIRES = ("llama-cpp-python==0.3.36+starpack1", "numpy==2.4.6")
 SEQUENCE = 0  # one sequence per backend
@@ -28,6 +29,12 @@ def open_backend(path: Path, window: Window, options: BackendOptions) -> GgufBac
     within `options.context_tokens`.
     """
     return GgufBackend(path, window, options)
+
+
+def engine_sha256() -> str:
+    """One hash of the installed engine's libraries: what a measurement was made with."""
+    text = "".join(f"{name} {sha256}\n" for name, sha256 in sorted(engine_files().items()))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class GgufBackend:
@@ -146,9 +153,13 @@ class GgufBackend:
         self._wanted[count - 1] = 1
         self._batch.n_tokens = count
         api = self._engine.api
-        code = api.llama_decode(self._context, self._batch)
+        code = None
+        try:
+            code = api.llama_decode(self._context, self._batch)
+        finally:
+            if code != 0:  # it failed, or Ctrl-C came: keep nothing that was not counted
+                self._drop_from(self._position)
         if code:
-            self._drop_from(self._position)
             reason = "the cache has no room" if code == NO_SLOT else self._engine.last_words()
             raise DeviceError(f"llama.cpp failed at position {self._position}: {reason}")
         self._position += count
@@ -160,8 +171,8 @@ class GgufBackend:
         """Forget every id at `position` and after; RewindError where that cannot be exact."""
         if not 0 <= position <= self._position:
             raise ValueError(f"cannot rewind to {position} from {self._position}")
-        if position == self._position:
-            return
+        if position == self._position and position > 0:
+            return  # at 0 an interrupted call may have left ids that nobody counted
         if 0 < position < self.kept_from:
             raise RewindError(
                 f"position {position} needs keys that the window has already dropped",

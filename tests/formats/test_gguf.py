@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -140,26 +141,49 @@ def test_random_rewinds_equal_a_fresh_run(converted):
     chunk = 24
     backend = open_backend(path, checkpoint, chunk_tokens=chunk, flash_attention=False)
     held: list[int] = []
-    refused = 0
+    rewound = refused = 0
     while len(held) < 1200:
         new = rng.integers(40, checkpoint.geometry.vocab, rng.integers(1, chunk + 1)).tolist()
         logits = backend.forward(new)
         held += new
+        if rewound and rng.random() < 0.05:  # what came since the last rewind, and before it
+            expected = eager_logits(checkpoint.path, np.array(held))[-1]
+            assert rms(logits[-1] - expected) < PAST_OVER_INSIDE * RMS_FLOOR
         if rng.random() < 0.4:
             far = rng.random() < 0.1  # mostly a few ids, at times more than the ring holds
             target = max(0, len(held) - int(rng.integers(1, 400 if far else 12)))
             try:
                 backend.rewind(target)
                 held = held[:target]
+                rewound += 1
             except RewindError:
                 refused += 1
-    new = [41, 42, 43]
-    logits = backend.forward(new)
-    held += new
     backend.close()
+    assert rewound > 30
     assert refused > 0  # the ring did overwrite something, so the law was put to the test
-    expected = eager_logits(checkpoint.path, np.array(held))[-1]
-    assert rms(logits[-1] - expected) < PAST_OVER_INSIDE * RMS_FLOOR
+
+
+def test_an_interrupted_call_leaves_a_backend_that_can_go_on(converted, monkeypatch):
+    checkpoint, path, ids, reference = converted
+    backend = open_backend(path, checkpoint, chunk_tokens=64, flash_attention=False)
+    decode = backend._engine.api.llama_decode
+
+    def interrupted(*arguments: object) -> None:
+        decode(*arguments)
+        raise KeyboardInterrupt  # the ids are in the cache, but nobody has counted them
+
+    for held in (0, 50):
+        backend.rewind(0)
+        if held:
+            backend.forward(ids[:held].tolist())
+        with monkeypatch.context() as patch:
+            patch.setattr(backend._engine.api, "llama_decode", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                backend.forward(ids[held : held + 20].tolist())
+        assert backend.position == held
+        logits = backend.forward(ids[held : held + 30].tolist())
+        assert rms(logits[-1] - reference[held + 29]) < PAST_OVER_INSIDE * RMS_FLOOR
+    backend.close()
 
 
 def test_memory_stays_flat_to_100_000_positions(tmp_path):
@@ -296,6 +320,28 @@ def test_the_engine_ends_generation_on_the_ids_we_stop_on(converted):
     assert ends == {0, 4, 5, 6}
 
 
+def test_the_engine_tokenises_as_starcoder2_does(tmp_path, real_tokenizer_folder):
+    """With the real vocabulary, on llama.cpp's own cases: the pre-tokenizer's name is right."""
+    model = write_checkpoint(tmp_path / "model", vocab=49_152, hidden=32, ffn=32, layers=1)
+    shutil.copyfile(real_tokenizer_folder / "tokenizer.json", model / "tokenizer.json")
+    checkpoint = read_checkpoint(model)
+    artifact = gguf.convert(checkpoint, gguf.variant("Q8_0"), tmp_path / "out")
+    backend = open_backend(artifact.path, checkpoint, context=64, chunk_tokens=16)
+    vocabulary = llama_cpp.llama_model_get_vocab(backend._model)
+    cases = (real_tokenizer_folder / "ggml-vocab-starcoder.gguf.inp").read_text("utf-8")
+    texts = cases.split("\n__ggml_vocab_test__\n")
+    answers = (real_tokenizer_folder / "ggml-vocab-starcoder.gguf.out").read_text().split("\n")
+    room = (llama_cpp.llama_token * 1024)()
+    checked = 0
+    for text, answer in zip(texts, answers, strict=False):
+        data = text.encode()
+        count = llama_cpp.llama_tokenize(vocabulary, data, len(data), room, 1024, True, False)
+        assert room[:count] == [int(i) for i in answer.split()], text
+        checked += 1
+    backend.close()
+    assert checked > 40
+
+
 def test_importance_travels_to_llama_cpp_and_back(converted):
     """Computed with the window, written in llama.cpp's format, read back equal, and it matters."""
     checkpoint, path, *_ = converted
@@ -321,6 +367,14 @@ def test_importance_travels_to_llama_cpp_and_back(converted):
         read_importance(file, gguf.matrix_columns(checkpoint))
 
 
+def put_first_weight(model: Path, value: float) -> None:
+    file = model / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    start = 8 + int.from_bytes(data[:8], "little")
+    data[start : start + 4] = np.float32(value).tobytes()
+    file.write_bytes(data)
+
+
 def test_refusals_leave_nothing_behind(tmp_path):
     checkpoint = read_checkpoint(write_checkpoint(tmp_path / "model"))
     with pytest.raises(UsageError, match="unknown GGUF recipe 'Q9'"):
@@ -332,6 +386,11 @@ def test_refusals_leave_nothing_behind(tmp_path):
     weights.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"(?i)nan"):
         gguf.convert(broken, gguf.variant("Q8_0"), tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
+    big = read_checkpoint(write_checkpoint(tmp_path / "big", seed=9))
+    put_first_weight(big.path, 1e30)
+    with pytest.raises(CheckpointError, match=r"weights of model\.\S+ do not fit in F16"):
+        gguf.convert(big, gguf.variant("F16"), tmp_path / "out")
     assert not list(tmp_path.glob("out*"))
     artifact = gguf.convert(checkpoint, gguf.variant("Q8_0"), tmp_path / "ok")
     with pytest.raises(DeviceError, match="GPU"):
