@@ -24,6 +24,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import Starcoder2Config, Starcoder2ForCausalLM
 
 from examples.corpus import Sample, SourceFile, draw_sample, load_corpus
+from examples.special_tokens import SPECIAL_TOKENS
 from runtimes.contract import SpecialIds
 from runtimes.prompt import Context, generate_ids, infill_ids
 
@@ -36,15 +37,6 @@ WARM_UP_STEPS = 60
 SAVE_EVERY_STEPS = 50
 IGNORED = -100  # torch's label for "no loss here"
 
-SPECIAL_TOKENS = (
-    "<|endoftext|> <fim_prefix> <fim_middle> <fim_suffix> <fim_pad> <repo_name> <file_sep> "
-    "<issue_start> <issue_comment> <issue_closed> <jupyter_start> <jupyter_text> <jupyter_code> "
-    "<jupyter_output> <jupyter_script> <empty_output> <code_to_intermediate> "
-    "<intermediate_to_code> <pr> <pr_status> <pr_is_merged> <pr_base> <pr_file> <pr_base_code> "
-    "<pr_diff> <pr_diff_hunk> <pr_comment> <pr_event_id> <pr_review> <pr_review_state> "
-    "<pr_review_comment> <pr_in_reply_to_review_id> <pr_in_reply_to_comment_id> "
-    "<pr_diff_hunk_comment_line> <NAME> <EMAIL> <KEY> <PASSWORD>"
-).split()
 SPECIAL_IDS = SpecialIds()
 END = SPECIAL_IDS.endoftext
 

@@ -246,7 +246,7 @@ def _check_artifact(artifact: Artifact, entries: Sequence[FileEntry]) -> None:
                 "the artifact has changed since it was converted",
                 where=artifact.path / entry.path,
                 expected=f"{entry.bytes} bytes, SHA-256 {entry.sha256}",
-                remedy="convert again",
+                remedy=f"delete {artifact.path} and run again",
             )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from packager import pipeline
 from packager.calibrate import (
+    check_place,
     compute_importance,
     draw_batches,
     read_sources,
@@ -67,6 +68,7 @@ def calibrate(arguments: argparse.Namespace, progress: Progress) -> Report:
     """Compute an importance matrix from source code."""
     from packager.formats.gguf import gguf_name
 
+    check_place(arguments.out)
     checkpoint = _checkpoint(arguments, progress)
     batches = draw_batches(
         checkpoint,

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,24 +24,36 @@ def cache_folder() -> Path:
 @contextmanager
 def atomic_folder(out: Path) -> Iterator[Path]:
     """A folder to fill; it becomes `out` when the block ends well, and vanishes otherwise."""
-    partial = out.with_name(out.name + ".partial")
     out.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    partial = _folder_beside(out)
     try:
+        partial.chmod(0o755)  # mkdtemp keeps it to this user
         yield partial
-        if out.exists():
-            # a rename cannot replace a folder that has content: put the old one aside first
-            old = out.with_name(out.name + ".old")
-            shutil.rmtree(old, ignore_errors=True)
-            os.rename(out, old)
-            os.rename(partial, out)
-            shutil.rmtree(old)
-        else:
-            os.rename(partial, out)
+        _replace(partial, out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _folder_beside(out: Path) -> Path:
+    """A new empty folder for this run alone, on the same disk as `out`."""
+    return Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=".partial", dir=out.parent))
+
+
+def _replace(partial: Path, out: Path) -> None:
+    """Put `partial` at `out`; what was there is deleted then, and put back on failure."""
+    if not os.path.lexists(out):
+        os.rename(partial, out)
+        return
+    # a rename cannot replace a folder that has content: put the old one aside first
+    aside = _folder_beside(out)
+    try:
+        os.rename(out, aside / "old")
+        os.rename(partial, out)
+    finally:
+        if not os.path.lexists(out):
+            os.rename(aside / "old", out)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_json(file: Path, value: object) -> None:

@@ -29,6 +29,15 @@ BPE_OPTIONS = {
     "byte_fallback": False,
     "ignore_merges": False,
 }
+# Of every added token. One that is not special would be found in a user's text and become its id;
+# the others would take the text around it along, or find it in other spellings.
+ADDED_OPTIONS = {
+    "special": True,
+    "lstrip": False,
+    "rstrip": False,
+    "single_word": False,
+    "normalized": False,
+}
 # StarCoder2's own vocabulary lacks these: no UTF-8 has them, but for 0xF1, which begins the
 # unassigned code points from U+40000 to U+7FFFF.
 ABSENT_BYTES = {0xC0, 0xC1, 0xF1, *range(0xF5, 0x100)}
@@ -43,11 +52,7 @@ def read_special_ids(folder: Path, vocab: int) -> SpecialIds:
     data = read_object(file, MAX_TOKENIZER_BYTES)
     _check_pipeline(data, file)
     ids = _check_vocabulary(data, file, vocab)
-    control = {
-        entry["content"]
-        for entry in data.get("added_tokens") or ()
-        if entry.get("special") is True and not entry.get("lstrip") and not entry.get("rstrip")
-    }
+    control = {entry["content"] for entry in data.get("added_tokens") or ()}
     special = SpecialIds()
     for text, token_id in special.tokens.items():
         if ids.get(text) != token_id or text not in control:
@@ -97,6 +102,13 @@ def _check_vocabulary(data: dict[str, Any], file: Path, vocab: int) -> dict[str,
         text, token_id = _mapping(entry).get("content"), _mapping(entry).get("id")
         if not isinstance(text, str) or ids.setdefault(text, token_id) != token_id:
             raise _bad(file, f"the added token {text!r} has the id {token_id}", "one id per token")
+        for key, value in ADDED_OPTIONS.items():
+            if entry.get(key) is not value:
+                raise _bad(
+                    file,
+                    f"{key} of the added token {text!r} is {str(entry.get(key))[:200]}",
+                    f"{key} {value}: no text of a user may become or change a control token",
+                )
     values = list(ids.values())
     if not all(type(value) is int for value in values) or set(values) != set(range(len(values))):
         raise _bad(file, "ids are not contiguous", f"each of 0 to {len(values) - 1} once")

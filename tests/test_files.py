@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import stat
+
 import pytest
 
 from packager.files import atomic_folder, file_entry, write_json
@@ -27,6 +30,42 @@ def test_a_failure_leaves_what_was_there(tmp_path, failure):
         raise failure
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert (out / "kept").read_text() == "kept"
+
+
+def test_two_runs_do_not_disturb_each_other(tmp_path):
+    out = tmp_path / "out"
+    with atomic_folder(out) as one:
+        (one / "one").write_text("1")
+        with atomic_folder(out) as two:
+            (two / "two").write_text("2")
+        assert (one / "one").exists()
+    assert [p.name for p in out.iterdir()] == ["one"]
+    assert stat.S_IMODE(out.stat().st_mode) == 0o755
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("failure", [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("at", ["aside", "into place"])
+def test_a_replacement_that_is_cut_short_leaves_the_old_folder(tmp_path, monkeypatch, failure, at):
+    out, users = tmp_path / "out", tmp_path / "out.old"
+    users.mkdir()
+    (users / "thesis").write_text("precious")
+    with atomic_folder(out) as folder:
+        (folder / "kept").write_text("kept")
+    rename = os.rename
+
+    def cut_short(source, target):
+        if source == out and at == "aside":
+            raise failure
+        if source == folder:
+            raise failure
+        rename(source, target)
+
+    with pytest.raises(failure), atomic_folder(out) as folder:
+        monkeypatch.setattr(os, "rename", cut_short)
+    assert (out / "kept").read_text() == "kept"
+    assert (users / "thesis").read_text() == "precious"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "out.old"]
 
 
 def test_entries_and_json(tmp_path):

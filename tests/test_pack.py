@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -155,8 +158,9 @@ def test_only_a_bundle_is_replaced_and_only_by_a_whole_one(
 
     first = pack(artifact, checkpoint, out, wheels=[], evidence={})
     (artifact.path / "model.gguf").write_bytes(b"changed")
-    with pytest.raises(IntegrityError, match="changed since it was converted"):
+    with pytest.raises(IntegrityError, match="changed since it was converted") as caught:
         pack(artifact, checkpoint, out, wheels=[], evidence={})
+    assert f"delete {artifact.path} and" in caught.value.remedy
     verify_files(out, first)  # the old one is untouched
     assert not list(tmp_path.glob("bundle.*"))
 
@@ -263,6 +267,7 @@ def test_install_and_run(bundle: Path, tmp_path: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in bundle.rglob("*")}
     done = sh(bundle / "install", "--to", str(target))
     assert done.returncode == 0, done.stderr
+    assert "copying" in done.stderr and "unpacking" in done.stderr and "trying" in done.stderr
     assert {file: file.stat().st_mtime_ns for file in bundle.rglob("*")} == before
     assert {file.name for file in target.iterdir()} == {"bundle", "run", "venv"}
     shutil.rmtree(bundle)  # the installation stands alone
@@ -285,9 +290,59 @@ def test_install_replaces_an_installation_and_nothing_else(bundle: Path, tmp_pat
     (target / "thesis.txt").unlink()
     assert sh(bundle / "install", "--to", str(target)).returncode == 0
     (target / "left-over").write_text("of the old one")
+    (tmp_path / "target.old").write_text("the user's own")
     assert sh(bundle / "install", "--to", str(target)).returncode == 0
     assert {file.name for file in target.iterdir()} == {"bundle", "run", "venv"}
-    assert not list(tmp_path.glob("target.*"))
+    assert [file.name for file in tmp_path.glob("target.*")] == ["target.old"]
+
+
+def test_no_file_beside_the_runtime_is_run_before_the_check(bundle: Path, tmp_path: Path) -> None:
+    # one that Python has, and one that subprocess looks for and Linux does not have
+    added = {name: f"open({str(tmp_path / 'ran')!r}, 'w')\n" for name in ("argparse", "msvcrt")}
+    target = tmp_path / "target"
+    assert sh(bundle / "install", "--to", str(target)).returncode == 0
+    for folder, command in (
+        (target / "bundle", (target / "run", "verify")),
+        (bundle, (bundle / "install", "--to", str(tmp_path / "other"))),
+    ):
+        for name, code in added.items():
+            (folder / f"{name}.py").write_text(code)
+        refused = sh(*command)
+        assert refused.returncode == 5
+        assert "not packed with" in refused.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_place_that_cannot_be_written_is_explained(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused = sh(bundle / "install", "--to", str(tmp_path / "file" / "target"))
+    assert refused.returncode == 1
+    assert "cannot install: " in refused.stderr and "remedy: " in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_an_interrupted_install_leaves_nothing(
+    artifact: Artifact, checkpoint: Checkpoint, wheel: Path, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(wheel, "w") as archive:  # the last phase lasts until it is interrupted
+        archive.writestr("demo_package/__init__.py", "import time\ntime.sleep(60)\n")
+    pack(artifact, checkpoint, tmp_path / "bundle", wheels=[wheel], evidence={})
+    command = [tmp_path / "bundle" / "install", "--to", tmp_path / "target"]
+    with subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={"PYTHON": sys.executable, "PATH": "/usr/bin:/bin"},
+        start_new_session=True,
+    ) as process:
+        said = next(line for line in process.stderr if "trying" in line)
+        time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGINT)
+        said += process.stderr.read()
+    assert process.returncode == 130
+    assert said.startswith("install: trying") and "interrupted" in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.glob("target*"))
 
 
 def test_changed_bundle_is_not_installed(bundle: Path, tmp_path: Path) -> None:

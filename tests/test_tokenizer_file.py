@@ -76,6 +76,18 @@ def plain_control(tokenizer: dict[str, Any]) -> None:
     tokenizer["added_tokens"][2]["special"] = False
 
 
+def ordinary_issue(tokenizer: dict[str, Any]) -> None:
+    tokenizer["added_tokens"][7]["special"] = False  # not among the ids that the runtime knows
+
+
+def greedy_issue(tokenizer: dict[str, Any]) -> None:
+    tokenizer["added_tokens"][7]["lstrip"] = True
+
+
+def unmarked(tokenizer: dict[str, Any]) -> None:
+    tokenizer["added_tokens"].pop(2)
+
+
 def gap(tokenizer: dict[str, Any]) -> None:
     tokenizer["model"]["vocab"]["a"] = 301
 
@@ -97,7 +109,10 @@ BROKEN_TOKENIZER: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "model": (lambda t: t["model"].update(type="Unigram"), "the model is Unigram"),
     "dropout": (lambda t: t["model"].update(dropout=0.1), "model.dropout is 0.1"),
     "fim": (other_fim, "<fim_middle> is 3"),
-    "plain": (plain_control, "<fim_middle> is 2, not a control token"),
+    "plain": (plain_control, "special of the added token '<fim_middle>' is False"),
+    "ordinary": (ordinary_issue, "special of the added token '<issue_start>' is False"),
+    "greedy": (greedy_issue, "lstrip of the added token '<issue_start>' is True"),
+    "unmarked": (unmarked, "<fim_middle> is 2, not a control token"),
     "gap": (gap, "ids are not contiguous"),
     "merge": (
         lambda t: t["model"]["merges"].append("q q"),
@@ -113,3 +128,9 @@ def test_broken_tokenizer(folder: Path, case: str) -> None:
     change, message = BROKEN_TOKENIZER[case]
     edit_json(folder / "tokenizer.json", change)
     refused(folder, message)
+
+
+def test_a_key_twice_among_very_many_is_found_at_once(folder: Path) -> None:
+    keys = ",".join(f'"{i}":0' for i in range(300_000))  # minutes, if each were searched for
+    (folder / "tokenizer.json").write_text(f'{{{keys},"299999":0}}')
+    refused(folder, "the key '299999' is given twice")

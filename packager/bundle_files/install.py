@@ -5,29 +5,34 @@
     DIR/run      starts it
 
 DIR appears when it is whole and its packages have been imported once. An earlier installation
-there is replaced in one step; anything else there is refused.
+there is replaced when the new one is whole; anything else there is refused.
 """
 
 from __future__ import annotations
 
 import argparse
 import compileall
+import importlib.util
 import os
 import platform
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import venv
 import zipfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+# The bundle is not put on sys.path: no file beside runtimes/ can pass for another module.
+_spec = importlib.util.spec_from_file_location("runtimes", HERE / "runtimes" / "__init__.py")
+sys.modules["runtimes"] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(sys.modules["runtimes"])
 
 from runtimes.bundle import verify_files  # noqa: E402
 from runtimes.contract import MANIFEST_NAME, Manifest, read_manifest  # noqa: E402
-from runtimes.errors import DeviceError, StarpackError, UsageError  # noqa: E402
+from runtimes.errors import Cancelled, DeviceError, StarpackError, UsageError  # noqa: E402
 
 
 def main() -> int:
@@ -38,10 +43,33 @@ def main() -> int:
     try:
         install(HERE, target)
     except StarpackError as error:
-        print(f"install: {error}", file=sys.stderr)
-        return error.exit_code
-    print(f"installed to {target}\ntry it: {target / 'run'} --help")
-    return 0
+        failure = error
+    except OSError as error:
+        failure = StarpackError(
+            f"cannot install: {reason(error)}",
+            where=target,
+            remedy="free space on that disk, or name a folder that you may write to; nothing was "
+            "installed",
+        )
+    except KeyboardInterrupt:
+        failure = Cancelled("interrupted", where=target, remedy="run it again")
+    else:
+        print(f"installed to {target}\ntry it: {target / 'run'} --help")
+        return 0
+    say(str(failure))
+    return failure.exit_code
+
+
+def say(text: str) -> None:
+    """One line of progress, or the reason for a failure."""
+    print(f"install: {text}", file=sys.stderr, flush=True)
+
+
+def reason(error: OSError) -> str:
+    """What the system says; copytree gathers (from, to, reason) of every file that it could not."""
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
+        return str(error.args[0][0][2])
+    return str(error)
 
 
 def install(bundle: Path, target: Path) -> None:
@@ -52,12 +80,16 @@ def install(bundle: Path, target: Path) -> None:
     manifest = read_manifest(bundle)
     check_machine(manifest)
     check_target(bundle, target)
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder_beside(target)
     try:
+        partial.chmod(0o755)  # mkdtemp keeps it to this user
+        say(f"copying and checking {sum(entry.bytes for entry in manifest.files) / 1e6:.0f} MB")
         shutil.copytree(bundle, partial / "bundle", symlinks=True)
         verify_files(partial / "bundle", manifest)  # the copy, since that is what will run
+        say("unpacking the packages")
         python = make_environment(partial / "venv", partial / "bundle" / "wheels")
+        say("trying them")
         check_imports(python, partial / "bundle" / "wheels")
         shutil.copy2(partial / "bundle" / "run", partial / "run")
         replace(partial, target)
@@ -113,7 +145,7 @@ def make_environment(folder: Path, wheels: Path) -> Path:
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(packages)
     # the runtime writes no bytecode, so without this every start would compile
-    compileall.compile_dir(packages, quiet=2, workers=0)
+    compileall.compile_dir(packages, quiet=2)
     return folder / "bin" / "python"
 
 
@@ -135,15 +167,24 @@ def check_imports(python: Path, wheels: Path) -> None:
         )
 
 
+def folder_beside(target: Path) -> Path:
+    """A new empty folder for this run alone, on the same disk as `target`."""
+    return Path(tempfile.mkdtemp(prefix=f"{target.name}.", suffix=".partial", dir=target.parent))
+
+
 def replace(partial: Path, target: Path) -> None:
-    """Put `partial` at `target`; what is there goes aside first, then away."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    old = target.with_name(target.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    partial.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    """Put `partial` at `target`; what was there is deleted then, and put back on failure."""
+    if not os.path.lexists(target):
+        partial.rename(target)
+        return
+    aside = folder_beside(target)
+    try:
+        target.rename(aside / "old")
+        partial.rename(target)
+    finally:
+        if not os.path.lexists(target):
+            (aside / "old").rename(target)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 if __name__ == "__main__":
