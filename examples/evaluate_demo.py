@@ -20,6 +20,7 @@ from packager.formats import gguf
 from runtimes.backends.gguf import open_backend
 from runtimes.contract import BackendOptions
 from runtimes.host import default_threads
+from runtimes.prompt import infill_ids
 from runtimes.runtime import GenerateOptions, Runtime
 from runtimes.text import Tokenizer
 
@@ -38,12 +39,13 @@ class Gap:
 
     path: str
     prefix: str
+    indent: str
     line: str
     suffix: str
 
 
 def draw_gaps(files: list[SourceFile], count: int) -> list[Gap]:
-    """`count` lines with at least four characters after their indent, from any file alike."""
+    """`count` lines that are not blank, from any file alike."""
     rng = random.Random(SEED)
     gaps: list[Gap] = []
     while len(gaps) < count:
@@ -51,11 +53,13 @@ def draw_gaps(files: list[SourceFile], count: int) -> list[Gap]:
         lines = file.text.split("\n")
         index = rng.randrange(1, len(lines))
         line = lines[index].strip()
-        if len(line) < 4 or line.startswith("#"):
+        if not line:
             continue
-        at = sum(len(text) + 1 for text in lines[:index]) + lines[index].index(line)
-        prefix, suffix = file.text[:at], file.text[at + len(line) :]
-        gaps.append(Gap(file.path, prefix[-PREFIX_CHARS:], line, suffix[:SUFFIX_CHARS]))
+        # the whole line is taken out, its indent too, as HumanEval's single-line infilling does
+        at = sum(len(text) + 1 for text in lines[:index])
+        prefix, suffix = file.text[:at], file.text[at + len(lines[index]) :]
+        indent = lines[index][: lines[index].index(line)]
+        gaps.append(Gap(file.path, prefix[-PREFIX_CHARS:], indent, line, suffix[:SUFFIX_CHARS]))
     return gaps
 
 
@@ -67,6 +71,20 @@ def held_out_loss(runtime: Runtime, files: list[SourceFile]) -> dict[str, float]
         scores = runtime.score([0, *runtime.tokenizer.encode(text)])
         nats, tokens, chars = nats - scores.sum(), tokens + len(scores), chars + len(text)
     return {"nats_per_token": nats / tokens, "nats_per_character": nats / chars, "tokens": tokens}
+
+
+def line_loss(runtime: Runtime, gaps: list[Gap], with_suffix: bool) -> float:
+    """Mean loss of the missing lines in nats per token, given what is before, or both sides."""
+    encode, nats, tokens = runtime.tokenizer.encode, 0.0, 0
+    for gap in gaps:
+        line = encode(gap.indent + gap.line)
+        if with_suffix:
+            prompt = infill_ids(encode, runtime.special_ids, gap.prefix, gap.suffix)
+        else:
+            prompt = encode(gap.prefix)
+        scores = runtime.score([runtime.special_ids.endoftext, *prompt, *line])
+        nats, tokens = nats - scores[-len(line) :].sum(), tokens + len(line)
+    return nats / tokens
 
 
 def evaluate(model: Path) -> dict[str, object]:
@@ -84,6 +102,7 @@ def evaluate(model: Path) -> dict[str, object]:
             gaps = draw_gaps(held_out, SAMPLES)
             infilled = [runtime.infill(g.prefix, g.suffix, line_end).text for g in gaps]
             continued = [runtime.generate(g.prefix, line_end).text for g in gaps]
+            losses = [line_loss(runtime, gaps, with_suffix) for with_suffix in (True, False)]
 
     def share(answers: list[str]) -> float:
         exact = sum(a.strip() == g.line for a, g in zip(answers, gaps, strict=True))
@@ -100,6 +119,8 @@ def evaluate(model: Path) -> dict[str, object]:
         "lines": SAMPLES,
         "line_exact_match_infill": share(infilled),
         "line_exact_match_without_suffix": share(continued),
+        "line_nats_per_token_infill": losses[0],
+        "line_nats_per_token_without_suffix": losses[1],
         "examples": shown,
     }
 
@@ -122,6 +143,8 @@ def write_card(model: Path, result: dict[str, object]) -> None:
         files=result["held_out_files"],
         infill=result["line_exact_match_infill"],
         without=result["line_exact_match_without_suffix"],
+        infill_nats=result["line_nats_per_token_infill"],
+        without_nats=result["line_nats_per_token_without_suffix"],
         lines=result["lines"],
         examples=shown,
     )

@@ -116,8 +116,9 @@ def test_20_infill_requests_equal_the_reference(model):
 
 def test_the_demo_has_learned_to_infill():
     found = json.loads((DEMO / "evaluation.json").read_bytes())
-    assert found["line_exact_match_infill"] > found["line_exact_match_without_suffix"]
-    assert found["held_out_loss"]["nats_per_token"] < np.log(4096) / 2
+    with_suffix = found["line_nats_per_token_infill"]
+    assert with_suffix < found["line_nats_per_token_without_suffix"] - 0.3
+    assert found["held_out_loss"]["nats_per_token"] < np.log(4096) / 3
 
 
 def test_an_unmodified_llama_cpp_loads_the_file_and_is_right_only_inside_the_window(model, bundle):
