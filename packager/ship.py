@@ -21,9 +21,15 @@ from packager.wheelhouse import collect_wheels
 from packager.wheels import build_engine
 from runtimes.llama import engine_files
 
-PROMPT = 'def read_json(path):\n    """Read a JSON file."""\n'
-PREFIX = "def area(width, height):\n    return "
-SUFFIX = "\n\n\ndef volume(width, height, depth):\n    return width * height * depth\n"
+PROMPT = "import os\n\ndef read_file(path):\n    with open("
+PREFIX = """\
+class Queue:
+    def __init__(self):
+        self.items = []
+
+    def put(self, item):
+"""
+SUFFIX = "\n\n    def get(self):\n        return self.items.pop(0)\n"
 TRIAL_TOKENS = 48
 TIME_LIMIT_S = 3600  # installing copies and hashes the whole model
 

@@ -334,6 +334,8 @@ def test_an_interrupted_install_leaves_nothing(
         text=True,
         env={"PYTHON": sys.executable, "PATH": "/usr/bin:/bin"},
         start_new_session=True,
+        # a shell that starts us in the background has us, and our children, ignore interrupts
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         said = next(line for line in process.stderr if "trying" in line)
         time.sleep(0.5)
