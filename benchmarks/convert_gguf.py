@@ -18,16 +18,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from packager.checkpoint import read_checkpoint
 from packager.files import cache_folder
 from packager.wheels import SDIST, unpack
-from tests.tiny import write_checkpoint
 
 SHAPE = dict(
-    layers=16, hidden=1024, heads=16, kv_heads=2, ffn=4096, vocab=49_152, window=4096,
+    layers=24, hidden=1024, heads=16, kv_heads=2, ffn=4096, vocab=49_152, window=4096,
     context=16_384, dtype="bfloat16", shards=3,
 )  # fmt: skip
 ROUNDS = 3
@@ -35,6 +35,11 @@ OURS = (
     "import sys; from pathlib import Path; from packager.checkpoint import read_checkpoint;"
     "from packager.formats import gguf; m, out = map(Path, sys.argv[1:]);"
     "gguf.convert(read_checkpoint(m), gguf.variant('Q4_K_M'), out)"
+)
+# In a process of its own too: a child's peak begins with what its parent held when it was made.
+MAKE = (
+    "import sys, json; from pathlib import Path; from tests.tiny import write_checkpoint;"
+    "write_checkpoint(Path(sys.argv[1]), **json.loads(sys.argv[2]))"
 )
 QUANTIZE = (
     "import sys, os; from runtimes.llama import engine; api = engine().api;"
@@ -52,11 +57,15 @@ class Run:
     peak_bytes: int
 
 
-def timed(command: list[object]) -> Run:
+def timed(command: list[object], environment: Mapping[str, str] | None = None) -> Run:
     """Run one process to its end; raises where it fails."""
     started = time.perf_counter()
     process = subprocess.Popen(
-        [str(c) for c in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [str(c) for c in command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
     )
     error = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
@@ -67,9 +76,9 @@ def timed(command: list[object]) -> Run:
 
 
 def ours(model: Path, folder: Path) -> tuple[Run, Path]:
-    """One pass. The hash cache is emptied first: a first conversion has none."""
-    (cache_folder() / "hashes.json").unlink(missing_ok=True)
-    run = timed([sys.executable, "-c", OURS, model, folder / "ours"])
+    """One pass, with no hash remembered from an earlier one."""
+    environment = os.environ | {"XDG_CACHE_HOME": tempfile.mkdtemp(dir=folder)}
+    run = timed([sys.executable, "-c", OURS, model, folder / "ours"], environment)
     return run, folder / "ours" / "model.gguf"
 
 
@@ -92,7 +101,8 @@ def main() -> None:
     results: dict[str, list[Run]] = {"ours": [], "theirs": []}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        model = write_checkpoint(folder / "model", **SHAPE)
+        model = folder / "model"
+        timed([sys.executable, "-c", MAKE, model, json.dumps(SHAPE)])
         shutil.copyfile(arguments.tokenizer, model / "tokenizer.json")
         parameters = read_checkpoint(model, hash_files=False).geometry.parameters
         source = unpack(cache_folder() / "sources" / SDIST, folder / "source")

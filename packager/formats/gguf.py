@@ -97,7 +97,7 @@ def convert(
         write_header(file, checkpoint, variant, plans)
         write_tensors(file, source, plans, importance or {}, progress)
         entry = file_entry(folder, FILE_NAME)
-    versions = tool_versions("gguf", "llama_cpp_python")
+    versions = tool_versions("gguf", "llama-cpp-python")
     return Artifact(variant, checkpoint.sha256, out, (entry,), versions)
 
 
