@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write tests/goldens/ anew from what the code does now; look at the diff",
     )
+
+
+def pytest_unconfigure() -> None:
+    """Close what llama_cpp opens on import and never closes: warnings are errors to the end."""
+    utils = sys.modules.get("llama_cpp._utils")
+    for name in ("outnull_file", "errnull_file"):
+        if utils is not None and hasattr(utils, name):
+            getattr(utils, name).close()
 
 
 @pytest.fixture
