@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from packager import quality
+from packager import formats, quality
 from packager.calibrate import read_importance
 from packager.device import device_name
 from packager.errors import UsageError
@@ -33,7 +33,10 @@ from packager.select import select
 from packager.store import Store
 from runtimes.contract import BackendOptions
 
-FORMATS = ("gguf",)
+
+def known_formats() -> list[str]:
+    """Formats that can be written, by the names of the modules in packager/formats."""
+    return sorted(file.stem for file in Path(formats.__file__).parent.glob("[a-z]*.py"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +57,10 @@ def plan(wanted: Sequence[str]) -> list[Variant]:
     variants: dict[str, Variant] = {}
     for text in wanted:
         name, _, recipe = text.partition(":")
-        if name not in FORMATS:
+        if name not in known_formats():
             raise UsageError(
                 f"unknown format {name!r}",
-                expected=f"one of {', '.join(FORMATS)}, with a recipe after a colon if you like",
+                expected=f"one of {', '.join(known_formats())}, with a recipe after a colon if you like",
                 remedy="for example --formats gguf:Q4_K_M,gguf:Q8_0",
             )
         module = importlib.import_module(f"packager.formats.{name}")

@@ -11,8 +11,9 @@ to the build machine. It needs the build machine's glibc or newer (symbols up to
 libstdc++ and libgomp on the device.
 
 Reproducible: the source, the patch, the settings and the paths that end up in the binaries are
-fixed, so the same tools (compiler, CMake, ninja, scikit-build-core) give the same bytes. Not
-fixed: the compiler itself, which is the machine's own, and which the cache key leaves out.
+fixed, so the same tools (compiler, CMake, ninja, scikit-build-core) give the same bytes: seen for
+two whole wheels built in different folders. Not fixed: the compiler itself, which is the machine's
+own, and which the cache key leaves out.
 
 With cuda=True a GPU library is built as well, with the machine's own CUDA toolkit (12.8 or newer,
 for compute capability 12.0); its run-time libraries must be on the device. That build takes about
