@@ -60,7 +60,7 @@ def plan(wanted: Sequence[str]) -> list[Variant]:
         if name not in known_formats():
             raise UsageError(
                 f"unknown format {name!r}",
-                expected=f"one of {', '.join(known_formats())}, with a recipe after a colon if you like",
+                expected=f"one of {', '.join(known_formats())}, then :RECIPE if you like",
                 remedy="for example --formats gguf:Q4_K_M,gguf:Q8_0",
             )
         module = importlib.import_module(f"packager.formats.{name}")
