@@ -234,7 +234,7 @@ def _measurement_text(measurement: Measurement) -> str:
     if proof.past_nats is not None:
         lines.append(
             f"                 {proof.past_nats:.2e} nats past it ({proof.agree_past:.1%}); "
-            f"without the window it would be {proof.if_lost_nats:.2e}"
+            f"{proof.from_full_nats:.2e} from full attention"
         )
     if proof.beyond_reach is not None:
         lines.append(
@@ -242,7 +242,7 @@ def _measurement_text(measurement: Measurement) -> str:
             f"{proof.at_reach:.1e}, the one before it by {proof.beyond_reach:.1e}"
         )
     lines += [
-        f"  window proof   {'holds' if proof.holds else 'FAILS'} over {proof.positions} positions",
+        f"  window proof   {proof.verdict} over {proof.positions} positions",
         f"  first token    {speed.first_token_s * 1e3:.0f} ms for {speed.prompt_tokens} tokens",
         f"  per token      {speed.per_token_p50_s * 1e3:.1f} ms (p50), "
         f"{speed.per_token_p95_s * 1e3:.1f} ms (p95), {speed.threads} threads",

@@ -101,11 +101,11 @@ class Artifact:
 class WindowProof:
     """An artifact's logits against the float32 reference, before and past the window.
 
-    Divergences are mean Kullback-Leibler divergences in nats per position. `if_lost_nats` is what
-    full attention would have shown past the window: the comparison means something only where it
-    is well above `past_nats`. `beyond_reach` is the largest change of any logit when the token just
-    out of the layers' reach, L(W - 1) + 1 back, is replaced: exactly 0 where the window holds; None
-    where the reach is longer than could be run.
+    Divergences are mean Kullback-Leibler divergences in nats per position; `from_full_nats` is that
+    from full attention, past the window, where a lost window would bring it near nothing.
+    `beyond_reach` is the largest change of any logit when the token just out of the layers' reach,
+    L(W - 1) + 1 back, is replaced: exactly 0 where the window holds; None where the reach is longer
+    than could be run. `verdict` is "holds", "fails" or "inconclusive".
     """
 
     window_tokens: int | None
@@ -113,13 +113,18 @@ class WindowProof:
     positions: int
     inside_nats: float
     past_nats: float | None
-    if_lost_nats: float | None
+    from_full_nats: float | None
     agree_inside: float
     agree_past: float | None
     reach_tokens: int | None
     at_reach: float | None
     beyond_reach: float | None
-    holds: bool
+    verdict: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether the window is proved: what is inconclusive is not."""
+        return self.verdict == "holds"
 
 
 @dataclass(frozen=True, slots=True)

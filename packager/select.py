@@ -48,11 +48,7 @@ def select(measurements: Sequence[Measurement], budget: Budget) -> Selection:
     rejected: list[Rejection] = []
     for measurement in measurements:
         if not measurement.proof.holds:
-            raise QualityError(
-                f"{measurement.variant.name} does not keep the window",
-                expected=f"a divergence past the window near {measurement.proof.inside_nats:.2e}",
-                remedy="install the engine that `make wheels` builds (`make setup`) and run again",
-            )
+            raise _unproved(measurement)
         reasons = _excesses(measurement, budget)
         rejected += reasons
         if not reasons:
@@ -69,6 +65,22 @@ def select(measurements: Sequence[Measurement], budget: Budget) -> Selection:
         why = f"diverges more: {_divergence(other):.2e} nats, not {_divergence(chosen):.2e}"
         rejected.append(Rejection(other.variant.name, why, "a tighter budget would choose it"))
     return Selection(budget, chosen, tuple(rejected))
+
+
+def _unproved(measurement: Measurement) -> QualityError:
+    proof, name = measurement.proof, measurement.variant.name
+    if proof.verdict == "inconclusive":
+        return QualityError(
+            f"{name} is too coarse to tell whether it keeps the window",
+            expected=f"divergences that differ: {proof.past_nats:.2e} nats from the checkpoint, "
+            f"{proof.from_full_nats:.2e} from full attention",
+            remedy="choose a finer recipe, such as Q5_K_M or Q8_0",
+        )
+    return QualityError(
+        f"{name} does not keep the window",
+        expected=f"a divergence past the window near {proof.inside_nats:.2e}",
+        remedy="install the engine that `make wheels` builds (`make setup`) and run again",
+    )
 
 
 def _divergence(measurement: Measurement) -> float:

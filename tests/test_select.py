@@ -13,7 +13,7 @@ from packager.select import read_budget, select
 
 
 def measurement(recipe: str, nats: float, memory: int = 100, **speed) -> Measurement:
-    proof = WindowProof(32, "32", 512, nats, nats, 1.0, 1.0, 1.0, 62, 1e-3, 0.0, True)
+    proof = WindowProof(32, "32", 512, nats, nats, 1.0, 1.0, 1.0, 62, 1e-3, 0.0, "holds")
     times = dict(first_token_s=0.2, per_token_p50_s=0.01, per_token_p95_s=0.02) | speed
     measured = Speed(2, 1024, 4096, 0.1, *times.values(), 50, 20, 10, memory)
     return Measurement(
@@ -57,10 +57,14 @@ def test_what_would_make_it_fit_is_said():
     assert "first token is 0.2 s, the limit 0.1" in str(caught.value)
 
 
-def test_a_lost_window_is_never_selected():
-    lost = dataclasses.replace(SMALL, proof=dataclasses.replace(SMALL.proof, holds=False))
-    with pytest.raises(QualityError, match="does not keep the window"):
-        select([FINE, lost], Budget())
+@pytest.mark.parametrize(
+    "verdict, message",
+    [("fails", "does not keep the window"), ("inconclusive", "too coarse to tell")],
+)
+def test_what_is_not_proved_is_never_selected(verdict, message):
+    proof = dataclasses.replace(SMALL.proof, verdict=verdict)
+    with pytest.raises(QualityError, match=message):
+        select([FINE, dataclasses.replace(SMALL, proof=proof)], Budget())
 
 
 def test_a_budget_file_is_read_strictly(tmp_path):

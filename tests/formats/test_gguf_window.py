@@ -178,4 +178,4 @@ def test_every_recipe_diverges_past_the_window_as_it_does_inside(tmp_path, recip
     backend.close()
     assert proof.holds
     assert proof.beyond_reach == 0
-    assert proof.if_lost_nats > 5 * proof.past_nats
+    assert proof.from_full_nats > 5 * proof.past_nats
