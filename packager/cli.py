@@ -45,28 +45,24 @@ network, 7 device or engine, 8 checkpoint refused, 9 an outside tool failed, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     arguments = parser().parse_args(argv)
-    bars = _Bars(shown=not arguments.json and sys.stderr.isatty())
     try:
-        report = arguments.command(arguments, bars.update)
+        with _Bars(shown=not arguments.json and sys.stderr.isatty()) as bars:
+            report = arguments.command(arguments, bars.update)
     except StarpackError as error:
-        bars.close()
         if arguments.json:
             print(json.dumps(error.to_json(), indent=2))
         else:
             print(f"starpack: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        bars.close()
         print(f"starpack: {error}", file=sys.stderr)
         print(
             "  remedy: check the path, the permissions and the space on the disk", file=sys.stderr
         )
         return StarpackError.exit_code
     except KeyboardInterrupt:
-        bars.close()
         print("starpack: interrupted; finished steps are kept and resumed", file=sys.stderr)
         return INTERRUPTED
-    bars.close()
     print(json.dumps(report.data, indent=2) if arguments.json else report.text)
     return report.exit_code
 
@@ -78,6 +74,12 @@ class _Bars:
         self.shown = shown
         self.bar: tqdm | None = None
         self.what = ""
+
+    def __enter__(self) -> _Bars:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def update(self, what: str, done: int, total: int) -> None:
         if not self.shown:

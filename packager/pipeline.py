@@ -80,25 +80,21 @@ def convert(
     store = Store(settings.out)
     module = importlib.import_module(f"packager.formats.{variant.format}")
     inputs = {"checkpoint": checkpoint.sha256, "variant": variant, "writer": module.VERSION}
-    importance: Mapping[str, np.ndarray] = {}
     if settings.imatrix is not None:
         inputs["imatrix"] = sha256_file(settings.imatrix)
-        importance = read_importance(settings.imatrix, module.matrix_columns(checkpoint))
     folder = settings.out / "variants" / f"{variant.name}-{store.key(inputs)}"
+
+    def make() -> Artifact:
+        importance: Mapping[str, np.ndarray] = {}
+        if settings.imatrix is not None:
+            importance = read_importance(settings.imatrix, module.matrix_columns(checkpoint))
+        return module.convert(checkpoint, variant, folder, importance=importance, progress=progress)
 
     def sound(artifact: Artifact) -> bool:
         files = ((artifact.path / entry.path, entry.bytes) for entry in artifact.files)
         return all(file.is_file() and file.stat().st_size == size for file, size in files)
 
-    return store.resume(
-        "convert",
-        inputs,
-        Artifact,
-        lambda: module.convert(
-            checkpoint, variant, folder, importance=importance, progress=progress
-        ),
-        sound=sound,
-    )
+    return store.resume("convert", inputs, Artifact, make, sound=sound)
 
 
 def measure(

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+import runtimes
 from packager.records import Checkpoint, Progress, WindowProof, no_progress
 from packager.reference import final_states, head_logits
 from packager.tensors import open_tensors
+from packager.tokenizer_file import TOKENIZER_NAME
 from runtimes.contract import Backend, Window
 from runtimes.text import Tokenizer
 
@@ -40,7 +42,7 @@ class Sample:
 
 def proof_sample(checkpoint: Checkpoint, text: str) -> Sample:
     """The beginning of `text`, some way past the window, in the checkpoint's own ids."""
-    tokenizer = Tokenizer(checkpoint.path / "tokenizer.json", checkpoint.special_ids)
+    tokenizer = Tokenizer(checkpoint.path / TOKENIZER_NAME, checkpoint.special_ids)
     window = checkpoint.window.size_tokens or checkpoint.context_tokens
     least, most = PAST_TOKENS
     past = max(least, min(7 * window, most))
@@ -52,8 +54,6 @@ def proof_sample(checkpoint: Checkpoint, text: str) -> Sample:
 
 def own_text() -> str:
     """A text that is always at hand: the runtime's own source code."""
-    import runtimes
-
     folder = Path(runtimes.__file__).parent
     return "\n".join(file.read_text("utf-8") for file in sorted(folder.rglob("*.py")))
 
@@ -63,33 +63,32 @@ def prove_window(
 ) -> WindowProof:
     """Compare `backend` with the reference on `sample`, then test how far a token reaches."""
     tensors = open_tensors(checkpoint)
-    sequences = [sample.ids]
-    kept = final_states(checkpoint, tensors, sequences, progress=progress)[0]
-    past = len(sample.ids) > sample.inside
-    lost = None
+    sequences, length = [sample.ids], len(sample.ids)
+    past = length > sample.inside
+    (kept,) = final_states(checkpoint, tensors, sequences, progress=progress)
     if past:
-        full = Window(None)
-        lost = final_states(checkpoint, tensors, sequences, window=full, progress=progress)[0]
-    nats = np.empty(len(sample.ids))
-    full_nats = np.zeros(len(sample.ids))
-    agree = np.empty(len(sample.ids), bool)
+        (lost,) = final_states(
+            checkpoint, tensors, sequences, window=Window(None), progress=progress
+        )
+    nats, full_nats, agree = np.empty(length), np.zeros(length), np.empty(length, bool)
+    step = min(BLOCK, backend.chunk_tokens)
     backend.rewind(0)
-    for start in range(0, len(sample.ids), min(BLOCK, backend.chunk_tokens)):
-        block = slice(start, min(start + min(BLOCK, backend.chunk_tokens), len(sample.ids)))
+    for start in range(0, length, step):
+        block = slice(start, min(start + step, length))
         reference = log_softmax(head_logits(checkpoint, tensors, kept[block]))
         found = log_softmax(backend.forward(sample.ids[block].tolist(), last_only=False))
         nats[block] = divergence(reference, found)
         agree[block] = reference.argmax(-1) == found.argmax(-1)
-        if lost is not None and block.stop > sample.inside:
+        if block.stop > sample.inside:
             wrong = log_softmax(head_logits(checkpoint, tensors, lost[block]))
             full_nats[block] = divergence(wrong, found)
-        progress("compare", block.stop, len(sample.ids))
+        progress("compare", block.stop, length)
     at_reach, beyond_reach = reach(checkpoint, backend)
     inside, after = slice(sample.inside), slice(sample.inside, None)
     return WindowProof(
         window_tokens=checkpoint.window.size_tokens,
         engine_window=backend.describe()["window_applied"],
-        positions=len(sample.ids),
+        positions=length,
         inside_nats=float(nats[inside].mean()),
         past_nats=float(nats[after].mean()) if past else None,
         from_full_nats=float(full_nats[after].mean()) if past else None,
@@ -105,7 +104,7 @@ def prove_window(
 def judge(
     inside: np.ndarray, past: np.ndarray, full: np.ndarray, beyond_reach: float | None
 ) -> str:
-    """ "holds", "fails" or "inconclusive", from divergences in nats per position.
+    """The verdict: "holds", "fails" or "inconclusive", from divergences in nats per position.
 
     inside (W,) and past (P,) are from the checkpoint, full (P,) from full attention past the
     window; beyond_reach as in WindowProof. Where the reach was run it decides. Otherwise the

@@ -207,7 +207,7 @@ def _is_int(value: object) -> bool:
 
 
 def _count(value: object, key: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
+    if not _is_int(value) or not 0 < value < 2**31:
         raise _bad(key, value, "a whole number above 0")
     return value
 

@@ -13,7 +13,8 @@ from packager.checkpoint import describe, read_checkpoint
 from packager.errors import CheckpointError
 from packager.tensors import open_tensors
 from runtimes.contract import SpecialIds, Window
-from tests.tiny import edit_json, random_tensors, write_checkpoint, write_weights
+from tests.refusal import refusal
+from tests.tiny import random_tensors, set_config, write_checkpoint, write_weights
 
 
 @pytest.fixture(autouse=True)
@@ -28,17 +29,8 @@ def folder(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "model")
 
 
-def set_config(folder: Path, **values: object) -> None:
-    edit_json(folder / "config.json", lambda config: config.update(values))
-
-
 def refused(folder: Path, message: str) -> CheckpointError:
-    with pytest.raises(CheckpointError, match=message) as raised:
-        read_checkpoint(folder, hash_files=False)
-    assert raised.value.where
-    assert raised.value.expected
-    assert raised.value.remedy
-    return raised.value
+    return refusal(lambda: read_checkpoint(folder, hash_files=False), message)
 
 
 def test_reads_what_was_written(tmp_path: Path) -> None:

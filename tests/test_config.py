@@ -10,7 +10,8 @@ import pytest
 
 from packager.config import read_config
 from packager.errors import CheckpointError
-from tests.tiny import edit_json, write_checkpoint
+from tests.refusal import refusal
+from tests.tiny import edit_json, set_config, write_checkpoint
 
 
 @pytest.fixture
@@ -18,17 +19,8 @@ def folder(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "model")
 
 
-def set_config(folder: Path, **values: object) -> None:
-    edit_json(folder / "config.json", lambda config: config.update(values))
-
-
 def refused(folder: Path, message: str) -> CheckpointError:
-    with pytest.raises(CheckpointError, match=message) as raised:
-        read_config(folder)
-    assert raised.value.where
-    assert raised.value.expected
-    assert raised.value.remedy
-    return raised.value
+    return refusal(lambda: read_config(folder), message)
 
 
 def test_transformers_five_style(folder: Path) -> None:

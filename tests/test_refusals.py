@@ -7,12 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from packager.checkpoint import read_checkpoint
-from packager.errors import CheckpointError
 from packager.tensors import open_tensors
-from tests.tiny import edit_json, write_checkpoint
+from tests.refusal import refusal
+from tests.tiny import edit_json, set_config, write_checkpoint
 
 GOLDEN = Path(__file__).parent / "goldens" / "refusals.md"
 HEAD = """\
@@ -23,7 +22,7 @@ Written by `pytest tests/test_refusals.py --regenerate-goldens`; MODEL stands fo
 
 
 def config(**values: object) -> Callable[[Path], object]:
-    return lambda folder: edit_json(folder / "config.json", lambda data: data.update(values))
+    return lambda folder: set_config(folder, **values)
 
 
 def index(name: str) -> Callable[[Path], object]:
@@ -102,12 +101,14 @@ CASES: dict[str, Callable[[Path], object]] = {
 def message_of(case: str, folder: Path) -> str:
     model = write_checkpoint(folder / "model")
     CASES[case](model)
-    with pytest.raises(CheckpointError) as caught:
+
+    def read() -> None:
         tensors = open_tensors(read_checkpoint(model, hash_files=False))
         for name in tensors.names():
             tensors.read(name)
-    assert caught.value.where and caught.value.expected and caught.value.remedy
-    return str(caught.value).replace(str(model) + os.sep, "MODEL/").replace(str(model), "MODEL")
+
+    error = refusal(read, ".")
+    return str(error).replace(str(model) + os.sep, "MODEL/").replace(str(model), "MODEL")
 
 
 def test_every_message_is_the_golden_one(tmp_path, regenerate_goldens):

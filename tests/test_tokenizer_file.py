@@ -11,6 +11,7 @@ import pytest
 from packager.errors import CheckpointError
 from packager.tokenizer_file import read_special_ids
 from runtimes.contract import SpecialIds
+from tests.refusal import refusal
 from tests.tiny import TOKENS, edit_json, write_checkpoint
 
 
@@ -20,12 +21,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def refused(folder: Path, message: str) -> CheckpointError:
-    with pytest.raises(CheckpointError, match=message) as raised:
-        read_special_ids(folder, TOKENS)
-    assert raised.value.where
-    assert raised.value.expected
-    assert raised.value.remedy
-    return raised.value
+    return refusal(lambda: read_special_ids(folder, TOKENS), message)
 
 
 def test_tiny_tokenizer_is_sound(folder: Path) -> None:

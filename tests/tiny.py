@@ -150,6 +150,11 @@ def edit_json(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
     file.write_text(json.dumps(data), encoding="utf-8")
 
 
+def set_config(folder: Path, **values: object) -> None:
+    """Set keys of config.json."""
+    edit_json(folder / "config.json", lambda config: config.update(values))
+
+
 def write_weights(
     folder: Path, tensors: Mapping[str, np.ndarray], dtype: str = "float32", shards: int = 1
 ) -> None:

@@ -26,6 +26,7 @@ from packager.files import atomic_folder, file_entry
 from packager.quant import ggml
 from packager.records import Artifact, Checkpoint, Progress, Variant, no_progress
 from packager.tensors import TensorSource, open_tensors
+from packager.tokenizer_file import TOKENIZER_NAME
 from packager.versions import tool_versions
 
 RECIPES = tuple(ggml.RECIPES)
@@ -176,7 +177,7 @@ def write_header(
 
 
 def _add_tokenizer(writer: GGUFWriter, checkpoint: Checkpoint) -> None:
-    definition = json.loads((checkpoint.path / "tokenizer.json").read_bytes())
+    definition = json.loads((checkpoint.path / TOKENIZER_NAME).read_bytes())
     vocabulary = definition["model"]["vocab"]
     by_id = {token_id: token for token, token_id in vocabulary.items()}
     control = {added["id"]: added["content"] for added in definition["added_tokens"]}
