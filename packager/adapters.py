@@ -102,18 +102,20 @@ class MergedTensors:
         return rows
 
     def _add(self, delta: Delta, rows: np.ndarray, start: int) -> None:
-        """Add rows start.. of scale * B A to `rows` in place, a block of rows at a time."""
+        """Add rows start.. of scale * B A to `rows` in place, a block of rows at a time.
+
+        A matrix product may round a row differently beside other rows. So the blocks are the same
+        whichever rows are asked for, and what a row is does not depend on how it is read.
+        """
         scale = np.float32(delta.scale)
         a = self.adapter.read(delta.a)  # (r, in); embedding: (r, vocab)
-        b_whole = self.adapter.read(delta.b) if delta.embedding else None  # (hidden, r)
-        step = max(1, BLOCK_ELEMENTS // rows.shape[1])
-        for begin in range(0, len(rows), step):
-            end = min(begin + step, len(rows))
-            if b_whole is not None:
-                product = a[:, start + begin : start + end].T @ b_whole.T
-            else:
-                product = self.adapter.read_rows(delta.b, start + begin, start + end) @ a
-            rows[begin:end] += scale * product
+        b = self.adapter.read(delta.b)  # (out, r); embedding: (hidden, r)
+        left, right = (a.T, b.T) if delta.embedding else (b, a)
+        stop, step = start + len(rows), max(1, BLOCK_ELEMENTS // rows.shape[1])
+        for block in range(start // step * step, stop, step):
+            product = left[block : block + step] @ right
+            begin, end = max(start, block), min(stop, block + step)
+            rows[begin - start : end - start] += scale * product[begin - block : end - block]
 
 
 def adapter_files(folder: Path) -> list[Path]:

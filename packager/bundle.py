@@ -210,7 +210,6 @@ def _rendered(
     readme = string.Template((BUNDLE_FILES / "README.md").read_text(encoding="utf-8"))
     # the name of a folder may hold anything; a backtick or a line break would spoil the text
     model = re.sub(r"[^\w. -]", "_", checkpoint.path.resolve().name)
-    size = sum(entry.bytes for entry in artifact.files)
     return {
         "install": (BUNDLE_FILES / "install").read_text().replace("@PYTHON@", _python_version()),
         "README.md": readme.substitute(
@@ -220,7 +219,7 @@ def _rendered(
             window="none: full attention" if window is None else f"{window} tokens, exact",
             context=checkpoint.context_tokens,
             artifact=_artifact_path(artifact),
-            megabytes=f"{size / 1e6:.1f}",
+            megabytes=f"{artifact.bytes / 1e6:.1f}",
             machine=platform.machine(),
             python=_python_version(),
         ),
@@ -228,8 +227,8 @@ def _rendered(
 
 
 def _artifact_path(artifact: Artifact) -> str:
-    """What the backend opens: the file, or the folder where there are several."""
-    return f"model/{artifact.files[0].path}" if len(artifact.files) == 1 else "model"
+    """What the backend opens, as a path in the bundle."""
+    return f"model/{artifact.entry}" if artifact.entry else "model"
 
 
 def _python_version() -> str:

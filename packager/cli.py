@@ -24,7 +24,7 @@ with the model's sliding window exact at any length.
 
 The way a model takes, one command each:
   inspect   what is in the checkpoint, and what it needs
-  convert   write the variants            (--formats gguf:Q4_K_M,gguf:Q8_0)
+  convert   write the variants            (--formats gguf:Q4_K_M,onnx:int4-g32)
   profile   prove the window, time each variant on this machine
   select    choose the best one within a budget
   pack      all of these, then write the bundle
@@ -34,7 +34,7 @@ EPILOG = """\
 examples:
   starpack inspect examples/demo
   starpack bundle examples/demo --out artifacts
-  starpack convert models/starcoder2-3b --formats gguf:Q4_K_M --out artifacts --json
+  starpack convert models/starcoder2-3b --formats gguf:Q4_K_M,onnx --out artifacts --json
   starpack calibrate models/starcoder2-3b --sources src/ --out importance.gguf
 
 exit codes: 0 ok, 2 usage, 3 nothing fits the budget, 4 quality or window, 5 integrity, 6 no
@@ -163,9 +163,18 @@ def _add_formats(sub: argparse.ArgumentParser) -> None:
         type=lambda text: [part for part in text.split(",") if part],
         default=["gguf"],
         metavar="FORMAT[:RECIPE],...",
-        help="gguf, or gguf:RECIPE with F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M or IQ4_XS",
+        help="gguf:RECIPE with F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M or IQ4_XS; onnx:RECIPE "
+        "with fp32, fp16, int8, int4-g32, int4-g64, int4-g128, or int4 with --gptq. A FORMAT alone "
+        "is gguf:Q4_K_M, onnx:int4-g32",
     )
-    sub.add_argument("--imatrix", type=Path, help="importance matrix; see `starpack calibrate`")
+    sub.add_argument(
+        "--head-bits", type=_count(4, 32), metavar="N",
+        help="onnx: bits of the head and the embedding: 4, 8 (default), or 16 or 32 as the rest",
+    )  # fmt: skip
+    sub.add_argument(
+        "--imatrix", type=Path, help="gguf: importance matrix; see `starpack calibrate`"
+    )
+    sub.add_argument("--gptq", type=Path, help="onnx:int4: folder of GPTQ weights of this model")
     _add_out(sub)
 
 
@@ -174,8 +183,12 @@ def _add_measured(sub: argparse.ArgumentParser) -> None:
     _add_formats(sub)
     sub.add_argument("--device", help="cpu: this machine")
     sub.add_argument(
-        "--gpu-layers", type=_count(0, 10_000), default=0, help="layers to put on a GPU (0)"
+        "--provider", choices=("cpu", "cuda"), default="cpu", help="what runs the model (cpu)"
     )
+    sub.add_argument(
+        "--gpu-layers", type=_count(0, 10_000), default=0,
+        help="gguf: layers to put on a GPU, where not all (0)",
+    )  # fmt: skip
     sub.add_argument("--budget", type=Path, help="JSON file of limits")
     sub.add_argument(
         "--context",

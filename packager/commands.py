@@ -18,7 +18,7 @@ from packager.calibrate import (
 )
 from packager.checkpoint import describe, read_checkpoint
 from packager.errors import QualityError
-from packager.records import Checkpoint, Measurement, Progress
+from packager.records import Checkpoint, Measurement, Progress, Variant
 from packager.select import read_budget
 from packager.store import to_plain
 from runtimes.host import default_threads
@@ -58,9 +58,10 @@ def wheels(arguments: argparse.Namespace, progress: Progress) -> Report:
     """Build the engine and download what is shipped beside it, or take both from the cache."""
     from packager.wheelhouse import collect_wheels
     from packager.wheels import build_engine
+    from runtimes.backends.gguf import REQUIRES
 
     wheel = build_engine(arguments.out / "wheels", cuda=arguments.cuda, progress=progress)
-    others = [str(file) for file in collect_wheels(wheel, progress=progress) if file != wheel]
+    others = [str(file) for file in collect_wheels(REQUIRES, progress=progress)]
     return Report({"wheel": str(wheel), "others": others}, str(wheel))
 
 
@@ -91,15 +92,11 @@ def calibrate(arguments: argparse.Namespace, progress: Progress) -> Report:
 def convert(arguments: argparse.Namespace, progress: Progress) -> Report:
     """Convert to every wanted variant."""
     checkpoint = _checkpoint(arguments, progress)
-    settings = pipeline.Settings(arguments.out.resolve(), imatrix=arguments.imatrix)
+    settings = pipeline.Settings(arguments.out.resolve(), calibrations=_calibrations(arguments))
     artifacts = [
-        pipeline.convert(checkpoint, variant, settings, progress)
-        for variant in pipeline.plan(arguments.formats)
+        pipeline.convert(checkpoint, variant, settings, progress) for variant in _plan(arguments)
     ]
-    lines = [
-        f"{a.variant.name:14} {sum(f.bytes for f in a.files) / 1e6:10.1f} MB  {a.path}"
-        for a in artifacts
-    ]
+    lines = [f"{a.variant.name:20} {a.bytes / 1e6:10.1f} MB  {a.path}" for a in artifacts]
     return Report({"artifacts": to_plain(artifacts)}, "\n".join(lines))
 
 
@@ -154,7 +151,8 @@ def _pack(arguments: argparse.Namespace, progress: Progress) -> tuple[Report, Pa
 
     checkpoint, licence_file = _checkpoint(arguments, progress), arguments.licence_file
     settings = _settings(arguments, checkpoint)
-    wheels = prepare(checkpoint, settings, licence_file, progress)
+    formats = [variant.format for variant in _plan(arguments)]
+    wheels = prepare(checkpoint, formats, settings, licence_file, progress)
     measurements = _measure_all(arguments, checkpoint, settings, progress)
     selection = pipeline.choose(measurements, settings)
     folder = pack_selection(
@@ -192,11 +190,21 @@ def _settings(arguments: argparse.Namespace, checkpoint: Checkpoint) -> pipeline
         out=arguments.out.resolve(),
         context_tokens=arguments.context or trained,
         threads=arguments.threads or default_threads(),
+        provider=arguments.provider,
         gpu_layers=arguments.gpu_layers,
         device=arguments.device,
         budget=read_budget(arguments.budget),
-        imatrix=arguments.imatrix,
+        calibrations=_calibrations(arguments),
     )
+
+
+def _plan(arguments: argparse.Namespace) -> list[Variant]:
+    return pipeline.plan(arguments.formats, arguments.head_bits)
+
+
+def _calibrations(arguments: argparse.Namespace) -> dict[str, Path]:
+    given = {"gguf": arguments.imatrix, "onnx": arguments.gptq}
+    return {format: path for format, path in given.items() if path is not None}
 
 
 def _measure_all(
@@ -209,7 +217,7 @@ def _measure_all(
         pipeline.measure(
             checkpoint, pipeline.convert(checkpoint, v, settings, progress), settings, progress
         )
-        for v in pipeline.plan(arguments.formats)
+        for v in _plan(arguments)
     ]
 
 

@@ -42,10 +42,11 @@ def measure_speed(artifact: Artifact, checkpoint: Checkpoint, options: BackendOp
     command = [
         sys.executable, "-P", "-m", "packager.measure",
         "--format", artifact.variant.format,
-        "--model", str(artifact.path / artifact.files[0].path),
+        "--model", str(artifact.path / artifact.entry),
         "--window", str(checkpoint.window.size_tokens or 0),
         "--context", str(options.context_tokens),
         "--threads", str(options.threads),
+        "--provider", options.provider,
         "--gpu-layers", str(options.gpu_layers),
         "--prompt-tokens", str(prompt_tokens),
     ]  # fmt: skip
@@ -74,6 +75,7 @@ def run(arguments: argparse.Namespace) -> Speed:
     options = BackendOptions(
         context_tokens=arguments.context,
         threads=arguments.threads,
+        provider=arguments.provider,
         gpu_layers=arguments.gpu_layers,
     )
     module = importlib.import_module(f"runtimes.backends.{arguments.format}")
@@ -109,7 +111,8 @@ def run(arguments: argparse.Namespace) -> Speed:
 def main() -> None:
     """The child's entry: figures on stdout."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--format", required=True)
+    for name in ("format", "provider"):
+        parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--model", type=Path, required=True)
     for name in ("window", "context", "threads", "gpu-layers", "prompt-tokens"):
         parser.add_argument(f"--{name}", type=int, required=True)

@@ -11,13 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from packager import formats, quality
-from packager.calibrate import read_importance
 from packager.device import device_name
 from packager.errors import UsageError
-from packager.files import sha256_file
+from packager.hashes import combined_sha256
 from packager.measure import measure_speed
 from packager.records import (
     Artifact,
@@ -41,7 +38,10 @@ def known_formats() -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a run of the pipeline is asked for."""
+    """What a run of the pipeline is asked for.
+
+    calibrations: by format, the file or folder with what was learned from text for it.
+    """
 
     out: Path
     context_tokens: int = 0
@@ -49,11 +49,19 @@ class Settings:
     gpu_layers: int = 0
     device: str | None = None
     budget: Budget = field(default_factory=Budget)
-    imatrix: Path | None = None
+    provider: str = "cpu"
+    calibrations: Mapping[str, Path] = field(default_factory=dict)
+
+    def options(self) -> BackendOptions:
+        """How artifacts are opened to be measured."""
+        return BackendOptions(self.context_tokens, self.threads, self.provider, self.gpu_layers)
 
 
-def plan(wanted: Sequence[str]) -> list[Variant]:
-    """Variants from `FORMAT` (its default recipes) or `FORMAT:RECIPE`; each once, in order."""
+def plan(wanted: Sequence[str], head_bits: int | None = None) -> list[Variant]:
+    """Variants from `FORMAT` (its default recipes) or `FORMAT:RECIPE`; each once, in order.
+
+    head_bits: for the head and the embedding, where the format lets them be chosen.
+    """
     variants: dict[str, Variant] = {}
     for text in wanted:
         name, _, recipe = text.partition(":")
@@ -65,7 +73,7 @@ def plan(wanted: Sequence[str]) -> list[Variant]:
             )
         module = importlib.import_module(f"packager.formats.{name}")
         for chosen in (recipe,) if recipe else module.DEFAULT_RECIPES:
-            variant = module.variant(chosen)
+            variant = module.variant(chosen, head_bits)
             variants[variant.name] = variant
     return list(variants.values())
 
@@ -80,15 +88,15 @@ def convert(
     store = Store(settings.out)
     module = importlib.import_module(f"packager.formats.{variant.format}")
     inputs = {"checkpoint": checkpoint.sha256, "variant": variant, "writer": module.VERSION}
-    if settings.imatrix is not None:
-        inputs["imatrix"] = sha256_file(settings.imatrix)
+    calibration = settings.calibrations.get(variant.format)
+    if calibration is not None:
+        inputs["calibration"] = module.calibration_sha256(calibration)
     folder = settings.out / "variants" / f"{variant.name}-{store.key(inputs)}"
 
     def make() -> Artifact:
-        importance: Mapping[str, np.ndarray] = {}
-        if settings.imatrix is not None:
-            importance = read_importance(settings.imatrix, module.matrix_columns(checkpoint))
-        return module.convert(checkpoint, variant, folder, importance=importance, progress=progress)
+        return module.convert(
+            checkpoint, variant, folder, calibration=calibration, progress=progress
+        )
 
     def sound(artifact: Artifact) -> bool:
         files = ((artifact.path / entry.path, entry.bytes) for entry in artifact.files)
@@ -105,18 +113,18 @@ def measure(
 ) -> Measurement:
     """Prove the window, then time the artifact in a process of its own, on this machine."""
     device = device_name(settings.device)
-    options = BackendOptions(settings.context_tokens, settings.threads, settings.gpu_layers)
+    options = settings.options()
     backends = importlib.import_module(f"runtimes.backends.{artifact.variant.format}")
     inputs = {
         "artifact": artifact.files,
         "device": device,
         "options": options,
-        "engine": backends.engine_sha256(),
+        "engine": backends.engine_files(),
         "proof": quality.VERSION,
     }
 
     def make() -> Measurement:
-        model = artifact.path / artifact.files[0].path
+        model = artifact.path / artifact.entry
         # the proof looks further than the context that is asked for, where the model does
         longest = max(options.context_tokens, checkpoint.context_tokens)
         opened = dataclasses.replace(options, context_tokens=longest)
@@ -129,9 +137,14 @@ def measure(
         progress("time", 0, 1)
         speed = measure_speed(artifact, checkpoint, options)
         progress("time", 1, 1)
-        entry = artifact.files[0]
         return Measurement(
-            artifact.variant, entry.sha256, entry.bytes, device, "measured here", proof, speed
+            artifact.variant,
+            combined_sha256(artifact.files),
+            artifact.bytes,
+            device,
+            "measured here",
+            proof,
+            speed,
         )
 
     return Store(settings.out).resume("measure", inputs, Measurement, make)

@@ -73,17 +73,22 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What is wanted: a format and one of its recipes, by the format's own name for it."""
+    """What is wanted: a format and one of its recipes, by the format's own name for it.
+
+    head_bits is set where the head and the embedding are to differ from what the recipe gives them.
+    """
 
     format: str
     recipe: str
     bits: float
     group_size: int | None
+    head_bits: int | None = None
 
     @property
     def name(self) -> str:
-        """As shown and as used in file names: `gguf-Q4_K_M`."""
-        return f"{self.format}-{self.recipe}"
+        """As shown and as used in file names: `gguf-Q4_K_M`, `onnx-int4-g32-head4`."""
+        head = "" if self.head_bits is None else f"-head{self.head_bits}"
+        return f"{self.format}-{self.recipe}{head}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,16 @@ class Artifact:
     path: Path
     files: tuple[FileEntry, ...]
     versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def entry(self) -> str:
+        """What a backend opens, below `path`: the file, or "" for the folder of several."""
+        return self.files[0].path if len(self.files) == 1 else ""
+
+    @property
+    def bytes(self) -> int:
+        """All its files together."""
+        return sum(file.bytes for file in self.files)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import numpy as np
 from packager.records import Checkpoint, Geometry, Progress, no_progress
 from packager.tensors import TensorSource
 from runtimes.contract import Window
+from runtimes.rope import rope_tables
 
 Observe = Callable[[str, np.ndarray], None]
 """observe(tensor name, float32 (T, C)): what that matrix is about to be multiplied with."""
@@ -120,10 +121,7 @@ def windowed_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, window: Wind
 def _rotate(x: np.ndarray, theta: float) -> np.ndarray:
     """RoPE in the NeoX layout: the first half of each head is paired with the second."""
     length, _, head_dim = x.shape
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    frequencies = np.float32(1.0) / np.float32(theta) ** exponents
-    angles = np.arange(length, dtype=np.float32)[:, None] * frequencies
-    cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
+    cos, sin = (table[:, None] for table in rope_tables(length, head_dim, theta))
     a, b = np.split(x, 2, axis=-1)
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +22,6 @@ from packager.records import Checkpoint, Progress, Selection
 from packager.store import to_plain
 from packager.wheelhouse import collect_wheels
 from packager.wheels import build_engine
-from runtimes.llama import engine_files
 
 PROMPT = "import os\n\ndef read_file(path):\n    with open("
 PREFIX = """\
@@ -47,42 +49,61 @@ class Trial:
 
 
 def prepare(
-    checkpoint: Checkpoint, settings: Settings, licence_file: Path | None, progress: Progress
-) -> list[Path]:
-    """All that packing needs but the artifact, before the long work; returns the wheels.
+    checkpoint: Checkpoint,
+    formats: Iterable[str],
+    settings: Settings,
+    licence_file: Path | None,
+    progress: Progress,
+) -> dict[str, list[Path]]:
+    """All that packing needs but the artifact, before the long work; the wheels of each format.
 
     Raises CheckpointError without a licence, UsageError for a GPU (no bundle for one yet) or an
     output that is something else, DeviceError where the installed engine, which measures, is not
     the one that would be shipped.
     """
-    if settings.gpu_layers:
+    if settings.gpu_layers or settings.provider != "cpu":
         raise UsageError(
-            "bundles are packed with the CPU engine, so they are measured without a GPU",
-            expected="--gpu-layers 0",
+            "bundles are packed with CPU engines, so they are measured without a GPU",
+            expected="--provider cpu and --gpu-layers 0",
             remedy="use `starpack profile` to measure with a GPU",
         )
     check_parts(checkpoint, settings.out / "bundle", licence_file)
-    engine = build_engine(settings.out / "wheels", progress=progress)
-    with zipfile.ZipFile(engine) as archive:
-        shipped = {
-            Path(name).name: hashlib.sha256(archive.read(name)).hexdigest()
-            for name in archive.namelist()
-            if name.endswith(".so")
-        }
-    if shipped != engine_files():
-        raise DeviceError(
-            "the installed engine is not the one that would be shipped",
-            where=engine,
-            remedy="run `make setup`: what is measured has to be what runs on the device",
-        )
-    return collect_wheels(engine, progress=progress)
+    wheels = {}
+    for format in sorted(set(formats)):
+        backend = importlib.import_module(f"runtimes.backends.{format}")
+        built = []
+        if format == "gguf":  # the one engine that is on no index as we need it
+            built = [build_engine(settings.out / "wheels", progress=progress)]
+        wheels[format] = collect_wheels(backend.REQUIRES, built, progress=progress)
+        _check_engine(backend.engine_files(), wheels[format])
+    return wheels
+
+
+def _check_engine(installed: dict[str, str], wheels: list[Path]) -> None:
+    """The libraries that measure must be those of the wheel that is shipped: no more, no fewer."""
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as archive:
+            libraries = [n for n in archive.namelist() if re.search(r"\.so(\.[\d.]+)?$", n)]
+            if not installed.keys() & {Path(name).name for name in libraries}:
+                continue
+            shipped = {
+                Path(name).name: hashlib.sha256(archive.read(name)).hexdigest()
+                for name in libraries
+            }
+        if shipped == installed:
+            return
+    raise DeviceError(
+        "the installed engine is not the one that would be shipped",
+        where=", ".join(sorted(installed)),
+        remedy="run `make setup`: what is measured has to be what runs on the device",
+    )
 
 
 def pack_selection(
     checkpoint: Checkpoint,
     selection: Selection,
     settings: Settings,
-    wheels: list[Path],
+    wheels: Mapping[str, list[Path]],
     *,
     licence_file: Path | None,
     progress: Progress,
@@ -94,7 +115,7 @@ def pack_selection(
         artifact,
         checkpoint,
         out,
-        wheels=wheels,
+        wheels=wheels[artifact.variant.format],
         evidence=to_plain(selection.chosen),
         licence_file=licence_file,
         progress=progress,

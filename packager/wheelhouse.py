@@ -26,9 +26,8 @@ from packager.errors import BuildError
 from packager.files import atomic_folder, cache_folder
 from packager.records import Progress, no_progress
 
-# What `import tokenizers` and `import llama_cpp` load, found by listing sys.modules: tokenizers
-# also declares huggingface-hub, which it needs only to download.
-SHIPPED_PACKAGES = ("numpy", "tokenizers", "typing_extensions", "diskcache", "jinja2", "markupsafe")
+# What every format needs. tokenizers also declares huggingface-hub, but only to download with.
+COMMON_PACKAGES = ("numpy", "tokenizers")
 
 _STEP = re.compile(r"^\s*\[(\d+)/(\d+)\] ")  # ninja: "[17/330] /usr/bin/g++ ..."
 _LAST_LINES = 12  # guessed: enough to hold a compiler's error and its context
@@ -109,13 +108,13 @@ def pip(*arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", *arguments]
 
 
-def shipped_pins() -> list[str]:
-    """`name==version` of each shipped package: the versions installed here.
+def shipped_pins(requires: Sequence[str]) -> list[str]:
+    """`name==version` of the common packages and of a backend's: the versions installed here.
 
     Those are the ones that the artifact was measured with.
     """
     try:
-        return [f"{name}=={version(name)}" for name in SHIPPED_PACKAGES]
+        return [f"{name}=={version(name)}" for name in (*COMMON_PACKAGES, *requires)]
     except PackageNotFoundError as error:
         raise BuildError(
             f"the package {error.name} is not installed, so its version cannot be pinned",
@@ -124,15 +123,19 @@ def shipped_pins() -> list[str]:
 
 
 def collect_wheels(
-    engine: Path, cache: Path | None = None, *, progress: Progress = no_progress
+    requires: Sequence[str],
+    built: Sequence[Path] = (),
+    cache: Path | None = None,
+    *,
+    progress: Progress = no_progress,
 ) -> list[Path]:
-    """The engine's wheel and those of the packages that run beside it, sorted by name.
+    """The wheels that run a backend which `requires` these packages, and those `built`, by name.
 
-    They fit this Python's minor version and this kind of machine, as the engine's wheel fits this
-    kind of machine. Downloaded once per set of versions. Raises BuildError.
+    They fit this Python's minor version and this kind of machine. Downloaded once per set of
+    versions. Raises BuildError.
     """
     cache = cache or cache_folder()
-    pins = shipped_pins()
+    pins = shipped_pins(requires)
     key = content_key([pins, sys.implementation.cache_tag, platform.machine(), _libc()])
     folder = cache / "packages" / key
     with locked(folder.with_suffix(".lock"), progress):
@@ -146,7 +149,7 @@ def collect_wheels(
                     what="downloading wheels",
                 )
             progress("downloading wheels", len(pins), len(pins))
-    return sorted([engine, *folder.glob("*.whl")], key=lambda wheel: wheel.name)
+    return sorted([*built, *folder.glob("*.whl")], key=lambda wheel: wheel.name)
 
 
 def _libc() -> str:

@@ -50,6 +50,7 @@ def open_bundle(
     *,
     context_tokens: int | None = None,
     threads: int | None = None,
+    provider: str = "cpu",
     gpu_layers: int = 0,
     chunk_tokens: int = 512,
     flash_attention: bool = True,
@@ -67,6 +68,7 @@ def open_bundle(
     options = BackendOptions(
         context_tokens=manifest.context_tokens if context_tokens is None else context_tokens,
         threads=default_threads() if threads is None else threads,
+        provider=provider,
         gpu_layers=gpu_layers,
         chunk_tokens=chunk_tokens,
         flash_attention=flash_attention,

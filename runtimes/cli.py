@@ -156,7 +156,14 @@ def _add_model(sub: argparse.ArgumentParser) -> None:
         "--context", type=int, metavar="TOKENS", help="prompt and answer (default: as trained)"
     )
     group.add_argument("--threads", type=int, metavar="N", help="default: the cores we may use")
-    group.add_argument("--gpu-layers", type=int, default=0, metavar="N", help="default: 0, none")
+    group.add_argument(
+        "--provider", choices=("cpu", "cuda"), default="cpu",
+        help="what runs the model; one that is not there is an error (default: cpu)",
+    )  # fmt: skip
+    group.add_argument(
+        "--gpu-layers", type=int, default=0, metavar="N",
+        help="GGUF: how many layers to put on a GPU, where not all",
+    )  # fmt: skip
     group.add_argument(
         "--no-verify", action="store_false", dest="verify",
         help="skip the hashes of a bundle that was just checked",

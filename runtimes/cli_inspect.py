@@ -59,6 +59,7 @@ def open_model(args: argparse.Namespace, console: Console) -> Runtime:
         args.bundle,
         context_tokens=args.context,
         threads=args.threads,
+        provider=args.provider,
         gpu_layers=args.gpu_layers,
         verify=args.verify,
         progress=console.meter("verify", "MiB", MIB),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -16,6 +17,23 @@ def default_threads() -> int:
     Physical, because two threads of one core share the units that matrix products keep busy.
     """
     return max(1, min(_physical_cores(), _quota_cores()))
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM now, mapped files included; 0 where unknown."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def library_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of each shared library in `folder`, by file name: which build of an engine it is."""
+    return {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.glob("*.so*"))
+    }
 
 
 def _physical_cores() -> int:

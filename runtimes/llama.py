@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import importlib
 import importlib.metadata
 import re
@@ -19,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from runtimes.errors import DeviceError
+from runtimes.host import library_hashes
 
 _BUFFER = re.compile(r"(model|KV|compute) buffer size\s*=\s*([0-9.]+) MiB")
 _KEPT_LINES = 2000  # guessed: loading a model logs a few hundred lines
@@ -99,8 +99,4 @@ def engine_version() -> str:
 
 def engine_files() -> dict[str, str]:
     """SHA-256 of each of the installed engine's libraries, by file name."""
-    folder = Path(engine().library._name).resolve().parent
-    return {
-        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(folder.glob("*.so*"))
-    }
+    return library_hashes(Path(engine().library._name).resolve().parent)

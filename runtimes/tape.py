@@ -39,9 +39,10 @@ class Tape:
     def slack_tokens(self) -> int:
         """How many of the last ids can surely be forgotten, after any further `forward` too.
 
-        Taking ids in moves a ring on as a whole, so the slack there is before is there after.
+        A backend that makes room in steps keeps at least a chunk's worth each time.
         """
-        return self._backend.position - self._backend.kept_from
+        held = self._backend.position - self._backend.kept_from
+        return min(held, self._backend.chunk_tokens)
 
     def keep_prefix(self, wanted: Sequence[int]) -> int:
         """Forget all but the longest exact prefix of `wanted`; returns its length.

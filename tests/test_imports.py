@@ -38,8 +38,8 @@ RUNTIMES = (
 HEAVY = {
     "huggingface_hub": {"packager/fetch.py"},
     "llama_cpp": {"runtimes/llama.py"},
-    "onnx": {"packager/formats/onnx.py"},
-    "onnxruntime": {"runtimes/backends/onnx.py"},
+    "onnx": {"packager/onnx_graph.py"},
+    "onnxruntime": {"runtimes/ort.py"},
     "torch": {"packager/formats/gptq.py", "runtimes/backends/gptq.py"},
     "tqdm": {"packager/cli.py"},
     "transformers": set(),

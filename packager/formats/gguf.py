@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter, Keys, TokenType
 
+from packager.calibrate import read_importance
 from packager.errors import UsageError
-from packager.files import atomic_folder, file_entry
+from packager.files import atomic_folder, file_entry, sha256_file
 from packager.quant import ggml
 from packager.records import Artifact, Checkpoint, Progress, Variant, no_progress
 from packager.tensors import TensorSource, open_tensors
@@ -69,8 +70,12 @@ class TensorPlan:
         return self.rows * ggml.row_bytes(self.type_name, self.shape[-1])
 
 
-def variant(recipe: str) -> Variant:
+def variant(recipe: str, head_bits: int | None = None) -> Variant:
     """The variant of a recipe by llama.cpp's name for it, such as Q4_K_M."""
+    if head_bits is not None:
+        raise UsageError(
+            "a GGUF recipe says itself how the head is stored", remedy="leave --head-bits out"
+        )
     if recipe not in ggml.RECIPES:
         raise UsageError(
             f"unknown GGUF recipe {recipe!r}", expected=f"one of {', '.join(ggml.RECIPES)}"
@@ -83,23 +88,31 @@ def convert(
     variant: Variant,
     out: Path,
     *,
-    importance: Mapping[str, np.ndarray] | None = None,
+    calibration: Path | None = None,
     progress: Progress = no_progress,
 ) -> Artifact:
     """Write `out`/model.gguf; the folder appears when the file is whole.
 
-    `importance` holds, per GGUF matrix name, the mean square (C,) of what the matrix is multiplied
-    with. Raises CheckpointError for weights that cannot be converted.
+    `calibration` is an importance file: per GGUF matrix name, the mean square (C,) of what the
+    matrix is multiplied with. Raises CheckpointError for weights that cannot be converted.
     """
     source = open_tensors(checkpoint)
+    importance: dict[str, np.ndarray] = {}
+    if calibration is not None:
+        importance = read_importance(calibration, matrix_columns(checkpoint))
     plans = plan_tensors(checkpoint, source, ggml.RECIPES[variant.recipe], bool(importance))
     with atomic_folder(out) as folder:
         file = folder / FILE_NAME
         write_header(file, checkpoint, variant, plans)
-        write_tensors(file, source, plans, importance or {}, progress)
+        write_tensors(file, source, plans, importance, progress)
         entry = file_entry(folder, FILE_NAME)
     versions = tool_versions("gguf", "llama-cpp-python")
     return Artifact(variant, checkpoint.sha256, out, (entry,), versions)
+
+
+def calibration_sha256(file: Path) -> str:
+    """What an importance file is known by."""
+    return sha256_file(file)
 
 
 def plan_tensors(

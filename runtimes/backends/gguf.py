@@ -7,17 +7,22 @@ apply the window is noticed and held to contexts inside it, where full attention
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from runtimes.contract import BackendOptions, MemoryUse, Window
-from runtimes.errors import ContextError, DeviceError, RewindError, WindowError
+from runtimes.errors import DeviceError, RewindError, WindowError
 from runtimes.llama import engine, engine_files, engine_version
+from runtimes.positions import check_rewind, checked_ids
 
-REQUIRES = ("llama-cpp-python==0.3.36+starpack1", "numpy==2.4.6")
+__all__ = ["REQUIRES", "GgufBackend", "engine_files", "open_backend"]
+
+# Beside llama-cpp-python, which starpack builds: what importing it loads, found by listing
+# sys.modules.
+REQUIRES = ("typing_extensions", "diskcache", "jinja2", "markupsafe")
+ALL_LAYERS = 10_000  # more than any model has: llama.cpp takes as many as there are
 SEQUENCE = 0  # one sequence per backend
 NO_SLOT = 1  # llama_decode: no room in the cache
 
@@ -31,12 +36,6 @@ def open_backend(path: Path, window: Window, options: BackendOptions) -> GgufBac
     return GgufBackend(path, window, options)
 
 
-def engine_sha256() -> str:
-    """One hash of the installed engine's libraries: what a measurement was made with."""
-    text = "".join(f"{name} {sha256}\n" for name, sha256 in sorted(engine_files().items()))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 class GgufBackend:
     """One model with one sequence. Not for use from two threads at once."""
 
@@ -44,6 +43,9 @@ class GgufBackend:
         self.window = window
         self.context_tokens = options.context_tokens
         self.chunk_tokens = min(options.chunk_tokens, options.context_tokens)
+        self._gpu_layers = options.gpu_layers
+        if options.provider == "cuda" and not options.gpu_layers:
+            self._gpu_layers = ALL_LAYERS
         self._position = 0
         self._model = self._context = self._batch = None
         self._engine = engine()
@@ -61,14 +63,14 @@ class GgufBackend:
 
     def _load(self, path: Path, options: BackendOptions) -> None:
         api = self._engine.api
-        if options.gpu_layers and not api.llama_supports_gpu_offload():
+        if self._gpu_layers and not api.llama_supports_gpu_offload():
             raise DeviceError(
-                f"{options.gpu_layers} layers were to go on a GPU, but this engine has none",
+                "layers were to go on a GPU, but this engine has none",
                 where=path,
-                remedy="use --gpu-layers 0, or a bundle packed with the CUDA engine",
+                remedy="use --provider cpu and --gpu-layers 0, or a bundle with the CUDA engine",
             )
         params = api.llama_model_default_params()
-        params.n_gpu_layers = options.gpu_layers
+        params.n_gpu_layers = self._gpu_layers
         self._model = api.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
             raise DeviceError(
@@ -98,7 +100,7 @@ class GgufBackend:
         params.n_threads = params.n_threads_batch = options.threads
         params.flash_attn_type = int(options.flash_attention)
         params.swa_full = False  # keep window + chunk keys and values, not the whole context
-        params.offload_kqv = options.gpu_layers > 0
+        params.offload_kqv = self._gpu_layers > 0
         self._context = api.llama_init_from_model(self._model, params)
         if not self._context:
             raise DeviceError(
@@ -135,18 +137,8 @@ class GgufBackend:
 
     def forward(self, ids: Sequence[int], last_only: bool = True) -> np.ndarray:
         """Append `ids` (1 to chunk_tokens); float32 logits, (1 or T, vocab), the caller's own."""
-        count = len(ids)
-        if not 0 < count <= self.chunk_tokens:
-            raise ValueError(f"{count} ids in one call, 1 to {self.chunk_tokens} are possible")
-        if self._position + count > self.context_tokens:
-            raise ContextError(
-                f"position {self._position + count} is beyond the context",
-                expected=f"at most {self.context_tokens} tokens",
-                remedy="open the model with a larger --context, or send less",
-            )
-        new = np.asarray(ids)
-        if new.min() < 0 or new.max() >= self.vocab_size:
-            raise ValueError(f"an id is outside 0..{self.vocab_size - 1}")
+        new = checked_ids(self, ids)
+        count = len(new)
         self._ids[:count] = new
         self._positions[:count] = np.arange(self._position, self._position + count)
         self._wanted[:count] = not last_only
@@ -169,16 +161,9 @@ class GgufBackend:
 
     def rewind(self, position: int) -> None:
         """Forget every id at `position` and after; RewindError where that cannot be exact."""
-        if not 0 <= position <= self._position:
-            raise ValueError(f"cannot rewind to {position} from {self._position}")
+        check_rewind(self, position)
         if position == self._position and position > 0:
             return  # at 0 an interrupted call may have left ids that nobody counted
-        if 0 < position < self.kept_from:
-            raise RewindError(
-                f"position {position} needs keys that the window has already dropped",
-                expected=f"0, or {self.kept_from} to {self._position}",
-                remedy="rewind to 0 and take the ids in again",
-            )
         self._drop_from(position)
         self._position = position
 

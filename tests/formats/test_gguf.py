@@ -151,7 +151,7 @@ def test_importance_travels_to_llama_cpp_and_back(converted):
     assert all(np.allclose(read[name], named[name], rtol=1e-6) for name in named)
     plain = gguf.convert(checkpoint, gguf.variant("Q4_K_M"), path.with_name("plain"))
     weighted = gguf.convert(
-        checkpoint, gguf.variant("Q4_K_M"), path.with_name("weighted"), importance=read
+        checkpoint, gguf.variant("Q4_K_M"), path.with_name("weighted"), calibration=file
     )
     assert plain.files[0].sha256 != weighted.files[0].sha256
     columns = gguf.matrix_columns(checkpoint) | {"blk.99.attn_q.weight": 4}
