@@ -226,10 +226,10 @@ class BackendOptions:
     """How to open a model. Nothing here is guessed by a backend.
 
     context_tokens: most positions that will be used. threads: CPU threads. provider: "cpu" or
-    "cuda", the device that runs the model; one that is not there is an error. gpu_layers: with GGUF,
-    how many layers to put on the GPU, where not all. chunk_tokens: most ids per forward call, which
-    is also the slack of the key/value ring. flash_attention: use the engine's fused attention,
-    where it has another.
+    "cuda", the device that runs the model; one that is not there is an error. gpu_layers: with
+    GGUF, how many layers to put on the GPU, where not all. chunk_tokens: most ids per forward call,
+    which is also the slack of the key/value ring. flash_attention: use the engine's fused
+    attention, where it has another.
     """
 
     context_tokens: int

@@ -92,7 +92,7 @@ def _not_given(wanted: str) -> DeviceError:
     return DeviceError(
         f"ONNX Runtime does not give {wanted} here",
         expected=f"one of {engine().get_available_providers()}",
-        remedy="use --provider cpu, or install onnxruntime-gpu and the driver and libraries it needs",
+        remedy="use --provider cpu, or install onnxruntime-gpu with its driver and libraries",
     )
 
 

@@ -47,8 +47,8 @@ GENAI_SLACK = 16
 _GRAMMAR = re.compile(r"(fp32|fp16|(int8)|(int4)(?:-g(32|64|128))?)(-rtn)?(-fp16)?")
 EXPECTED = (
     "fp32, fp16, int8, int4-g32, int4-g64, int4-g128, or int4 (calibrated codes, see --gptq); "
-    "after an integer one -rtn (round to nearest, no search) and -fp16 (for GPUs: activations in half "
-    "precision, symmetric codes)"
+    "after an integer one -rtn (round to nearest, no search) and -fp16 (for GPUs: activations in "
+    "half precision, symmetric codes)"
 )
 
 _LINEARS = {
