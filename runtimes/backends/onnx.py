@@ -275,10 +275,8 @@ class OnnxBackend:
         if not self._moves or filled + count <= self._cells:
             return
         kept = min(filled, self.window.size_tokens - 1 + self.chunk_tokens)
-        position, self._position = (
-            self._position,
-            0,
-        )  # until every layer has moved, none can be used
+        position = self._position
+        self._position = 0  # until every layer has moved, none is of use
         for cells in self._cache:
             cells[:, :, :kept] = cells[:, :, filled - kept : filled]
         self._position, self._first = position, self._first + filled - kept
