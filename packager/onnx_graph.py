@@ -2,16 +2,17 @@
 
 The operators are ONNX Runtime's own (domain com.microsoft), so that one node does what the engine
 has one kernel for. GroupQueryAttention applies the window and rotates keys and queries; keys and
-values are inputs and outputs, in buffers that the caller owns. Names and shapes of inputs and
-outputs are those that onnxruntime-genai knows. Knows nothing of how weights are stored in a
-checkpoint, nor of how they are quantised.
+values are inputs and outputs, in buffers that the caller owns. Knows nothing of how weights are
+stored in a checkpoint, nor of how they are quantised.
 
     input_ids (B, S)  attention_mask (B, T)  position_ids (B, S)
     past_key_values.I.key and .value (B, kv_heads, C, head_dim): C cells, T of them filled by now
-    logits_from (1): the first of the S positions whose logits are wanted; -1, the default: the last
-    cos_cache, sin_cache (positions, head_dim / 2): defaults reach to the trained context
+    logits_from (1): the first of the S positions whose logits are wanted; -1: the last alone
+    cos_cache, sin_cache (positions, head_dim / 2)
+    -> logits (B, wanted, vocab), present.I.key and .value as the past
 
-The last three are initializers that a caller may override.
+A second graph over the same weights is for onnxruntime-genai, which knows neither of the last three
+inputs: there they are constants, the tables as long as the trained context.
 """
 
 from __future__ import annotations
@@ -25,8 +26,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from packager.records import Checkpoint, Geometry
-from runtimes.contract import Window
+from packager.records import Checkpoint
 from runtimes.rope import rope_tables
 
 DATA_NAME = "model.onnx.data"
@@ -96,11 +96,20 @@ class Weights:
 
 
 def write_model(
-    file: Path, checkpoint: Checkpoint, weights: Weights, activations: str, metadata: dict[str, str]
+    file: Path,
+    checkpoint: Checkpoint,
+    weights: Weights,
+    activations: str,
+    metadata: dict[str, str],
+    *,
+    genai: bool = False,
 ) -> None:
-    """Write the graph of the whole model; its weights lie in DATA_NAME beside `file`."""
-    builder = _Builder(checkpoint.geometry, checkpoint.window, weights, activations)
-    builder.model(checkpoint.context_tokens)
+    """Write the graph of the whole model; its weights lie in DATA_NAME beside `file`.
+
+    genai: write the one for onnxruntime-genai.
+    """
+    builder = _Builder(checkpoint, weights, activations, genai)
+    builder.model()
     _write(file, builder, metadata)
 
 
@@ -108,8 +117,8 @@ def write_probe(
     file: Path, checkpoint: Checkpoint, activations: str, metadata: dict[str, str]
 ) -> None:
     """Write one attention node alone, made as those of the model: for the engine's self-test."""
-    builder = _Builder(checkpoint.geometry, checkpoint.window, Weights({}, {}), activations)
-    builder.probe(checkpoint.context_tokens)
+    builder = _Builder(checkpoint, Weights({}, {}), activations)
+    builder.probe()
     _write(file, builder, metadata)
 
 
@@ -129,19 +138,21 @@ class _Builder:
     """Nodes as they are added. Every method returns the name of what it computes."""
 
     def __init__(
-        self, geometry: Geometry, window: Window, weights: Weights, activations: str
+        self, checkpoint: Checkpoint, weights: Weights, activations: str, genai: bool = False
     ) -> None:
-        self.geometry, self.window, self.weights = geometry, window, weights
-        self.float = activations
+        self.geometry, self.window = checkpoint.geometry, checkpoint.window
+        self.table_rows = checkpoint.context_tokens
+        self.weights, self.float, self.genai = weights, activations, genai
         self.nodes: list[onnx.NodeProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []
         self.outputs: list[onnx.ValueInfoProto] = []
         self.initializers: list[TensorProto] = []
         self._stored: set[str] = set()
 
-    def model(self, context_tokens: int) -> None:
+    def model(self) -> None:
         """Embedding, layers, head. Each residual is added within the norm that comes after it."""
-        self._sequence_inputs(context_tokens)
+        self.input("input_ids", "int64", ["batch", "new"])
+        self._sequence_inputs(self.geometry.layers)
         state = self.embed()
         norm = self.norm("layers.0.attention_norm", state)
         for layer in range(self.geometry.layers):
@@ -159,28 +170,32 @@ class _Builder:
             )
         self.head(norm)
 
-    def probe(self, context_tokens: int) -> None:
+    def probe(self) -> None:
         """One layer's attention on a given (B, S, (heads + 2 kv_heads) head_dim)."""
         geometry = self.geometry
         width = (geometry.heads + 2 * geometry.kv_heads) * geometry.head_dim
         self.input("qkv", self.float, ["batch", "new", width])
-        self._sequence_inputs(context_tokens, layers=1)
+        self._sequence_inputs(layers=1)
         mixed = self.attention(0, "qkv")
         self.output(mixed, self.float, ["batch", "new", geometry.heads * geometry.head_dim])
 
-    def _sequence_inputs(self, context_tokens: int, layers: int | None = None) -> None:
-        if layers is None:
-            self.input("input_ids", "int64", ["batch", "new"])
+    def _sequence_inputs(self, layers: int) -> None:
+        """Positions, tables, and the cells of `layers` layers; counts for the attention."""
         self.input("attention_mask", "int64", ["batch", "total"])
         self.input("position_ids", "int64", ["batch", "new"])
-        cells = ["batch", self.geometry.kv_heads, "cells", self.geometry.head_dim]
-        for layer in range(self.geometry.layers if layers is None else layers):
+        for layer in range(layers):
             for kind in ("key", "value"):
-                self.input(f"past_key_values.{layer}.{kind}", self.float, cells)
-        tables = rope_tables(context_tokens, self.geometry.head_dim, self.geometry.rope_theta)
-        for name, table in zip(("cos_cache", "sin_cache"), tables, strict=True):
-            self.input(name, self.float, ["positions", self.geometry.head_dim // 2])
-            self.constant(name, table.astype(self.float))
+                self.input(f"past_key_values.{layer}.{kind}", self.float, self.cells)
+        tables = ("cos_cache", "sin_cache")
+        if self.genai:
+            head_dim, theta = self.geometry.head_dim, self.geometry.rope_theta
+            for name, table in zip(
+                tables, rope_tables(self.table_rows, head_dim, theta), strict=True
+            ):
+                self.constant(name, table.astype(self.float))
+        else:
+            for name in tables:
+                self.input(name, self.float, ["positions", self.geometry.head_dim // 2])
         # tokens in all (batch,), and one less, as GroupQueryAttention has them
         filled = self.node(
             "ReduceSum", ["attention_mask", self.constant("axis_1", [1])], "filled", keepdims=0
@@ -257,23 +272,29 @@ class _Builder:
             num_heads=geometry.heads, kv_num_heads=geometry.kv_heads, do_rotary=1, **ring,
         )  # fmt: skip
         for name in present:
-            self.output(name, self.float, ["batch", geometry.kv_heads, "cells", geometry.head_dim])
+            self.output(name, self.float, self.cells)
         return mixed
+
+    @property
+    def cells(self) -> list[int | str]:
+        """The shape of a layer's keys, and of its values."""
+        return ["batch", self.geometry.kv_heads, "cells", self.geometry.head_dim]
 
     def head(self, norm: str) -> None:
         """Logits, float32, of the positions from `logits_from` on."""
-        self.input("logits_from", "int64", [1])
-        self.constant("logits_from", [-1])
+        if self.genai:
+            self.constant("logits_from", [-1])
+        else:
+            self.input("logits_from", "int64", [1])
         wanted = self.node(
             "Slice", [norm, "logits_from", self.constant("end", [END]), "axis_1"], "wanted"
         )
-        name = "embedding" if self.geometry.tied else "head"
-        logits = self.linear(name, wanted)
-        if self.float == "float32":
-            self.node("Identity", [logits], "logits")
-        else:
-            self.node("Cast", [logits], "logits", to=TensorProto.FLOAT)
-        self.output("logits", "float32", ["batch", "wanted", self.geometry.vocab])
+        logits = self.linear("embedding" if self.geometry.tied else "head", wanted)
+        self.node("Cast", [logits], "logits", to=TensorProto.FLOAT)
+        # genai has to see from the shape that there is one row, whatever the prompt's length
+        self.output(
+            "logits", "float32", ["batch", 1 if self.genai else "wanted", self.geometry.vocab]
+        )
 
     def node(self, kind: str, inputs: Sequence[str], outputs: str | list[str], **settings: Any):
         """Add a node; returns the name of its (first) output."""

@@ -3,7 +3,8 @@
     model.onnx          the graph (packager/onnx_graph.py)
     model.onnx.data     the weights, each where the graph says
     probe.onnx          one attention node, with which the runtime tests its engine
-    genai_config.json   so that onnxruntime-genai runs the same files
+    genai.onnx          the graph as onnxruntime-genai wants it, over the same weights
+    genai_config.json   what onnxruntime-genai reads first
 
 Rows are read from the memory-mapped shards, quantised on every core and written to their places;
 no more than two slabs a core are in memory. Query, key and value share one matrix; a tied head and
@@ -36,7 +37,8 @@ from packager.versions import tool_versions
 
 DEFAULT_RECIPES = ("int4-g32",)
 VERSION = 1  # of what this module writes: part of the key of its artifacts
-MODEL_NAME, PROBE_NAME, GENAI_NAME = "model.onnx", "probe.onnx", "genai_config.json"
+MODEL_NAME, PROBE_NAME = "model.onnx", "probe.onnx"
+GENAI_MODEL_NAME, GENAI_NAME = "genai.onnx", "genai_config.json"
 ALIGNMENT = 64  # a cache line, and what kernels may ask for
 SLAB_BYTES = 8 * 1024 * 1024  # float32 rows per job: enough to keep a core busy, small in memory
 HEAD_GROUP = 32  # the head decides between ids: the finest blocks there are kernels for
@@ -150,12 +152,12 @@ def convert(
     metadata = {"starpack": json.dumps(describe(checkpoint, variant, recipe))}
     with atomic_folder(out) as folder:
         write_tensors(folder / DATA_NAME, source, list(plans.values()), progress)
-        onnx_graph.write_model(
-            folder / MODEL_NAME, checkpoint, weights, recipe.activations, metadata
-        )
+        settings = (checkpoint, weights, recipe.activations, metadata)
+        onnx_graph.write_model(folder / MODEL_NAME, *settings)
+        onnx_graph.write_model(folder / GENAI_MODEL_NAME, *settings, genai=True)
         onnx_graph.write_probe(folder / PROBE_NAME, checkpoint, recipe.activations, metadata)
         write_json(folder / GENAI_NAME, genai_config(checkpoint))
-        names = (MODEL_NAME, DATA_NAME, PROBE_NAME, GENAI_NAME)
+        names = (MODEL_NAME, DATA_NAME, PROBE_NAME, GENAI_MODEL_NAME, GENAI_NAME)
         entries = tuple(file_entry(folder, name) for name in names)
     return Artifact(variant, checkpoint.sha256, out, entries, tool_versions("onnx"))
 
@@ -346,7 +348,7 @@ def genai_config(checkpoint: Checkpoint) -> dict[str, object]:
     geometry, window = checkpoint.geometry, checkpoint.window.size_tokens
     decoder: dict[str, object] = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
-        "filename": MODEL_NAME,
+        "filename": GENAI_MODEL_NAME,
         "head_size": geometry.head_dim,
         "hidden_size": geometry.hidden,
         "inputs": {
