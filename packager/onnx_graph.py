@@ -18,7 +18,6 @@ inputs: there they are constants, the tables as long as the trained context.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from packager.onnx_layout import DATA_NAME, Stored, Weights
 from packager.records import Checkpoint
 from runtimes.rope import rope_tables
 
-DATA_NAME = "model.onnx.data"
 DOMAIN = "com.microsoft"
 OPSETS = (helper.make_opsetid("", 21), helper.make_opsetid(DOMAIN, 1))
 IR_VERSION = 10
@@ -44,55 +43,6 @@ TYPES = {
     "uint8": TensorProto.UINT8,
     "int64": TensorProto.INT64,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A tensor in the data file: element type, shape and where it begins."""
-
-    name: str
-    type: str
-    shape: tuple[int, ...]
-    offset_bytes: int
-
-    @property
-    def nbytes(self) -> int:
-        """Its size in the file."""
-        return int(np.prod(self.shape)) * np.dtype(self.type).itemsize
-
-
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """A weight (outputs, inputs): floats, or codes with scales and perhaps zero points.
-
-    bits and group are None for floats. Without `zeros` the zero point is the middle code. `order`
-    is the order (inputs,) that the inputs have to be put in first, where there is one.
-    """
-
-    shape: tuple[int, int]
-    weights: Stored
-    bits: int | None = None
-    group: int | None = None
-    scales: Stored | None = None
-    zeros: Stored | None = None
-    order: Stored | None = None
-
-    @property
-    def parts(self) -> list[Stored]:
-        """Its tensors in the file."""
-        parts = (self.weights, self.scales, self.zeros, self.order)
-        return [part for part in parts if part is not None]
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """All that the graph refers to: matrices and vectors by their names in it.
-
-    `head` is the embedding where the two are tied.
-    """
-
-    matrices: dict[str, Matrix]
-    vectors: dict[str, Stored]
 
 
 def write_model(

@@ -34,7 +34,9 @@ DTYPES = {
     "F16": ("float16", np.dtype("<f2")),
     "BF16": ("bfloat16", np.dtype("<u2")),
 }
-_ITEM_TYPES = dict(DTYPES.values())
+# What a file of quantised weights may hold besides.
+CODE_DTYPES = {"I32": ("int32", np.dtype("<i4"))}
+_ITEM_TYPES = dict([*DTYPES.values(), *CODE_DTYPES.values()])
 
 
 class TensorSource(Protocol):
@@ -130,6 +132,12 @@ class Shards:
             at += block.size
         return values.reshape(stop - start, *entry.shape[1:])
 
+    def read_stored(self, name: str) -> np.ndarray:
+        """The whole tensor as it is stored, bfloat16 as its bits; no value is looked at."""
+        entry = self.entries[name]
+        blocks = list(entry.blocks(0, math.prod(entry.shape)))
+        return np.concatenate(blocks).reshape(entry.shape)
+
     def same_bytes(self, name: str, other: str) -> bool:
         """Whether two tensors are stored alike: dtype, shape and every byte."""
         a, b = self.entries[name], self.entries[other]
@@ -142,16 +150,17 @@ class Shards:
         return all(np.array_equal(x.view(bits), y.view(bits)) for x, y in pairs)
 
 
-def open_file(file: Path) -> Shards:
+def open_file(file: Path, *, codes: bool = False) -> Shards:
     """One safetensors file; CheckpointError where its header and its data disagree."""
-    return Shards(read_header(file), [file])
+    return Shards(read_header(file, codes=codes), [file])
 
 
-def open_folder(folder: Path) -> Shards:
+def open_folder(folder: Path, *, codes: bool = False) -> Shards:
     """The weights of a Hugging Face folder: model.safetensors, or the shards of its index.
 
-    Raises CheckpointError for pickles, for both forms at once, for an index that leaves the folder
-    and for an index that contradicts its shards.
+    codes: whether integers may be among them, as in a quantised checkpoint. Raises CheckpointError
+    for pickles, for both forms at once, for an index that leaves the folder and for an index that
+    contradicts its shards.
     """
     single, index = folder / SINGLE_NAME, folder / INDEX_NAME
     if single.exists() and index.exists():
@@ -162,14 +171,14 @@ def open_folder(folder: Path) -> Shards:
             remedy="move the one that is not this model's weights away",
         )
     if single.exists():
-        return open_file(single)
+        return open_file(single, codes=codes)
     if not index.exists():
         raise _no_weights(folder)
     weight_map = _weight_map(index)
     files = [folder / name for name in sorted(set(weight_map.values()))]
     entries: dict[str, Entry] = {}
     for file in files:
-        for name, entry in read_header(file).items():
+        for name, entry in read_header(file, codes=codes).items():
             if name in entries:
                 raise _contradiction(
                     index, f"{name} is in {entries[name].file.name} and in {file.name}"
@@ -185,8 +194,9 @@ def open_folder(folder: Path) -> Shards:
     return Shards(entries, files)
 
 
-def read_header(file: Path) -> dict[str, Entry]:
+def read_header(file: Path, *, codes: bool = False) -> dict[str, Entry]:
     """Name to Entry, in order of offset; CheckpointError for anything the format forbids."""
+    dtypes = DTYPES | CODE_DTYPES if codes else DTYPES
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
@@ -202,7 +212,8 @@ def read_header(file: Path) -> dict[str, Entry]:
     header = parse_object(text, file)
     _check_metadata(file, header.pop("__metadata__", {}))
     spans = sorted(
-        (_span(file, name, value) for name, value in header.items()), key=lambda span: span[1:3]
+        (_span(file, name, value, dtypes) for name, value in header.items()),
+        key=lambda span: span[1:3],
     )
     entries: dict[str, Entry] = {}
     end = 0
@@ -219,18 +230,20 @@ def read_header(file: Path) -> dict[str, Entry]:
     return entries
 
 
-def _span(file: Path, name: str, value: Any) -> tuple[str, int, int, str, tuple[int, ...]]:
+def _span(
+    file: Path, name: str, value: Any, dtypes: dict[str, tuple[str, np.dtype]]
+) -> tuple[str, int, int, str, tuple[int, ...]]:
     """(name, begin, end, dtype, shape) of one header entry, consistent in itself."""
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise _bad_file(file, f"{name} is not described by dtype, shape and data_offsets alone")
-    if not isinstance(value["dtype"], str) or value["dtype"] not in DTYPES:
+    if not isinstance(value["dtype"], str) or value["dtype"] not in dtypes:
         raise CheckpointError(
             f"{name} has dtype {value['dtype']!r}",
             where=file,
-            expected=f"one of {', '.join(DTYPES)}",
+            expected=f"one of {', '.join(dtypes)}",
             remedy="start from the unquantised checkpoint in float32, bfloat16 or float16",
         )
-    dtype, item_type = DTYPES[value["dtype"]]
+    dtype, item_type = dtypes[value["dtype"]]
     shape, offsets = value["shape"], value["data_offsets"]
     if not _whole(shape, least=1) or not 1 <= len(shape) <= 2:
         raise _bad_file(file, f"{name} has shape {shape!r}")

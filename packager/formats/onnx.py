@@ -20,7 +20,6 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +27,8 @@ import numpy as np
 from packager import onnx_graph
 from packager.errors import CheckpointError, UsageError
 from packager.files import atomic_folder, file_entry, write_json
-from packager.layout import EMBEDDING, HEAD
-from packager.onnx_graph import DATA_NAME, Matrix, Stored, Weights
+from packager.genai import genai_config
+from packager.onnx_layout import DATA_NAME, Matrix, Plan, Recipe, Stored, Weights, plan_tensors
 from packager.quant.blocks import Blocks, pack, quantize
 from packager.records import Artifact, Checkpoint, Progress, Variant, no_progress
 from packager.tensors import TensorSource, open_tensors
@@ -39,12 +38,8 @@ DEFAULT_RECIPES = ("int4-g32",)
 VERSION = 1  # of what this module writes: part of the key of its artifacts
 MODEL_NAME, PROBE_NAME = "model.onnx", "probe.onnx"
 GENAI_MODEL_NAME, GENAI_NAME = "genai.onnx", "genai_config.json"
-ALIGNMENT = 64  # a cache line, and what kernels may ask for
 SLAB_BYTES = 8 * 1024 * 1024  # float32 rows per job: enough to keep a core busy, small in memory
 HEAD_GROUP = 32  # the head decides between ids: the finest blocks there are kernels for
-# Cells beyond the window that onnxruntime-genai keeps on a CPU, so as not to move all at each step;
-# its own default.
-GENAI_SLACK = 16
 
 _GRAMMAR = re.compile(r"(fp32|fp16|(int8)|(int4)(?:-g(32|64|128))?)(-rtn)?(-fp16)?")
 EXPECTED = (
@@ -52,40 +47,6 @@ EXPECTED = (
     "after an integer one -rtn (round to nearest, no search) and -fp16 (for GPUs: activations in "
     "half precision, symmetric codes)"
 )
-
-_LINEARS = {
-    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "output": ("self_attn.o_proj",),
-    "up": ("mlp.c_fc",),
-    "down": ("mlp.c_proj",),
-}
-_NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How matrices are stored: `bits` and `group` are None for floats.
-
-    activations: "float32" or "float16", which vectors, scales, keys and values have too.
-    """
-
-    bits: int | None
-    group: int | None
-    activations: str
-    search: bool = True
-
-    @property
-    def symmetric(self) -> bool:
-        """No zero points: what the fast kernels of GPUs ask for."""
-        return self.activations == "float16"
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Scales and zero points included."""
-        width = 8 * np.dtype(self.activations).itemsize
-        if self.bits is None:
-            return width
-        return self.bits + (width + (0 if self.symmetric else self.bits)) / self.group
 
 
 def variant(name: str, head_bits: int | None = None) -> Variant:
@@ -120,16 +81,6 @@ def _head_recipe(recipe: Recipe, head_bits: int | None) -> Recipe:
     return Recipe(bits, HEAD_GROUP, recipe.activations, search=bits == 4 and recipe.search)
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """One tensor of the graph and the checkpoint's tensors whose rows it is made of, in order."""
-
-    matrix: Matrix | None
-    vector: Stored | None
-    sources: tuple[str, ...]
-    recipe: Recipe
-
-
 def convert(
     checkpoint: Checkpoint,
     variant: Variant,
@@ -156,7 +107,7 @@ def convert(
         onnx_graph.write_model(folder / MODEL_NAME, *settings)
         onnx_graph.write_model(folder / GENAI_MODEL_NAME, *settings, genai=True)
         onnx_graph.write_probe(folder / PROBE_NAME, checkpoint, recipe.activations, metadata)
-        write_json(folder / GENAI_NAME, genai_config(checkpoint))
+        write_json(folder / GENAI_NAME, genai_config(checkpoint, GENAI_MODEL_NAME))
         names = (MODEL_NAME, DATA_NAME, PROBE_NAME, GENAI_MODEL_NAME, GENAI_NAME)
         entries = tuple(file_entry(folder, name) for name in names)
     return Artifact(variant, checkpoint.sha256, out, entries, tool_versions("onnx"))
@@ -178,73 +129,6 @@ def describe(checkpoint: Checkpoint, variant: Variant, recipe: Recipe) -> dict[s
         "rope_theta": geometry.rope_theta,
         "checkpoint_sha256": checkpoint.sha256,
     }
-
-
-def plan_tensors(
-    checkpoint: Checkpoint, source: TensorSource, recipe: Recipe, head: Recipe
-) -> dict[str, Plan]:
-    """Every tensor by its name in the graph, laid out in the file in the order of the forward."""
-    planner = _Planner(source)
-    planner.matrix("embedding", (EMBEDDING,), head)
-    for layer in range(checkpoint.geometry.layers):
-        at, prefix = f"layers.{layer}", f"model.layers.{layer}"
-        for name, modules in _LINEARS.items():
-            parts = [f"{prefix}.{module}" for module in modules]
-            planner.matrix(f"{at}.{name}", tuple(f"{part}.weight" for part in parts), recipe)
-            planner.vector(f"{at}.{name}.bias", tuple(f"{part}.bias" for part in parts), recipe)
-        for name, module in _NORMS.items():
-            planner.norm(f"{at}.{name}", f"{prefix}.{module}", recipe)
-    planner.norm("norm", "model.norm", recipe)
-    if not checkpoint.geometry.tied:
-        planner.matrix("head", (HEAD,), head)
-    return planner.plans
-
-
-class _Planner:
-    """Gives every tensor its place in the file."""
-
-    def __init__(self, source: TensorSource) -> None:
-        self.source = source
-        self.plans: dict[str, Plan] = {}
-        self.end_bytes = 0
-
-    def place(self, name: str, kind: str, shape: tuple[int, ...]) -> Stored:
-        start = -(-self.end_bytes // ALIGNMENT) * ALIGNMENT
-        stored = Stored(name, kind, shape, start)
-        self.end_bytes = start + stored.nbytes
-        return stored
-
-    def norm(self, name: str, module: str, recipe: Recipe) -> None:
-        for kind in ("weight", "bias"):
-            self.vector(f"{name}.{kind}", (f"{module}.{kind}",), recipe)
-
-    def vector(self, name: str, sources: tuple[str, ...], recipe: Recipe) -> None:
-        size = sum(self.source.shape(part)[0] for part in sources)
-        stored = self.place(name, recipe.activations, (size,))
-        self.plans[name] = Plan(None, stored, sources, recipe)
-
-    def matrix(self, name: str, sources: tuple[str, ...], recipe: Recipe) -> None:
-        rows = sum(self.source.shape(part)[0] for part in sources)
-        columns = self.source.shape(sources[0])[1]
-        shape, bits, group = (rows, columns), recipe.bits, recipe.group
-        if bits is None:
-            matrix = Matrix(shape, self.place(name, recipe.activations, shape))
-        else:
-            if columns % group:
-                raise CheckpointError(
-                    f"{sources[0]} has {columns} columns",
-                    where=sources[0],
-                    expected=f"a multiple of {group}, the recipe's group",
-                    remedy="choose a recipe with a smaller group, or fp32",
-                )
-            groups = columns // group
-            codes = self.place(f"{name}.blocks", "uint8", (rows, groups, group * bits // 8))
-            scales = self.place(f"{name}.scales", recipe.activations, (rows, groups))
-            zeros = None
-            if not recipe.symmetric:
-                zeros = self.place(f"{name}.zeros", "uint8", (rows, -(-groups * bits // 8)))
-            matrix = Matrix(shape, codes, bits, group, scales, zeros)
-        self.plans[name] = Plan(matrix, None, sources, recipe)
 
 
 def write_tensors(file: Path, source: TensorSource, plans: list[Plan], progress: Progress) -> None:
@@ -341,54 +225,3 @@ def _put(descriptor: int, stored: Stored, row: int, values: np.ndarray) -> int:
     while written < len(data):
         written += os.pwrite(descriptor, data[written:], at + written)
     return written
-
-
-def genai_config(checkpoint: Checkpoint) -> dict[str, object]:
-    """What onnxruntime-genai asks of a decoder (its own configuration reference)."""
-    geometry, window = checkpoint.geometry, checkpoint.window.size_tokens
-    decoder: dict[str, object] = {
-        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
-        "filename": GENAI_MODEL_NAME,
-        "head_size": geometry.head_dim,
-        "hidden_size": geometry.hidden,
-        "inputs": {
-            "input_ids": "input_ids",
-            "attention_mask": "attention_mask",
-            "position_ids": "position_ids",
-            "past_key_names": "past_key_values.%d.key",
-            "past_value_names": "past_key_values.%d.value",
-        },
-        "outputs": {
-            "logits": "logits",
-            "present_key_names": "present.%d.key",
-            "present_value_names": "present.%d.value",
-        },
-        "num_attention_heads": geometry.heads,
-        "num_hidden_layers": geometry.layers,
-        "num_key_value_heads": geometry.kv_heads,
-    }
-    if window is not None:
-        decoder["sliding_window"] = {
-            "window_size": window,
-            "slide_key_value_cache": False,
-            "slide_inputs": False,
-            "layers": list(range(geometry.layers)),
-            "cache_slack": GENAI_SLACK,
-        }
-    end = checkpoint.special_ids.endoftext
-    return {
-        "model": {
-            "type": "decoder",
-            "bos_token_id": end,
-            "eos_token_id": sorted(checkpoint.special_ids.stops),
-            "pad_token_id": end,
-            "context_length": checkpoint.context_tokens,
-            "vocab_size": geometry.vocab,
-            "decoder": decoder,
-        },
-        "search": {
-            "do_sample": False,
-            "max_length": checkpoint.context_tokens,
-            "past_present_share_buffer": True,
-        },
-    }

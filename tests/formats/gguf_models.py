@@ -11,24 +11,12 @@ from packager.checkpoint import read_checkpoint
 from packager.formats import gguf
 from packager.records import Checkpoint
 from runtimes.contract import BackendOptions
+from tests.formats.laws import SHAPES
 from tests.reference import eager_logits
 from tests.tiny import write_checkpoint
 
 llama_cpp = pytest.importorskip("llama_cpp.llama_cpp", reason="needs the engine: make wheels")
 backend_module = pytest.importorskip("runtimes.backends.gguf")
-
-SHAPES = {
-    "window-divides-nothing": dict(
-        window=37, layers=3, hidden=256, heads=4, kv_heads=2, ffn=512, seed=1
-    ),
-    "12-heads-per-kv": dict(
-        window=24, layers=2, hidden=384, heads=12, kv_heads=1, ffn=256, seed=2, rope_theta=1e5
-    ),
-    "untied-bf16": dict(
-        window=64, layers=2, hidden=256, heads=8, kv_heads=4, ffn=512, seed=3, tied=False,
-        dtype="bfloat16", shards=3,
-    ),
-}  # fmt: skip
 
 
 def open_backend(path: Path, checkpoint: Checkpoint, context: int = 2048, **options):
@@ -37,13 +25,12 @@ def open_backend(path: Path, checkpoint: Checkpoint, context: int = 2048, **opti
     )
 
 
-def logits_of(backend, ids: np.ndarray, chunk: int) -> np.ndarray:
-    parts = [ids[i : i + chunk].tolist() for i in range(0, len(ids), chunk)]
-    return np.concatenate([backend.forward(part, last_only=False) for part in parts])
-
-
-def rms(x: np.ndarray) -> float:
-    return float(np.sqrt(np.square(x).mean()))
+def open_fresh(checkpoint: Checkpoint, **options):
+    """Convert to F32 beside the checkpoint and open that."""
+    path = checkpoint.path.with_name("f32")
+    if not path.is_dir():
+        gguf.convert(checkpoint, gguf.variant("F32"), path)
+    return open_backend(path, checkpoint, **options)
 
 
 @pytest.fixture(scope="module", params=SHAPES)

@@ -21,7 +21,8 @@ from packager.formats import gguf
 from packager.quant import ggml
 from packager.records import Geometry
 from runtimes.errors import ContextError, DeviceError
-from tests.formats.gguf_models import SHAPES, llama_cpp, open_backend
+from tests.formats.gguf_models import llama_cpp, open_backend
+from tests.formats.laws import SHAPES
 from tests.tiny import write_checkpoint
 
 

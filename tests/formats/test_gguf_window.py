@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from pathlib import Path
 
-import numpy as np
 import pytest
 
 from packager.checkpoint import read_checkpoint
 from packager.errors import WindowError
 from packager.formats import gguf
-from packager.quality import proof_sample, prove_window, reach
+from packager.quality import proof_sample, prove_window
 from packager.records import Checkpoint
 from runtimes.contract import Window
-from runtimes.errors import RewindError
-from tests.formats.gguf_models import SHAPES, logits_of, open_backend, rms
-from tests.reference import eager_logits
+from tests.formats.gguf_models import open_backend, open_fresh
+from tests.formats.laws import (
+    SHAPES,
+    check_flat_memory,
+    check_reach,
+    check_rewinds,
+    logits_of,
+    rms,
+)
 from tests.tiny import write_checkpoint
 
 # Measured over these shapes at a logit deviation of 2: 0.0009 to 0.0012 without flash attention,
@@ -74,44 +77,13 @@ def test_an_engine_that_loses_the_window_is_held_to_contexts_inside_it(converted
 
 
 def test_a_token_reaches_layers_times_window_minus_one_back_and_no_further(tmp_path):
-    shape = dict(window=8, layers=2, hidden=64, heads=4, kv_heads=2, ffn=128, context=256)
-    checkpoint = read_checkpoint(write_checkpoint(tmp_path / "model", **shape))
-    path = gguf.convert(checkpoint, gguf.variant("F32"), tmp_path / "f32").path
-    for chunk in (1, 5, 64):
-        backend = open_backend(path, checkpoint, context=256, chunk_tokens=chunk)
-        at_reach, beyond = reach(checkpoint, backend)
-        backend.close()
-        assert at_reach > 0
-        assert beyond == 0
+    check_reach(tmp_path, open_fresh)
 
 
 def test_random_rewinds_equal_a_fresh_run(converted):
-    """Forward and rewind at random for many windows: the cache is a ring with little slack."""
     checkpoint, path, *_ = converted
-    rng = np.random.default_rng(7)
-    chunk = 24
-    backend = open_backend(path, checkpoint, chunk_tokens=chunk, flash_attention=False)
-    held: list[int] = []
-    rewound = refused = 0
-    while len(held) < 1200:
-        new = rng.integers(40, checkpoint.geometry.vocab, rng.integers(1, chunk + 1)).tolist()
-        logits = backend.forward(new)
-        held += new
-        if rewound and rng.random() < 0.05:  # what came since the last rewind, and before it
-            expected = eager_logits(checkpoint.path, np.array(held))[-1]
-            assert rms(logits[-1] - expected) < PAST_OVER_INSIDE * RMS_FLOOR
-        if rng.random() < 0.4:
-            far = rng.random() < 0.1  # mostly a few ids, at times more than the ring holds
-            target = max(0, len(held) - int(rng.integers(1, 400 if far else 12)))
-            try:
-                backend.rewind(target)
-                held = held[:target]
-                rewound += 1
-            except RewindError:
-                refused += 1
-    backend.close()
-    assert rewound > 30
-    assert refused > 0  # the ring did overwrite something, so the law was put to the test
+    backend = open_backend(path, checkpoint, chunk_tokens=24, flash_attention=False)
+    check_rewinds(checkpoint, backend, PAST_OVER_INSIDE * RMS_FLOOR)
 
 
 def test_an_interrupted_call_leaves_a_backend_that_can_go_on(converted, monkeypatch):
@@ -138,33 +110,8 @@ def test_an_interrupted_call_leaves_a_backend_that_can_go_on(converted, monkeypa
 
 
 def test_memory_stays_flat_to_100_000_positions(tmp_path):
-    shape = dict(window=32, layers=1, hidden=64, heads=2, kv_heads=1, ffn=64, context=131_072)
-    checkpoint = read_checkpoint(write_checkpoint(tmp_path / "model", **shape))
-    path = gguf.convert(checkpoint, gguf.variant("F32"), tmp_path / "f32").path
-    backend = open_backend(path, checkpoint, context=100_000, chunk_tokens=500)
-    ids = np.random.default_rng(0).integers(40, 320, 500).tolist()
-    for _ in range(4):
-        backend.forward(ids)
-    before = resident_bytes()
-    while backend.position < 100_000:
-        logits = backend.forward(ids)
-    grown = resident_bytes() - before
     # 768 cells of 1 layer, 1 head of 32, keys and values in half precision
-    assert backend.memory_bytes().key_values_bytes == pytest.approx(2 * 768 * 32 * 2, abs=6000)
-    assert grown < 8 << 20
-    backend.rewind(0)
-    fresh = open_backend(path, checkpoint, context=2048, chunk_tokens=500)
-    for _ in range(4):
-        expected = fresh.forward(ids)
-    fresh.close()
-    backend.close()
-    # far past the window, only what the window holds matters; RoPE is relative
-    assert rms(logits - expected) < 0.01
-
-
-def resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    check_flat_memory(tmp_path, open_fresh, key_value_bytes=2 * 768 * 32 * 2)
 
 
 @pytest.mark.parametrize("recipe", gguf.RECIPES)

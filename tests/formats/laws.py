@@ -1,0 +1,107 @@
+"""What must hold for every format's backend, asked in the same way of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from packager.checkpoint import read_checkpoint
+from packager.quality import reach
+from packager.records import Checkpoint
+from runtimes.contract import Backend
+from runtimes.errors import RewindError
+from runtimes.host import resident_bytes
+from tests.reference import eager_logits
+from tests.tiny import write_checkpoint
+
+SHAPES = {
+    "window-divides-nothing": dict(
+        window=37, layers=3, hidden=256, heads=4, kv_heads=2, ffn=512, seed=1
+    ),
+    "12-heads-per-kv": dict(
+        window=24, layers=2, hidden=384, heads=12, kv_heads=1, ffn=256, seed=2, rope_theta=1e5
+    ),
+    "untied-bf16": dict(
+        window=64, layers=2, hidden=256, heads=8, kv_heads=4, ffn=512, seed=3, tied=False,
+        dtype="bfloat16", shards=3,
+    ),
+}  # fmt: skip
+
+Open = Callable[..., Backend]
+"""open(checkpoint, context=N, chunk_tokens=N): the backend of a float32 variant of it."""
+
+
+def logits_of(backend: Backend, ids: np.ndarray, chunk: int) -> np.ndarray:
+    """Logits (T, vocab) of ids (T,), taken in `chunk` at a time."""
+    parts = [ids[i : i + chunk].tolist() for i in range(0, len(ids), chunk)]
+    return np.concatenate([backend.forward(part, last_only=False) for part in parts])
+
+
+def rms(x: np.ndarray) -> float:
+    """Root of the mean square."""
+    return float(np.sqrt(np.square(x).mean()))
+
+
+def check_reach(folder: Path, open_backend: Open) -> None:
+    """The token L(W - 1) back changes the logits; the one before it changes not one bit."""
+    shape = dict(window=8, layers=2, hidden=64, heads=4, kv_heads=2, ffn=128, context=256)
+    checkpoint = read_checkpoint(write_checkpoint(folder / "model", **shape))
+    for chunk in (1, 5, 64):
+        backend = open_backend(checkpoint, context=256, chunk_tokens=chunk)
+        at_reach, beyond = reach(checkpoint, backend)
+        backend.close()
+        assert at_reach > 0
+        assert beyond == 0
+
+
+def check_rewinds(checkpoint: Checkpoint, backend: Backend, most_rms: float) -> None:
+    """Forward and rewind at random for many windows: like a fresh run of what is held."""
+    rng = np.random.default_rng(7)
+    held: list[int] = []
+    rewound = refused = 0
+    while len(held) < 1200:
+        count = rng.integers(1, backend.chunk_tokens + 1)
+        new = rng.integers(40, checkpoint.geometry.vocab, count).tolist()
+        logits = backend.forward(new)
+        held += new
+        if rewound and rng.random() < 0.05:  # what came since the last rewind, and before it
+            expected = eager_logits(checkpoint.path, np.array(held))[-1]
+            assert rms(logits[-1] - expected) < most_rms
+        if rng.random() < 0.4:
+            far = rng.random() < 0.1  # mostly a few ids, at times more than the ring holds
+            target = max(0, len(held) - int(rng.integers(1, 400 if far else 12)))
+            try:
+                backend.rewind(target)
+                held = held[:target]
+                rewound += 1
+            except RewindError:
+                refused += 1
+    backend.close()
+    assert rewound > 30
+    assert refused > 0  # the ring did overwrite something, so the law was put to the test
+
+
+def check_flat_memory(folder: Path, open_backend: Open, key_value_bytes: int) -> None:
+    """100,000 positions in the memory of the window, and what comes out is what a fresh run says.
+
+    Far past the window only what it holds matters, since RoPE is relative.
+    """
+    shape = dict(window=32, layers=1, hidden=64, heads=2, kv_heads=1, ffn=64, context=131_072)
+    checkpoint = read_checkpoint(write_checkpoint(folder / "model", **shape))
+    backend = open_backend(checkpoint, context=100_000, chunk_tokens=500)
+    ids = np.random.default_rng(0).integers(40, 320, 500).tolist()
+    for _ in range(4):
+        backend.forward(ids)
+    before = resident_bytes()
+    while backend.position < 100_000:
+        logits = backend.forward(ids)
+    assert resident_bytes() - before < 8 << 20
+    assert abs(backend.memory_bytes().key_values_bytes - key_value_bytes) < 6000
+    fresh = open_backend(checkpoint, context=2048, chunk_tokens=500)
+    for _ in range(4):
+        expected = fresh.forward(ids)
+    fresh.close()
+    backend.close()
+    assert rms(logits - expected) < 0.01
