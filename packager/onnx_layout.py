@@ -6,6 +6,7 @@ of the other than this. Knows the names of both sides; reads no weight.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,26 +32,26 @@ _NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layer
 class Recipe:
     """How matrices are stored: `bits` and `group` are None for floats.
 
-    activations: "float32" or "float16", which vectors, scales, keys and values have too.
+    activations: "float32" or "float16", which vectors, scales, keys and values have too. zeros:
+    with a zero point per block; the fast kernels of GPUs ask for none. search: for the best scales.
+    calibrated: the codes of the linears are given, in which case they decide on group and zeros.
     """
 
     bits: int | None
     group: int | None
     activations: str
-    search: bool = True
-
-    @property
-    def symmetric(self) -> bool:
-        """No zero points: what the fast kernels of GPUs ask for."""
-        return self.activations == "float16"
+    zeros: bool = False
+    search: bool = False
+    calibrated: bool = False
 
     @property
     def bits_per_weight(self) -> float:
-        """Scales and zero points included."""
+        """Scales and zero points included, where they are known."""
         width = 8 * np.dtype(self.activations).itemsize
         if self.bits is None:
             return width
-        return self.bits + (width + (0 if self.symmetric else self.bits)) / self.group
+        extra = width + self.bits if self.zeros else width
+        return self.bits + (extra / self.group if self.group else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,26 +105,54 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One tensor of the graph and the checkpoint's tensors whose rows it is made of, in order."""
+    """One matrix or vector of the graph, and the checkpoint's tensors whose rows make it up.
+
+    order: that of the inputs (inputs,), where the codes have them in another.
+    """
 
     matrix: Matrix | None
     vector: Stored | None
     sources: tuple[str, ...]
     recipe: Recipe
+    order: np.ndarray | None = None
+
+    @property
+    def parts(self) -> list[Stored]:
+        """Its tensors in the file."""
+        return [self.vector] if self.matrix is None else self.matrix.parts
+
+
+def linears(layers: int) -> dict[str, tuple[str, ...]]:
+    """The modules that each linear of the graph is made of, by its name there."""
+    return {
+        f"layers.{layer}.{name}": tuple(f"model.layers.{layer}.{module}" for module in modules)
+        for layer in range(layers)
+        for name, modules in _LINEARS.items()
+    }
 
 
 def plan_tensors(
-    checkpoint: Checkpoint, source: TensorSource, recipe: Recipe, head: Recipe
+    checkpoint: Checkpoint,
+    source: TensorSource,
+    recipe: Recipe,
+    head: Recipe,
+    orders: Mapping[str, np.ndarray],
 ) -> dict[str, Plan]:
-    """Every tensor by its name in the graph, laid out in the file in the order of the forward."""
+    """Every tensor by its name in the graph, laid out in the file in the order of the forward.
+
+    orders: of the inputs, for the linears whose codes have them in another order.
+    """
+    modules = linears(checkpoint.geometry.layers)
     planner = _Planner(source)
     planner.matrix("embedding", (EMBEDDING,), head)
     for layer in range(checkpoint.geometry.layers):
         at, prefix = f"layers.{layer}", f"model.layers.{layer}"
-        for name, modules in _LINEARS.items():
-            parts = [f"{prefix}.{module}" for module in modules]
-            planner.matrix(f"{at}.{name}", tuple(f"{part}.weight" for part in parts), recipe)
-            planner.vector(f"{at}.{name}.bias", tuple(f"{part}.bias" for part in parts), recipe)
+        for name in _LINEARS:
+            linear = f"{at}.{name}"
+            weights = tuple(f"{module}.weight" for module in modules[linear])
+            planner.matrix(linear, weights, recipe, orders.get(linear))
+            biases = tuple(f"{module}.bias" for module in modules[linear])
+            planner.vector(f"{linear}.bias", biases, recipe)
         for name, module in _NORMS.items():
             planner.norm(f"{at}.{name}", f"{prefix}.{module}", recipe)
     planner.norm("norm", "model.norm", recipe)
@@ -155,7 +184,9 @@ class _Planner:
         stored = self.place(name, recipe.activations, (size,))
         self.plans[name] = Plan(None, stored, sources, recipe)
 
-    def matrix(self, name: str, sources: tuple[str, ...], recipe: Recipe) -> None:
+    def matrix(
+        self, name: str, sources: tuple[str, ...], recipe: Recipe, order: np.ndarray | None = None
+    ) -> None:
         rows = sum(self.source.shape(part)[0] for part in sources)
         columns = self.source.shape(sources[0])[1]
         shape, bits, group = (rows, columns), recipe.bits, recipe.group
@@ -173,7 +204,10 @@ class _Planner:
             codes = self.place(f"{name}.blocks", "uint8", (rows, groups, group * bits // 8))
             scales = self.place(f"{name}.scales", recipe.activations, (rows, groups))
             zeros = None
-            if not recipe.symmetric:
+            if recipe.zeros:
                 zeros = self.place(f"{name}.zeros", "uint8", (rows, -(-groups * bits // 8)))
-            matrix = Matrix(shape, codes, bits, group, scales, zeros)
-        self.plans[name] = Plan(matrix, None, sources, recipe)
+            place = None
+            if order is not None:
+                place = self.place(f"{name}.order", "int64", (columns,))
+            matrix = Matrix(shape, codes, bits, group, scales, zeros, place)
+        self.plans[name] = Plan(matrix, None, sources, recipe, order)

@@ -6,20 +6,14 @@
     genai.onnx          the graph as onnxruntime-genai wants it, over the same weights
     genai_config.json   what onnxruntime-genai reads first
 
-Rows are read from the memory-mapped shards, quantised on every core and written to their places;
-no more than two slabs a core are in memory. Query, key and value share one matrix; a tied head and
-the embedding share one tensor.
+Query, key and value share one matrix; a tied head and the embedding share one tensor.
 """
 
 from __future__ import annotations
 
-import functools
 import json
-import os
 import re
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +22,9 @@ from packager import onnx_graph
 from packager.errors import CheckpointError, UsageError
 from packager.files import atomic_folder, file_entry, write_json
 from packager.genai import genai_config
-from packager.onnx_layout import DATA_NAME, Matrix, Plan, Recipe, Stored, Weights, plan_tensors
-from packager.quant.blocks import Blocks, pack, quantize
+from packager.gptq_files import gptq_sha256, open_gptq
+from packager.onnx_data import GivenCodes, given_codes, write_tensors
+from packager.onnx_layout import DATA_NAME, Recipe, Weights, linears, plan_tensors
 from packager.records import Artifact, Checkpoint, Progress, Variant, no_progress
 from packager.tensors import TensorSource, open_tensors
 from packager.versions import tool_versions
@@ -38,7 +33,7 @@ DEFAULT_RECIPES = ("int4-g32",)
 VERSION = 1  # of what this module writes: part of the key of its artifacts
 MODEL_NAME, PROBE_NAME = "model.onnx", "probe.onnx"
 GENAI_MODEL_NAME, GENAI_NAME = "genai.onnx", "genai_config.json"
-SLAB_BYTES = 8 * 1024 * 1024  # float32 rows per job: enough to keep a core busy, small in memory
+INT8_GROUP = 128  # a third faster than 32 at the same error (benchmarks/LOG.md)
 HEAD_GROUP = 32  # the head decides between ids: the finest blocks there are kernels for
 
 _GRAMMAR = re.compile(r"(fp32|fp16|(int8)|(int4)(?:-g(32|64|128))?)(-rtn)?(-fp16)?")
@@ -63,11 +58,15 @@ def parse(name: str) -> Recipe:
         raise UsageError(f"unknown ONNX recipe {name!r}", expected=EXPECTED)
     if found[1].startswith("fp"):
         return Recipe(None, None, {"fp32": "float32", "fp16": "float16"}[found[1]])
-    bits = 8 if found[2] else 4
-    group = int(found[4]) if found[4] else 128
+    activations = "float16" if found[6] else "float32"
+    if name.removesuffix("-fp16") == "int4":
+        return Recipe(4, None, activations, calibrated=True)
+    bits, group = (8, INT8_GROUP) if found[2] else (4, int(found[4] or 0))
+    if not group:
+        raise UsageError(f"the ONNX recipe {name!r} names no group", expected=EXPECTED)
     # eight bits err little enough for nothing to be gained by searching
     search = bits == 4 and not found[5]
-    return Recipe(bits, group, "float16" if found[6] else "float32", search)
+    return Recipe(bits, group, activations, zeros=activations == "float32", search=search)
 
 
 def _head_recipe(recipe: Recipe, head_bits: int | None) -> Recipe:
@@ -78,7 +77,13 @@ def _head_recipe(recipe: Recipe, head_bits: int | None) -> Recipe:
         return Recipe(None, None, recipe.activations)
     if bits not in (4, 8):
         raise UsageError(f"a head of {bits} bits", expected=f"--head-bits 4, 8 or {width}")
-    return Recipe(bits, HEAD_GROUP, recipe.activations, search=bits == 4 and recipe.search)
+    zeros = recipe.activations == "float32"
+    return Recipe(bits, HEAD_GROUP, recipe.activations, zeros=zeros, search=bits == 4)
+
+
+def calibration_sha256(folder: Path) -> str:
+    """What a folder of GPTQ weights is known by."""
+    return gptq_sha256(folder)
 
 
 def convert(
@@ -91,18 +96,24 @@ def convert(
 ) -> Artifact:
     """Write the artifact's files; the folder appears when they are whole.
 
-    Raises CheckpointError for weights that cannot be converted.
+    `calibration` is the folder of GPTQ weights that the recipe int4 takes its codes from. Raises
+    CheckpointError for weights that cannot be converted, UsageError where the folder is missing.
     """
     recipe = parse(variant.recipe)
+    head = _head_recipe(recipe, variant.head_bits)
     source = open_tensors(checkpoint)
-    plans = plan_tensors(checkpoint, source, recipe, _head_recipe(recipe, variant.head_bits))
+    given: GivenCodes | None = None
+    if recipe.calibrated:
+        given = _given_codes(calibration, checkpoint, recipe, source)
+        recipe = replace(recipe, group=given.weights.group, zeros=given.zeros)
+    plans = plan_tensors(checkpoint, source, recipe, head, given.orders if given else {})
     weights = Weights(
         {name: plan.matrix for name, plan in plans.items() if plan.matrix is not None},
         {name: plan.vector for name, plan in plans.items() if plan.vector is not None},
     )
     metadata = {"starpack": json.dumps(describe(checkpoint, variant, recipe))}
     with atomic_folder(out) as folder:
-        write_tensors(folder / DATA_NAME, source, list(plans.values()), progress)
+        write_tensors(folder / DATA_NAME, source, list(plans.values()), given, progress)
         settings = (checkpoint, weights, recipe.activations, metadata)
         onnx_graph.write_model(folder / MODEL_NAME, *settings)
         onnx_graph.write_model(folder / GENAI_MODEL_NAME, *settings, genai=True)
@@ -111,6 +122,26 @@ def convert(
         names = (MODEL_NAME, DATA_NAME, PROBE_NAME, GENAI_MODEL_NAME, GENAI_NAME)
         entries = tuple(file_entry(folder, name) for name in names)
     return Artifact(variant, checkpoint.sha256, out, entries, tool_versions("onnx"))
+
+
+def _given_codes(
+    folder: Path | None, checkpoint: Checkpoint, recipe: Recipe, source: TensorSource
+) -> GivenCodes:
+    if folder is None:
+        raise UsageError(
+            "the recipe int4 takes calibrated codes, and none are given",
+            expected="--gptq DIR, a folder of GPTQ weights of this model",
+            remedy="use int4-g32, which needs none",
+        )
+    weights = open_gptq(folder)
+    if weights.bits != recipe.bits:
+        raise CheckpointError(
+            f"the GPTQ weights have {weights.bits} bits",
+            where=folder,
+            expected=f"{recipe.bits}",
+            remedy="quantise to 4 bits, or use the recipe int8, which needs no calibration",
+        )
+    return given_codes(weights, source, linears(checkpoint.geometry.layers))
 
 
 def describe(checkpoint: Checkpoint, variant: Variant, recipe: Recipe) -> dict[str, object]:
@@ -129,99 +160,3 @@ def describe(checkpoint: Checkpoint, variant: Variant, recipe: Recipe) -> dict[s
         "rope_theta": geometry.rope_theta,
         "checkpoint_sha256": checkpoint.sha256,
     }
-
-
-def write_tensors(file: Path, source: TensorSource, plans: list[Plan], progress: Progress) -> None:
-    """Write every tensor to its place, on every core."""
-    total = sum(part.nbytes for plan in plans for part in _parts(plan))
-    workers = len(os.sched_getaffinity(0))
-    done = 0
-    with open(file, "wb") as stream, ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future[int]] = deque()
-        try:
-            for job in _jobs(stream.fileno(), source, plans):
-                waiting.append(pool.submit(job))
-                if len(waiting) >= 2 * workers:
-                    done += waiting.popleft().result()
-                    progress("convert", done, total)
-            while waiting:
-                done += waiting.popleft().result()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-        os.fsync(stream.fileno())
-    assert done == total, f"{done} bytes written of {total}"
-    progress("convert", total, total)
-
-
-def _parts(plan: Plan) -> list[Stored]:
-    return [plan.vector] if plan.matrix is None else plan.matrix.parts
-
-
-def _jobs(descriptor: int, source: TensorSource, plans: list[Plan]) -> Iterator[Callable[[], int]]:
-    """One job per stretch of rows; each writes what it makes and returns the bytes."""
-    for plan in plans:
-        row = 0
-        for name in plan.sources:
-            count = source.shape(name)[0]
-            width = 1 if plan.matrix is None else plan.matrix.shape[1]
-            step = max(1, SLAB_BYTES // (4 * width))
-            for start in range(0, count, step):
-                stop = min(start + step, count)
-                yield functools.partial(
-                    _write_rows, descriptor, source, plan, name, (start, stop), row + start
-                )
-            row += count
-
-
-def _write_rows(
-    descriptor: int,
-    source: TensorSource,
-    plan: Plan,
-    name: str,
-    rows: tuple[int, int],
-    target: int,
-) -> int:
-    """Read, quantise and write rows of the tensor `name`, to rows from `target` on."""
-    values, recipe = source.read_rows(name, *rows), plan.recipe
-    if plan.matrix is None or plan.matrix.bits is None:
-        stored = _parts(plan)[0]
-        return _put(descriptor, stored, target, _narrowed(values, stored.type, name))
-    blocks = quantize(
-        values, recipe.bits, recipe.group, symmetric=recipe.symmetric, search=recipe.search,
-        scale_type=np.dtype(recipe.activations).type,
-    )  # fmt: skip
-    return _put_blocks(descriptor, plan.matrix, target, blocks, name)
-
-
-def _put_blocks(descriptor: int, matrix: Matrix, target: int, blocks: Blocks, name: str) -> int:
-    count = _put(descriptor, matrix.weights, target, pack(blocks.codes, matrix.bits))
-    scales = _narrowed(blocks.scales, matrix.scales.type, name)
-    count += _put(descriptor, matrix.scales, target, scales)
-    if matrix.zeros is not None:
-        count += _put(descriptor, matrix.zeros, target, pack(blocks.zeros, matrix.bits))
-    return count
-
-
-def _narrowed(values: np.ndarray, kind: str, name: str) -> np.ndarray:
-    """As the stored type; CheckpointError where a value is beyond it."""
-    with np.errstate(over="ignore"):
-        narrowed = values.astype(kind)
-    if not np.isfinite(narrowed).all():
-        raise CheckpointError(
-            f"the weights of {name} do not fit in {kind}",
-            where=name,
-            expected="finite values within the range of the type",
-            remedy="use a recipe without -fp16",
-        )
-    return narrowed
-
-
-def _put(descriptor: int, stored: Stored, row: int, values: np.ndarray) -> int:
-    """Write rows to their place in the file."""
-    data = memoryview(np.ascontiguousarray(values)).cast("B")
-    at = stored.offset_bytes + row * (stored.nbytes // stored.shape[0])
-    written = 0
-    while written < len(data):
-        written += os.pwrite(descriptor, data[written:], at + written)
-    return written
