@@ -50,9 +50,9 @@ def timed(command: list[object], environment: Mapping[str, str] | None = None) -
     return Run(time.perf_counter() - started, usage.ru_maxrss * 1024)
 
 
-def make_checkpoint(model: Path) -> None:
-    """Write a random checkpoint of SHAPE."""
-    timed([sys.executable, "-c", MAKE, model, json.dumps(SHAPE)])
+def make_checkpoint(model: Path, **changes: object) -> None:
+    """Write a random checkpoint of SHAPE, with `changes` to it."""
+    timed([sys.executable, "-c", MAKE, model, json.dumps(SHAPE | changes)])
 
 
 def summary(

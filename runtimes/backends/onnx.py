@@ -7,7 +7,8 @@ off by one is refused.
 
 On a CPU the cache is ours: cells [0, filled) hold the latest positions in order, and when they are
 full, the oldest beyond window - 1 + one chunk make room. So at least one chunk can always be
-rewound. On a GPU the cells are the engine's own ring of `window`: past the window, nothing can be.
+rewound. The engine is shown only those that the window needs, and a few more. On a GPU the cells
+are the engine's own ring of `window`: past the window, nothing can be rewound.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ REQUIRES = ("onnxruntime",)
 TESTED_VERSION = "1.32"
 MODEL_NAME, DATA_NAME, PROBE_NAME = "model.onnx", "model.onnx.data", "probe.onnx"
 TYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
+# The engine looks at every cell it is shown, and showing others costs a binding per layer. So it is
+# shown up to this many too many. Measured: 16 to 64 make no difference.
+SHOWN_STEP = 32
 MAX_COUNT = 1 << 20  # guessed: far beyond any layer, head or vocabulary; bounds what is allocated
 
 
@@ -100,6 +104,7 @@ class OnnxBackend:
         self._moves = options.provider == "cpu"
         self._position = 0
         self._first = 0  # the position in cell 0; the engine's own ring is always asked from 0
+        self._shown = 0  # the first cell that the engine is shown
         self._session = open_session(path / MODEL_NAME, options.provider, options.threads)
         self._graph = Graph.of(self._session, path / MODEL_NAME)
         self.vocab_size = self._graph.vocab
@@ -177,15 +182,23 @@ class OnnxBackend:
     def _bind(self) -> None:
         """Allocate every buffer and bind what stays bound."""
         graph, kind = self._graph, self._graph.float_type
-        shape = (1, graph.kv_heads, self._cells_needed(), graph.head_dim)
-        self._cells = shape[2]
+        self._cells = self._cells_needed()
+        shape = (1, graph.kv_heads, self._cells, graph.head_dim)
         self._binding = self._session.io_binding()
-        self._cache: list[np.ndarray] = []  # keys and values of each layer, on a CPU
         self._cache_bytes = 2 * graph.layers * int(np.prod(shape)) * kind.itemsize
-        for layer in range(graph.layers):
-            for part in ("key", "value"):
-                past, present = f"past_key_values.{layer}.{part}", f"present.{layer}.{part}"
-                self._bind_cache(past, present, np.zeros(shape, kind))
+        names = [f"{layer}.{part}" for layer in range(graph.layers) for part in ("key", "value")]
+        # keys and values of each layer, on a CPU. What is shown starts at any cell and has the same
+        # shape, so its end lies as far beyond: a head more, which is never touched
+        self._cache: dict[str, np.ndarray] = {}
+        for name in names:
+            if self._moves:
+                self._cache[name] = np.zeros((1, shape[1] + 1, *shape[2:]), kind)
+            else:
+                cells = np.zeros(shape, kind)
+                value = engine().OrtValue.ortvalue_from_numpy(cells, self._provider, 0)
+                self._binding.bind_ortvalue_input(f"past_key_values.{name}", value)
+                self._binding.bind_ortvalue_output(f"present.{name}", value)
+        self._show(0)
         self._ids = np.zeros((1, self.chunk_tokens), np.int64)
         self._positions = np.zeros((1, self.chunk_tokens), np.int64)
         self._mask = np.ones((1, self._cells if self._moves else self.context_tokens), np.int64)
@@ -208,15 +221,14 @@ class OnnxBackend:
             return window  # what CUDA's kernel asks for
         return max(window, min(self.context_tokens, window - 1 + 2 * self.chunk_tokens))
 
-    def _bind_cache(self, past: str, present: str, cells: np.ndarray) -> None:
-        if self._moves:
-            self._cache.append(cells)
-            self._bind_input(past, cells, cells.shape)
-            self._bind_output(present, cells, cells.shape)
-        else:
-            value = engine().OrtValue.ortvalue_from_numpy(cells, self._provider, 0)
-            self._binding.bind_ortvalue_input(past, value)
-            self._binding.bind_ortvalue_output(present, value)
+    def _show(self, first: int) -> None:
+        """Have the engine see the cells from `first` on as its whole cache."""
+        self._shown = self._cells  # none, should this be interrupted
+        for name, cells in self._cache.items():
+            shape = (1, cells.shape[1] - 1, *cells.shape[2:])
+            self._bind_input(f"past_key_values.{name}", cells[0, 0, first:], shape)
+            self._bind_output(f"present.{name}", cells[0, 0, first:], shape)
+        self._shown = first
 
     def _bind_input(self, name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
         self._binding.bind_input(name, "cpu", 0, array.dtype, shape, array.ctypes.data)
@@ -251,7 +263,7 @@ class OnnxBackend:
             self._bind_input("input_ids", self._ids, (1, count))
             self._bind_input("position_ids", self._positions, (1, count))
             self._bound = count
-        total = self._position + count - self._first
+        total = self._position + count - self._first - self._shown
         self._bind_input("attention_mask", self._mask, (1, total))
         self._logits_from[0] = -1 if last_only else 0
         rows = 1 if last_only else count
@@ -270,16 +282,25 @@ class OnnxBackend:
         return logits[0].copy() if rows == 1 else logits[0]
 
     def _make_room(self, count: int) -> None:
-        """Move the latest cells to the front where `count` more would not fit behind them."""
-        filled = self._position - self._first
-        if not self._moves or filled + count <= self._cells:
+        """Move the latest cells to the front where `count` more would not fit behind them.
+
+        Then show the engine what the window needs of them.
+        """
+        window = self.window.size_tokens
+        if not self._moves or window is None:
             return
-        kept = min(filled, self.window.size_tokens - 1 + self.chunk_tokens)
-        position = self._position
-        self._position = 0  # until every layer has moved, none is of use
-        for cells in self._cache:
-            cells[:, :, :kept] = cells[:, :, filled - kept : filled]
-        self._position, self._first = position, self._first + filled - kept
+        filled = self._position - self._first
+        if filled + count > self._cells:
+            kept = min(filled, window - 1 + self.chunk_tokens)
+            position = self._position
+            self._position = 0  # until every layer has moved, none is of use
+            for cells in self._cache.values():
+                cells[:, :, :kept] = cells[:, :, filled - kept : filled]
+            self._position, self._first = position, self._first + filled - kept
+            filled = kept
+        needed = max(0, filled - (window - 1))
+        if not 0 <= needed - self._shown < SHOWN_STEP:
+            self._show(needed)
 
     def rewind(self, position: int) -> None:
         """Forget every id at `position` and after; RewindError where that cannot be exact."""
@@ -295,7 +316,7 @@ class OnnxBackend:
         keep them in another order.
         """
         grown = resident_bytes() - self._held
-        touched = sum(cells.nbytes for cells in self._cache) if self._moves else 0
+        touched = self._cache_bytes if self._moves else 0
         return MemoryUse(self._weights_bytes, self._cache_bytes, max(grown - touched, 0))
 
     def describe(self) -> dict[str, str]:
@@ -313,4 +334,4 @@ class OnnxBackend:
     def close(self) -> None:
         """Give memory back. Safe to call twice, and on a half-opened backend."""
         self._session = self._binding = None
-        self._cache = []
+        self._cache = {}
