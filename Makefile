@@ -31,7 +31,7 @@ help: ## show this text
 	@echo
 	@echo "Variables, with their values now:"
 	@echo "  MODEL       checkpoint folder                     $(MODEL)"
-	@echo "  FORMATS     gguf, or gguf:RECIPE,gguf:RECIPE      $(FORMATS)"
+	@echo "  FORMATS     gguf, onnx, or FORMAT:RECIPE,...      $(FORMATS)"
 	@echo "  DEVICE      device to measure on                  $(or $(DEVICE),(this machine))"
 	@echo "  BUDGET      JSON file of limits                   $(or $(BUDGET),(no limits))"
 	@echo "  CTX         context wanted, in tokens             $(or $(CTX),(16384, or the model's own))"
@@ -39,7 +39,7 @@ help: ## show this text
 	@echo "  LICENCE     the model's licence text for the bundle   $(or $(LICENCE),(in MODEL))"
 	@echo "  PYTHON      Python 3.11 or newer for the set-up   $(PYTHON)"
 
-setup: $(VENV)/.engine ## make .venv with all tools and the engine (first time: 5 to 10 minutes)
+setup: $(VENV)/.engine ## make .venv with all tools and engines (first time: 5 to 10 minutes)
 
 # A half-made environment has no stamp, so the next run completes it.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -52,7 +52,7 @@ $(VENV)/.engine: $(VENV)/.installed $(ENGINE)
 	$(PIP) install --no-index --no-deps --force-reinstall $(WHEELS)/llama_cpp_python-*+starpack1-*.whl
 	@touch $@
 
-wheels: $(VENV)/.installed ## build the engine's wheel, or take it from the cache
+wheels: $(VENV)/.installed ## build the GGUF engine's wheel, or take it from the cache
 	$(STARPACK) wheels --out build
 
 convert: setup ## convert MODEL to every recipe of FORMATS

@@ -5,10 +5,9 @@ nothing of text or sampling. WINDOW: exact. What the attention kernel of the ins
 by a window is tried out when a model opens, on the model's own shape, and an engine that would be
 off by one is refused.
 
-On a CPU the cache is ours: cells [0, filled) hold the latest positions in order, and when they are
-full, the oldest beyond window - 1 + one chunk make room. So at least one chunk can always be
-rewound. The engine is shown only those that the window needs, and a few more. On a GPU the cells
-are the engine's own ring of `window`: past the window, nothing can be rewound.
+On a CPU the cache is ours (cells.py), and the engine is shown only the cells that the window needs,
+and a few more. On a GPU the cells are the engine's own ring: past the window, nothing can be
+rewound.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from runtimes.cells import Cells, EngineRing
 from runtimes.contract import BackendOptions, MemoryUse, Window
 from runtimes.errors import DeviceError, IntegrityError, UsageError, WindowError
 from runtimes.host import resident_bytes
@@ -96,15 +96,15 @@ class OnnxBackend:
                 "gpu_layers is for GGUF: ONNX runs on one device as a whole",
                 remedy="use --provider cuda",
             )
+        engine()  # the library itself is not counted as the model's
         started, held = time.perf_counter(), resident_bytes()
         self.window = window
         self.context_tokens = options.context_tokens
         self.chunk_tokens = min(options.chunk_tokens, options.context_tokens)
         self._provider, self._threads = options.provider, options.threads
         self._moves = options.provider == "cpu"
-        self._position = 0
-        self._first = 0  # the position in cell 0; the engine's own ring is always asked from 0
-        self._shown = 0  # the first cell that the engine is shown
+        ring = Cells if self._moves else EngineRing
+        self._cells = ring(window, self.context_tokens, self.chunk_tokens)
         self._session = open_session(path / MODEL_NAME, options.provider, options.threads)
         self._graph = Graph.of(self._session, path / MODEL_NAME)
         self.vocab_size = self._graph.vocab
@@ -182,8 +182,9 @@ class OnnxBackend:
     def _bind(self) -> None:
         """Allocate every buffer and bind what stays bound."""
         graph, kind = self._graph, self._graph.float_type
-        self._cells = self._cells_needed()
-        shape = (1, graph.kv_heads, self._cells, graph.head_dim)
+        # the engine asks for no fewer cells than the window has
+        count = max(self._cells.count, self.window.size_tokens or 0)
+        shape = (1, graph.kv_heads, count, graph.head_dim)
         self._binding = self._session.io_binding()
         self._cache_bytes = 2 * graph.layers * int(np.prod(shape)) * kind.itemsize
         names = [f"{layer}.{part}" for layer in range(graph.layers) for part in ("key", "value")]
@@ -201,7 +202,7 @@ class OnnxBackend:
         self._show(0)
         self._ids = np.zeros((1, self.chunk_tokens), np.int64)
         self._positions = np.zeros((1, self.chunk_tokens), np.int64)
-        self._mask = np.ones((1, self._cells if self._moves else self.context_tokens), np.int64)
+        self._mask = np.ones((1, count if self._moves else self.context_tokens), np.int64)
         self._last_logits = np.empty((1, 1, self.vocab_size), np.float32)
         self._logits_from = np.zeros(1, np.int64)
         rows = self.context_tokens
@@ -213,17 +214,9 @@ class OnnxBackend:
         self._bind_input("logits_from", self._logits_from, (1,))
         self._bound = 0  # how many ids the inputs are bound for
 
-    def _cells_needed(self) -> int:
-        window = self.window.size_tokens
-        if window is None:
-            return self.context_tokens
-        if not self._moves:
-            return window  # what CUDA's kernel asks for
-        return max(window, min(self.context_tokens, window - 1 + 2 * self.chunk_tokens))
-
     def _show(self, first: int) -> None:
         """Have the engine see the cells from `first` on as its whole cache."""
-        self._shown = self._cells  # none, should this be interrupted
+        self._shown = self._cells.count + 1  # none, should this be interrupted
         for name, cells in self._cache.items():
             shape = (1, cells.shape[1] - 1, *cells.shape[2:])
             self._bind_input(f"past_key_values.{name}", cells[0, 0, first:], shape)
@@ -239,31 +232,28 @@ class OnnxBackend:
     @property
     def position(self) -> int:
         """How many ids have been taken in."""
-        return self._position
+        return self._cells.position
 
     @property
     def kept_from(self) -> int:
-        """The least position above 0 that `rewind` can return to exactly.
-
-        The query at position p sees keys p - W + 1 .. p, so cell 0 must not lie beyond the first.
-        """
-        window = self.window.size_tokens
-        if not self._moves:
-            return self._position if window is not None and self._position > window else 0
-        return self._first + window - 1 if self._first else 0
+        """The least position above 0 that `rewind` can return to exactly."""
+        return self._cells.kept_from
 
     def forward(self, ids: Sequence[int], last_only: bool = True) -> np.ndarray:
         """Append `ids` (1 to chunk_tokens); float32 logits, (1 or T, vocab), the caller's own."""
         new = checked_ids(self, ids)
         count = len(new)
-        self._make_room(count)
+        cells = self._cells
+        cells.make_room(count, self._move)
+        if self._moves and not 0 <= cells.needed - self._shown < SHOWN_STEP:
+            self._show(cells.needed)
         self._ids[0, :count] = new
-        self._positions[0, :count] = np.arange(self._position, self._position + count)
+        self._positions[0, :count] = np.arange(cells.position, cells.position + count)
         if count != self._bound:
             self._bind_input("input_ids", self._ids, (1, count))
             self._bind_input("position_ids", self._positions, (1, count))
             self._bound = count
-        total = self._position + count - self._first - self._shown
+        total = cells.filled + count - self._shown
         self._bind_input("attention_mask", self._mask, (1, total))
         self._logits_from[0] = -1 if last_only else 0
         rows = 1 if last_only else count
@@ -275,39 +265,20 @@ class OnnxBackend:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # the engine has a class for each of its codes
             raise DeviceError(
-                f"ONNX Runtime failed at position {self._position}: {error}",
+                f"ONNX Runtime failed at position {cells.position}: {error}",
                 remedy="if memory ran out, use a smaller --context or recipe",
             ) from None
-        self._position += count
+        cells.position += count
         return logits[0].copy() if rows == 1 else logits[0]
 
-    def _make_room(self, count: int) -> None:
-        """Move the latest cells to the front where `count` more would not fit behind them.
-
-        Then show the engine what the window needs of them.
-        """
-        window = self.window.size_tokens
-        if not self._moves or window is None:
-            return
-        filled = self._position - self._first
-        if filled + count > self._cells:
-            kept = min(filled, window - 1 + self.chunk_tokens)
-            position = self._position
-            self._position = 0  # until every layer has moved, none is of use
-            for cells in self._cache.values():
-                cells[:, :, :kept] = cells[:, :, filled - kept : filled]
-            self._position, self._first = position, self._first + filled - kept
-            filled = kept
-        needed = max(0, filled - (window - 1))
-        if not 0 <= needed - self._shown < SHOWN_STEP:
-            self._show(needed)
+    def _move(self, start: int, count: int) -> None:
+        for cells in self._cache.values():
+            cells[:, :, :count] = cells[:, :, start : start + count]
 
     def rewind(self, position: int) -> None:
         """Forget every id at `position` and after; RewindError where that cannot be exact."""
         check_rewind(self, position)
-        self._position = position
-        if position == 0:
-            self._first = 0
+        self._cells.rewind(position)
 
     def memory_bytes(self) -> MemoryUse:
         """Measured: what the process grew by when the model was opened, and since then.

@@ -1,0 +1,82 @@
+"""Which position of a sequence lies in which cell of a cache of keys and values.
+
+Cells [0, filled) hold the latest positions in order. When the end is reached, the oldest beyond
+what the window needs and one chunk make room, all at once, so that moving costs little and at least
+a chunk can be rewound at any time. Whole numbers only; knows nothing of arrays or engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from runtimes.contract import Window
+
+Move = Callable[[int, int], None]
+"""move(start, count): copy the `count` cells from `start` on to the front, in every layer."""
+
+
+class Cells:
+    """Law: cells [needed, filled) hold all that the next position sees besides itself.
+
+    `first` is the position in cell 0. A move that is interrupted leaves no position at all.
+    """
+
+    def __init__(self, window: Window, context_tokens: int, chunk_tokens: int) -> None:
+        self._size = window.size_tokens
+        self._chunk_tokens = chunk_tokens
+        self.count = context_tokens
+        if self._size is not None:
+            self.count = min(context_tokens, self._size - 1 + 2 * chunk_tokens)
+        self.position = 0
+        self.first = 0
+
+    @property
+    def filled(self) -> int:
+        """How many cells hold a position."""
+        return self.position - self.first
+
+    @property
+    def needed(self) -> int:
+        """The first cell that the window of the next position reaches."""
+        return 0 if self._size is None else max(0, self.filled - (self._size - 1))
+
+    @property
+    def kept_from(self) -> int:
+        """The least position above 0 that `rewind` can return to exactly.
+
+        Position p sees p - W + 1 and later, so cell 0 must not lie beyond that.
+        """
+        return self.first + self._size - 1 if self.first else 0
+
+    def make_room(self, new: int, move: Move) -> None:
+        """See to it that `new` more fit behind those that are filled; at most a chunk."""
+        if self.filled + new <= self.count:
+            return
+        assert self._size is not None, "without a window the cells hold the whole context"
+        start = self.filled - min(self.filled, self._size - 1 + self._chunk_tokens)
+        first, position = self.first + start, self.position
+        self.first = self.position = 0
+        move(start, position - first)
+        self.first, self.position = first, position
+
+    def rewind(self, position: int) -> None:
+        """Forget every position from `position` on; the caller has looked at kept_from."""
+        self.position = position
+        if position == 0:
+            self.first = 0
+
+
+class EngineRing(Cells):
+    """Cells that the engine itself keeps as a ring of one window: nothing past it is kept."""
+
+    def __init__(self, window: Window, context_tokens: int, chunk_tokens: int) -> None:
+        super().__init__(window, context_tokens, chunk_tokens)
+        self.count = self._size or context_tokens
+
+    @property
+    def kept_from(self) -> int:
+        """As in Cells."""
+        return self.position if self._size is not None and self.position > self._size else 0
+
+    def make_room(self, new: int, move: Move) -> None:
+        """The engine does."""
