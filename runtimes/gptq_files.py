@@ -1,0 +1,210 @@
+"""A folder of GPTQ weights, read for running: settings, codes and the rest, as torch tensors.
+
+safetensors maps the file and checks its header; what the header says is checked here against the
+model's configuration. Layout: AutoGPTQ's, versions 1 and 2. Knows nothing of kernels.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from runtimes.errors import IntegrityError
+
+MODEL_NAME, CONFIG_NAME, SETTINGS_NAME = "model.safetensors", "config.json", "quantize_config.json"
+MAX_CONFIG_BYTES = 1 << 20  # guessed: a config.json has some kilobytes
+MAX_COUNT = 1 << 20  # guessed: far beyond any layer, head or vocabulary
+WORD_BITS = 32
+GROUPS = (32, 64, 128, 256)  # those that torch's kernels take
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Geometry and settings. head_bits: what the head is packed to when it is loaded; 16: not."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    hidden: int
+    vocab: int
+    norm_eps: float
+    rope_theta: float
+    tied: bool
+    window_tokens: int | None
+    bits: int
+    group: int
+    version: int
+    head_bits: int
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.hidden // self.heads
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """One linear: codes (out, in) uint8, scales (out, G) and zeros (out, G) float32, bias (out,).
+
+    order: that of the inputs (in,), where the codes have them group by group in another.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor
+    bias: torch.Tensor
+    order: torch.Tensor | None
+
+    def weights(self) -> torch.Tensor:
+        """What they stand for, float32 (out, in), inputs in their natural order."""
+        rows, columns = self.codes.shape
+        steps = self.codes.view(rows, self.scales.shape[1], -1) - self.zeros[:, :, None]
+        found = (steps * self.scales[:, :, None]).view(rows, columns)
+        return found if self.order is None else found[:, self.order.argsort()]
+
+
+def read_config(folder: Path) -> Config:
+    """Read both configuration files; IntegrityError where they are not those of such a model."""
+    model, settings = _read(folder / CONFIG_NAME), _read(folder / SETTINGS_NAME)
+    format = settings.get("checkpoint_format", "gptq")
+    window = model.get("sliding_window")
+    names = dict(
+        layers="num_hidden_layers", heads="num_attention_heads", kv_heads="num_key_value_heads",
+        hidden="hidden_size", vocab="vocab_size",
+    )  # fmt: skip
+    counts = {name: model.get(key) for name, key in names.items()}
+    for name, value in {**counts, "sliding_window": 1 if window is None else window}.items():
+        if type(value) is not int or not 0 < value <= MAX_COUNT:
+            raise _bad(folder, f"{name} is {value!r}", "a whole number above 0")
+    if counts["hidden"] % counts["heads"] or counts["heads"] % counts["kv_heads"]:
+        raise _bad(folder, f"{counts['heads']} heads do not divide the model", "whole heads")
+    if settings.get("bits") not in (4, 8) or settings.get("group_size") not in GROUPS:
+        found = f"{settings.get('bits')!r} bits in groups of {settings.get('group_size')!r}"
+        raise _bad(folder, found, f"4 or 8 bits in groups of {GROUPS}")
+    if format not in ("gptq", "gptq_v2") or settings.get("quant_method", "gptq") != "gptq":
+        raise _bad(folder, f"the layout is {format!r}", "gptq or gptq_v2")
+    head_bits = (settings.get("meta") or {}).get("head_bits", 16)
+    if head_bits not in (4, 8, 16):
+        raise _bad(folder, f"head_bits is {head_bits!r}", "4, 8 or 16")
+    return Config(
+        **counts,
+        norm_eps=_number(folder, model, "norm_epsilon"),
+        rope_theta=_theta(folder, model),
+        tied=model.get("tie_word_embeddings") is not False,
+        window_tokens=window,
+        bits=settings["bits"],
+        group=settings["group_size"],
+        version=2 if format == "gptq_v2" else 1,
+        head_bits=head_bits,
+    )
+
+
+def _theta(folder: Path, model: dict[str, Any]) -> float:
+    # transformers 5 keeps it in a record of its own
+    record = model.get("rope_parameters")
+    return _number(folder, record if isinstance(record, dict) else model, "rope_theta")
+
+
+def _number(folder: Path, data: dict[str, Any], key: str) -> float:
+    value = data.get(key)
+    if type(value) not in (int, float) or not 0 < value < 1e12:
+        raise _bad(folder, f"{key} is {value!r}", "a number above 0")
+    return float(value)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        if file.stat().st_size > MAX_CONFIG_BYTES:
+            raise _bad(file, "it is too large", f"at most {MAX_CONFIG_BYTES} bytes")
+        data = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise _bad(file, f"it cannot be read: {error}", "a JSON object") from None
+    if not isinstance(data, dict):
+        raise _bad(file, "it is no object", "a JSON object")
+    return data
+
+
+def _bad(where: Path, what: str, expected: str) -> IntegrityError:
+    return IntegrityError(
+        f"these are no GPTQ weights that can be run: {what}",
+        where=where,
+        expected=expected,
+        remedy="convert or copy the model again",
+    )
+
+
+class Files:
+    """The tensors of one folder, each checked for its shape as it is read."""
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        self.file, self.config = folder / MODEL_NAME, config
+        try:
+            self._open = safe_open(self.file, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise _bad(self.file, str(error)[:300], "a sound safetensors file") from None
+        self._names = set(self._open.keys())
+
+    def read(self, name: str, shape: tuple[int, ...], *kinds: torch.dtype) -> torch.Tensor:
+        """A tensor as it is stored, of one of `kinds`; any float without."""
+        if name not in self._names:
+            raise _bad(self.file, f"{name} is missing", "every tensor of the model")
+        found = self._open.get_tensor(name)
+        right = found.dtype in kinds if kinds else found.is_floating_point()
+        if tuple(found.shape) != shape or not right:
+            raise _bad(self.file, f"{name} is {found.dtype} {tuple(found.shape)}", f"{shape}")
+        return found
+
+    def size(self, name: str) -> int:
+        """Elements of a vector that is there."""
+        if name not in self._names:
+            raise _bad(self.file, f"{name} is missing", "every tensor of the model")
+        return self._open.get_slice(name).get_shape()[0]
+
+    def codes(self, modules: list[str], shapes: list[tuple[int, int]]) -> Codes:
+        """Linears of the same inputs as one, their rows one after another."""
+        parts = [self._codes(m, *shape) for m, shape in zip(modules, shapes, strict=True)]
+        order = parts[0].order
+        for part in parts[1:]:
+            same = (part.order is None) == (order is None)
+            if not same or (order is not None and not torch.equal(part.order, order)):
+                raise _bad(self.file, f"the inputs of {modules} are in different orders", "one")
+        rows = (torch.cat([getattr(p, n) for p in parts]) for n in ("codes", "scales", "zeros"))
+        return Codes(*rows, torch.cat([part.bias for part in parts]), order)
+
+    def _codes(self, module: str, outputs: int, inputs: int) -> Codes:
+        bits, group = self.config.bits, self.config.group
+        if inputs % group:
+            raise _bad(self.file, f"{module} has {inputs} inputs", f"a multiple of {group}")
+        groups, words = inputs // group, WORD_BITS // bits
+        whole = torch.int32
+        qweight = self.read(f"{module}.qweight", (inputs // words, outputs), whole)
+        qzeros = self.read(f"{module}.qzeros", (groups, outputs // words), whole)
+        scales = self.read(f"{module}.scales", (groups, outputs)).float().T.contiguous()
+        zeros = _unpack(qzeros, bits).T.float() + (1 if self.config.version == 1 else 0)
+        codes = _unpack(qweight.T, bits)
+        group_of = self.read(f"{module}.g_idx", (inputs,), whole)
+        order = group_of.argsort(stable=True)
+        if not torch.equal(
+            group_of[order], torch.arange(groups, dtype=whole).repeat_interleave(group)
+        ):
+            raise _bad(self.file, f"{module}.g_idx has other groups", f"{groups} of {group} inputs")
+        if torch.equal(order, torch.arange(inputs)):
+            order = None
+        else:
+            codes = codes[:, order]
+        if not scales.isfinite().all():
+            raise _bad(self.file, f"{module} has a scale that is not finite", "finite scales")
+        bias = self.read(f"{module}.bias", (outputs,)).float()
+        return Codes(codes.contiguous(), scales, zeros.contiguous(), bias, order)
+
+
+def _unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """int32 (R, W) to uint8 (R, W * 32 / bits), the lowest bits first."""
+    shifts = torch.arange(0, WORD_BITS, bits, dtype=torch.int32)
+    parts = (words.contiguous()[:, :, None] >> shifts) & ((1 << bits) - 1)
+    return parts.to(torch.uint8).reshape(len(words), -1)

@@ -1,0 +1,179 @@
+"""Products with 4- and 8-bit weights, by the fastest path that torch has on the device.
+
+Few rows go through torch's own int4 kernel. Many rows are cheaper as an ordinary product: stretches
+of the same packed weights are expanded, by table, just before they are used. So there is one copy
+of the weights. 8-bit codes are two planes of 4 bits: code = 16 high + low. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from runtimes.errors import DeviceError
+from runtimes.gptq_files import Codes
+
+Linear = Callable[[torch.Tensor], torch.Tensor]
+"""(T, in) to (T, out), both of the type that the model computes in."""
+
+# Measured on 3072 x 12288: up to about 64 rows the kernel is faster (benchmarks/LOG.md).
+FEW_ROWS = 48
+STRETCH_ELEMENTS = 1 << 21  # guessed: 4 MB expanded, which stays in a core's cache
+PADDED_ROWS = 64  # the kernel packs blocks of 32 or 64 outputs
+MIDDLE = 8  # the kernel computes (code - 8) * scale + zero
+_ops = torch.ops.aten
+
+
+@functools.cache
+def block_layout() -> torch.Tensor:
+    """Which output of its block each half of a byte is, int64 (block / 2, 2), low half first.
+
+    torch packs outputs in blocks of 32 or 64, in an order that depends on the processor. So it is
+    asked: the number of each output is packed in place of its codes.
+    """
+    inputs = 32
+    numbers = torch.arange(64, dtype=torch.int32)[:, None].expand(64, inputs)
+    low, high = (
+        _ops._convert_weight_to_int4pack_for_cpu(part.contiguous(), 1)
+        for part in (numbers & 15, numbers >> 4)
+    )
+    for block in (64, 32):
+        at = [x.view(64 // block, inputs, block // 2)[0] for x in (low, high)]
+        halves = torch.stack(
+            [(at[0] & 15) | ((at[1] & 15) << 4), (at[0] >> 4) | (at[1] >> 4 << 4)], -1
+        ).long()
+        whole = halves[0].flatten().sort().values.equal(torch.arange(block))
+        if whole and halves.eq(halves[0]).all():
+            return halves[0]
+    raise DeviceError(
+        f"torch {torch.__version__} packs 4-bit weights in an unknown way",
+        expected="the version that the bundle carries",
+        remedy="install the bundle with its own ./install, or run `make setup`",
+    )
+
+
+class PackedLinear:
+    """A linear of 4- or 8-bit codes, computed in bfloat16 on a CPU."""
+
+    def __init__(self, codes: Codes, bits: int) -> None:
+        self.outputs, self.inputs = codes.codes.shape
+        self.group = self.inputs // codes.scales.shape[1]
+        self.bias, self.order = codes.bias.bfloat16(), codes.order
+        offset = (MIDDLE - codes.zeros) * codes.scales
+        if bits == 4:
+            planes = [(codes.codes, codes.scales, offset)]
+        else:  # scale (16 (high - 8) + (low - 8) + 136 - zero)
+            low = (17 * MIDDLE - codes.zeros) * codes.scales
+            high = (codes.codes >> 4, 16 * codes.scales, torch.zeros_like(low))
+            planes = [high, (codes.codes & 15, codes.scales, low)]
+        self.planes = [_Plane(*plane) for plane in planes]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the weights."""
+        return sum(p.packed.nbytes + p.scales_zeros.nbytes for p in self.planes)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """As Linear."""
+        if self.order is not None:
+            x = x[:, self.order]
+        y = self._few(x) if len(x) <= FEW_ROWS else self._many(x)
+        return y[:, : self.outputs] + self.bias
+
+    def _few(self, x: torch.Tensor) -> torch.Tensor:
+        parts = [
+            _ops._weight_int4pack_mm_for_cpu(x, p.packed, self.group, p.scales_zeros)
+            for p in self.planes
+        ]
+        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+    def _many(self, x: torch.Tensor) -> torch.Tensor:
+        """Stretches of outputs, each expanded to (in, outputs) and multiplied."""
+        order = block_layout()
+        block, blocks = order.numel(), self.planes[0].blocks
+        step = max(1, STRETCH_ELEMENTS // (self.inputs * block))
+        y = x.new_empty(len(x), blocks, block)
+        for start in range(0, blocks, step):
+            stop = min(start + step, blocks)
+            weights = [plane.expand(start, stop) for plane in self.planes]
+            whole = weights[0] if len(weights) == 1 else weights[0] + weights[1]
+            y[:, start:stop, order.flatten()] = (x @ whole).view(len(x), stop - start, block)
+        return y.view(len(x), -1)
+
+
+class _Plane:
+    """4-bit codes (out, in) packed for torch's kernel, with their scales and offsets (out, G)."""
+
+    def __init__(self, codes: torch.Tensor, scales: torch.Tensor, offset: torch.Tensor) -> None:
+        extra = -len(codes) % PADDED_ROWS
+        codes, scales, offset = (F.pad(x, (0, 0, 0, extra)) for x in (codes, scales, offset))
+        self.inputs, self.groups = codes.shape[1], scales.shape[1]
+        self.packed = _ops._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
+        pair = torch.stack([scales.T, offset.T], -1)
+        self.scales_zeros = pair.bfloat16().contiguous()  # (G, out, 2)
+        order = block_layout().flatten()
+        self.blocks = len(codes) // len(order)
+        # the same in the order of the packed halves: (G, 1, blocks, block)
+        ordered = self.scales_zeros.view(self.groups, 1, self.blocks, len(order), 2)[..., order, :]
+        self.scales, zeros = ordered[..., 0].contiguous(), ordered[..., 1].contiguous()
+        self.zeros = zeros if zeros.any() else None
+
+    def expand(self, start: int, stop: int) -> torch.Tensor:
+        """Weights of blocks start..stop-1, bfloat16 (in, outputs), in the packed order."""
+        count, half = stop - start, self.scales.shape[-1] // 2
+        data = self.packed.view(self.blocks, self.inputs, half)[start:stop]
+        pairs = _byte_table().index_select(0, data.reshape(-1).int()).view(torch.bfloat16)
+        shape = (count, self.groups, self.inputs // self.groups, 2 * half)
+        # the permutation costs nothing beside the product with the scales
+        steps = pairs.view(shape).permute(1, 2, 0, 3)
+        found = torch.empty(steps.shape, dtype=torch.bfloat16)
+        torch.mul(steps, self.scales[:, :, start:stop], out=found)
+        if self.zeros is not None:
+            found += self.zeros[:, :, start:stop]
+        return found.view(self.inputs, -1)
+
+
+@functools.cache
+def _byte_table() -> torch.Tensor:
+    """For each byte its two halves less 8 as a pair of bfloat16, in the bits of an int32 (256,)."""
+    byte = torch.arange(256)
+    halves = torch.stack([byte & 15, byte >> 4], -1) - MIDDLE
+    return halves.bfloat16().contiguous().view(torch.int32).flatten()
+
+
+class FloatLinear:
+    """A linear of floats (out, in), in the type that they have."""
+
+    def __init__(self, weights: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        self.weights = weights
+        self.bias = None if bias is None else bias.to(weights.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the weights."""
+        return self.weights.nbytes
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """As Linear."""
+        return F.linear(x, self.weights, self.bias)
+
+
+class ByteLinear:
+    """A linear of 8 bits with one scale per output, for the head."""
+
+    def __init__(self, weights: torch.Tensor) -> None:
+        scales = weights.float().abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
+        self.codes = (weights.float() / scales).round().to(torch.int8)
+        self.scales = scales.flatten().bfloat16()
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the weights."""
+        return self.codes.nbytes + self.scales.nbytes
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """As Linear."""
+        return _ops._weight_int8pack_mm(x, self.codes, self.scales)
