@@ -41,8 +41,8 @@ HEAVY = {
     "onnx": {"packager/onnx_graph.py"},
     "onnxruntime": {"runtimes/ort.py"},
     "torch": {
-        "packager/formats/gptq.py",
         "packager/gptq_layer.py",
+        "packager/gptq_run.py",
         "packager/quant/gptq.py",
         "runtimes/backends/gptq.py",
     },
