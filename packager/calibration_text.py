@@ -25,7 +25,7 @@ from runtimes.text import Tokenizer
 
 # Suffixes of one language; the others are each their own.
 ALIASES = {".cc": ".cpp", ".hpp": ".cpp", ".h": ".c", ".htm": ".html", ".tsx": ".ts"}
-LEAST_TOKENS = 16  # guessed: a shorter rest of a text has nothing to split or to learn from
+LEAST_TOKENS = 16  # guessed: what is shorter is not worth splitting into prefix, middle and suffix
 CONTROL_IDS = 3  # that one text in the fill-in-the-middle arrangement has more
 
 
@@ -120,11 +120,14 @@ class _Drawer:
         self.random.shuffle(self.languages)
 
     def sequence(self, length: int) -> np.ndarray:
-        """Texts of one language with an end after each; of the next too where it runs out."""
+        """Texts of one language with an end after each; of the next too where it runs out.
+
+        At most `length` ids; up to LEAST_TOKENS + CONTROL_IDS less where texts are arranged.
+        """
         infill = int((self.drawn + 1) * self.share) > int(self.drawn * self.share)
         self.drawn += 1
         found: list[int] = []
-        for ids, ended in self._texts(length, found):
+        for ids, ended in self._texts(length, found, CONTROL_IDS if infill else 0):
             found += self._arranged(ids) if infill else ids
             if infill or ended:
                 found.append(self.ids.endoftext)
@@ -132,14 +135,17 @@ class _Drawer:
             self.languages.append(self.languages.pop(0))
         return np.array(found[:length], np.int64)
 
-    def _texts(self, length: int, found: list[int]) -> Iterator[tuple[list[int], bool]]:
-        """Stretches of texts until `found`, which the caller fills, has nearly `length` ids.
+    def _texts(
+        self, length: int, found: list[int], control: int
+    ) -> Iterator[tuple[list[int], bool]]:
+        """Stretches of texts until `found`, which the caller fills, has no room for another.
 
-        With each, whether its text ends there.
+        With each, whether its text ends there. control: the ids that the caller puts beside each.
         """
+        least = 1 if control == 0 else LEAST_TOKENS
         while self.languages:
-            limit = length - len(found) - CONTROL_IDS
-            if limit < min(LEAST_TOKENS, length - CONTROL_IDS):
+            limit = length - len(found) - control
+            if limit < least:
                 return
             ids = self.languages[0].take(limit)
             if ids:
