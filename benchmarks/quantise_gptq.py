@@ -125,13 +125,15 @@ def our_weights(folder: Path, module: str) -> np.ndarray:
 
 def peer_weights(folder: Path, module: str) -> np.ndarray:
     """The same of a folder that GPTQModel saved."""
-    from safetensors.numpy import load_file
+    from safetensors import safe_open
 
-    arrays = {}
-    for file in folder.glob("*.safetensors"):
-        arrays |= load_file(file)
     prefix = f"model.layers.0.{module}."
-    return dequantized(Packed(*(arrays[prefix + name] for name in Packed.__slots__)))
+    (file,) = folder.glob("*.safetensors")
+    # torch: other tensors of the file may be bfloat16, which numpy lacks
+    with safe_open(file, "pt") as stored:
+        arrays = {name: stored.get_tensor(prefix + name) for name in Packed.__slots__}
+    arrays["scales"] = arrays["scales"].float()
+    return dequantized(Packed(**{name: array.numpy() for name, array in arrays.items()}))
 
 
 def dequantized(packed: Packed) -> np.ndarray:
