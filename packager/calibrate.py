@@ -51,13 +51,21 @@ class Batches:
 
 def read_sources(folder: Path) -> list[str]:
     """The source texts below `folder`, by path. Raises UsageError where there are none."""
+    return [text for _, text in read_source_files(folder)]
+
+
+def read_source_files(folder: Path) -> list[tuple[str, str]]:
+    """(suffix in lower case, text) of the sources below `folder`, by path.
+
+    Raises UsageError where there are none.
+    """
     texts = []
     for file in sorted(folder.rglob("*")):
         if file.suffix.lower() not in SOURCE_SUFFIXES or not file.is_file():
             continue
         if 0 < file.stat().st_size <= MAX_SOURCE_BYTES:
             try:
-                texts.append(file.read_text(encoding="utf-8"))
+                texts.append((file.suffix.lower(), file.read_text(encoding="utf-8")))
             except UnicodeDecodeError:
                 continue  # not text, whatever its name says
     if not texts:

@@ -37,7 +37,7 @@ def final_states(
     """
     geometry, window = checkpoint.geometry, window or checkpoint.window
     embedding = "model.embed_tokens.weight"
-    states = [_gather_rows(tensors, embedding, ids) for ids in sequences]
+    states = [gather_rows(tensors, embedding, ids) for ids in sequences]
     for layer in range(geometry.layers):
         progress("reference", layer, geometry.layers)
         weights = _Layer(tensors, layer, observe)
@@ -138,7 +138,8 @@ def _gelu(x: np.ndarray) -> np.ndarray:
     return np.float32(0.5) * x * (np.float32(1.0) + np.tanh(inner))
 
 
-def _gather_rows(tensors: TensorSource, name: str, ids: np.ndarray) -> np.ndarray:
+def gather_rows(tensors: TensorSource, name: str, ids: np.ndarray) -> np.ndarray:
+    """Rows `ids` (T,) of a matrix, float32 (T, C)."""
     # one read per distinct id: a prompt has few of them, the table has 49,152
     distinct, places = np.unique(ids, return_inverse=True)
     rows = [tensors.read_rows(name, int(i), int(i) + 1)[0] for i in distinct]

@@ -40,7 +40,12 @@ HEAVY = {
     "llama_cpp": {"runtimes/llama.py"},
     "onnx": {"packager/onnx_graph.py"},
     "onnxruntime": {"runtimes/ort.py"},
-    "torch": {"packager/formats/gptq.py", "runtimes/backends/gptq.py"},
+    "torch": {
+        "packager/gptq_layer.py",
+        "packager/gptq_run.py",
+        "packager/quant/gptq.py",
+        "runtimes/backends/gptq.py",
+    },
     "tqdm": {"packager/cli.py"},
     "transformers": set(),
 }

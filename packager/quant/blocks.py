@@ -44,11 +44,13 @@ def quantize(
     symmetric: bool,
     search: bool,
     scale_type: type[np.floating] = np.float32,
+    importance: np.ndarray | None = None,
 ) -> Blocks:
     """Quantise float32 rows (R, C), C a multiple of `group`.
 
     symmetric: the zero point is the middle code. search: try the scales of SHARES, refit each to
     its codes by least squares, and keep what has the least squared error; else round to nearest.
+    importance (C,), all above 0: what each column's squared error counts in the search.
     Scales are rounded to `scale_type` before the final codes are chosen. A block whose scale is
     beyond `scale_type` gets an infinite one: the caller has to look.
     """
@@ -57,13 +59,17 @@ def quantize(
     codes = np.empty(blocks.shape, np.uint8)
     scales = np.empty(len(blocks), np.float32)
     zeros = np.empty(len(blocks), np.uint8)
+    groups = columns // group
     step = max(1, STRETCH // group)
     for start in range(0, len(blocks), step):
         at = slice(start, start + step)
+        weights = None
+        if importance is not None:
+            columns_of = np.arange(start, min(start + step, len(blocks))) % groups
+            weights = importance.reshape(groups, group)[columns_of]
         codes[at], scales[at], zeros[at] = _quantize_stretch(
-            blocks[at], bits, symmetric, SHARES if search else (1.0,), scale_type
+            blocks[at], weights, bits, symmetric, SHARES if search else (1.0,), scale_type
         )
-    groups = columns // group
     return Blocks(
         codes.reshape(count, columns), scales.reshape(count, groups), zeros.reshape(count, groups)
     )
@@ -71,12 +77,13 @@ def quantize(
 
 def _quantize_stretch(
     blocks: np.ndarray,
+    importance: np.ndarray | None,
     bits: int,
     symmetric: bool,
     shares: tuple[float, ...],
     scale_type: type[np.floating],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(codes, scales, zeros) of blocks (B, group)."""
+    """(codes, scales, zeros) of blocks (B, group), each weight counted by its importance."""
     top = (1 << bits) - 1
     low, high = blocks.min(1), blocks.max(1)
     if symmetric:
@@ -85,7 +92,7 @@ def _quantize_stretch(
     else:
         low, high = np.minimum(low, 0), np.maximum(high, 0)
         span = (high - low) / np.float32(top)
-    best = _Best(blocks, top, scale_type)
+    best = _Best(blocks, importance, top, scale_type)
     for share in shares:
         scales = _nonzero(span * np.float32(share))
         zeros = np.full_like(scales, 1 << (bits - 1))
@@ -93,7 +100,8 @@ def _quantize_stretch(
             zeros = np.clip(np.rint(-low / scales), 0, top)
         if len(shares) > 1:
             steps = best.round(scales, zeros)
-            fitted = (steps * blocks).sum(1) / np.maximum(np.square(steps).sum(1), 1e-20)
+            counted = steps if importance is None else steps * importance
+            fitted = (counted * blocks).sum(1) / np.maximum((counted * steps).sum(1), 1e-20)
             scales = _nonzero(fitted)
         best.offer(scales, zeros)
     return best.codes, best.scales, best.zeros.astype(np.uint8)
@@ -102,8 +110,15 @@ def _quantize_stretch(
 class _Best:
     """The codes with the least squared error so far, block by block."""
 
-    def __init__(self, blocks: np.ndarray, top: int, scale_type: type[np.floating]) -> None:
-        self.blocks, self.top, self.scale_type = blocks, top, scale_type
+    def __init__(
+        self,
+        blocks: np.ndarray,
+        importance: np.ndarray | None,
+        top: int,
+        scale_type: type[np.floating],
+    ) -> None:
+        self.blocks, self.importance = blocks, importance
+        self.top, self.scale_type = top, scale_type
         self.codes = np.zeros(blocks.shape, np.uint8)
         self.scales = np.zeros(len(blocks), np.float32)
         self.zeros = np.zeros(len(blocks), np.float32)
@@ -120,7 +135,8 @@ class _Best:
             scales = scales.astype(self.scale_type).astype(np.float32)
         steps = self.round(_nonzero(scales), zeros)
         with np.errstate(over="ignore", invalid="ignore"):
-            errors = np.square(steps * scales[:, None] - self.blocks).sum(1)
+            squares = np.square(steps * scales[:, None] - self.blocks)
+            errors = (squares if self.importance is None else squares * self.importance).sum(1)
         better = ~(errors >= self.errors)  # an error that is not a number is kept and seen
         self.codes[better] = (steps + zeros[:, None])[better]
         self.scales[better], self.zeros[better] = scales[better], zeros[better]

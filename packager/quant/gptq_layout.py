@@ -24,6 +24,20 @@ WORD_BITS = 32
 
 
 @dataclass(frozen=True, slots=True)
+class Recipe:
+    """How matrices are stored: bits per weight, weights per scale, the zero point in the middle."""
+
+    bits: int
+    group: int
+    symmetric: bool
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Scales and zero points included; symmetric files store those too."""
+        return self.bits + (16 + self.bits) / self.group
+
+
+@dataclass(frozen=True, slots=True)
 class Packed:
     """The arrays of one linear as a GPTQ file stores them, in the order of its inputs."""
 
