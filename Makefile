@@ -7,6 +7,8 @@ BUDGET  ?=
 CTX     ?=
 OUT     ?= artifacts
 LICENCE ?=
+# the demo is calibrated on our own code; a real model on the kind of code that it is to write
+SOURCES ?= $(if $(filter examples/demo,$(MODEL)),packager)
 PYTHON  ?= python3
 
 VENV     := .venv
@@ -14,7 +16,8 @@ STARPACK := $(VENV)/bin/starpack
 PIP      := $(VENV)/bin/pip --disable-pip-version-check
 WHEELS   := build/wheels
 ENGINE   := packager/wheels.py packager/engine/llama-cpp-python.patch
-WANTED    = '$(MODEL)' --formats '$(FORMATS)' --out '$(OUT)'
+WANTED    = '$(MODEL)' --formats '$(FORMATS)' --out '$(OUT)' \
+            $(if $(SOURCES),--sources '$(SOURCES)')
 PLAN      = $(WANTED) \
             $(if $(DEVICE),--device '$(DEVICE)') $(if $(BUDGET),--budget '$(BUDGET)') \
             $(if $(CTX),--context '$(CTX)')
@@ -31,7 +34,8 @@ help: ## show this text
 	@echo
 	@echo "Variables, with their values now:"
 	@echo "  MODEL       checkpoint folder                     $(MODEL)"
-	@echo "  FORMATS     gguf, onnx, or FORMAT:RECIPE,...      $(FORMATS)"
+	@echo "  FORMATS     gguf, gptq, onnx, FORMAT:RECIPE,...   $(FORMATS)"
+	@echo "  SOURCES     source code to calibrate gptq on      $(or $(SOURCES),(none))"
 	@echo "  DEVICE      device to measure on                  $(or $(DEVICE),(this machine))"
 	@echo "  BUDGET      JSON file of limits                   $(or $(BUDGET),(no limits))"
 	@echo "  CTX         context wanted, in tokens             $(or $(CTX),(16384, or the model's own))"

@@ -164,17 +164,20 @@ def _add_formats(sub: argparse.ArgumentParser) -> None:
         default=["gguf"],
         metavar="FORMAT[:RECIPE],...",
         help="gguf:RECIPE with F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M or IQ4_XS; onnx:RECIPE "
-        "with fp32, fp16, int8, int4-g32, int4-g64, int4-g128, or int4 with --gptq. A FORMAT alone "
-        "is gguf:Q4_K_M, onnx:int4-g32",
+        "with fp32, fp16, int8, int4-g32, int4-g64, int4-g128, or int4 with --gptq; gptq:RECIPE "
+        "with w4g128, w4g64, w4g32, w8g128, ..., each also with -asym. A FORMAT alone is "
+        "gguf:Q4_K_M, onnx:int4-g32, gptq:w4g128",
     )
     sub.add_argument(
         "--head-bits", type=_count(4, 32), metavar="N",
-        help="onnx: bits of the head and the embedding: 4, 8 (default), or 16 or 32 as the rest",
+        help="onnx: bits of the head and the embedding: 4, 8 (default), or 16 or 32 as the rest; "
+        "gptq: of the head as it runs: 4, 8 or 16 (default)",
     )  # fmt: skip
     sub.add_argument(
         "--imatrix", type=Path, help="gguf: importance matrix; see `starpack calibrate`"
     )
     sub.add_argument("--gptq", type=Path, help="onnx:int4: folder of GPTQ weights of this model")
+    sub.add_argument("--sources", type=Path, help="gptq: folder of source code to calibrate on")
     _add_out(sub)
 
 

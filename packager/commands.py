@@ -203,7 +203,7 @@ def _plan(arguments: argparse.Namespace) -> list[Variant]:
 
 
 def _calibrations(arguments: argparse.Namespace) -> dict[str, Path]:
-    given = {"gguf": arguments.imatrix, "onnx": arguments.gptq}
+    given = {"gguf": arguments.imatrix, "gptq": arguments.sources, "onnx": arguments.gptq}
     return {format: path for format, path in given.items() if path is not None}
 
 

@@ -30,10 +30,11 @@ def resident_bytes() -> int:
 
 def library_hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of each shared library in `folder`, by file name: which build of an engine it is."""
-    return {
-        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(folder.glob("*.so*"))
-    }
+    hashes = {}
+    for file in sorted(folder.glob("*.so*")):
+        with open(file, "rb") as stream:
+            hashes[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return hashes
 
 
 def _physical_cores() -> int:

@@ -41,18 +41,20 @@ VERSION = 1  # of what this module writes: part of the key of its artifacts
 QUANTIZE_CONFIG_NAME = "quantize_config.json"
 SLAB_ROWS = 1024  # of the embedding per step: 25 MB in float32 for StarCoder2-15B
 ARRAYS = {"qweight": "I32", "qzeros": "I32", "scales": "F16", "g_idx": "I32"}
+HEAD_BITS = (4, 8, 16)
 STORED_TYPE = "F16"  # of all that is not packed; what every kernel for these files takes
 
 
 def variant(recipe: str, head_bits: int | None = None) -> Variant:
-    """The variant of a recipe: w4g128 is 4 bits with a scale per 128 weights."""
-    if head_bits is not None:
-        raise UsageError(
-            "GPTQ files keep the head and the embedding in half precision",
-            remedy="leave --head-bits out",
-        )
+    """The variant of a recipe: w4g128 is 4 bits with a scale per 128 weights.
+
+    Files keep the head and the embedding in half precision, for others to read; head_bits is what
+    our runtime packs the head to when it loads them.
+    """
+    if head_bits not in (None, *HEAD_BITS):
+        raise UsageError(f"a head of {head_bits} bits", expected="--head-bits 4, 8 or 16")
     found = parse(recipe)
-    return Variant("gptq", recipe, found.bits_per_weight, found.group)
+    return Variant("gptq", recipe, found.bits_per_weight, found.group, head_bits)
 
 
 def parse(name: str) -> Recipe:
@@ -116,7 +118,8 @@ def convert(
         layers = run.quantize_layers(checkpoint, tensors, recipe, sequences, work, progress)
         damping = max(float(np.load(file)[run.DAMPING]) for file in layers)
         with atomic_folder(out) as folder:
-            settings = quantize_config(checkpoint, recipe, damping, calibrated)
+            head_bits = variant.head_bits or 16
+            settings = quantize_config(checkpoint, recipe, damping, calibrated, head_bits)
             write_weights(folder / SINGLE_NAME, checkpoint, tensors, recipe, layers, progress)
             write_json(folder / CONFIG_NAME, model_config(checkpoint, settings))
             write_json(folder / QUANTIZE_CONFIG_NAME, settings)
@@ -126,7 +129,11 @@ def convert(
 
 
 def quantize_config(
-    checkpoint: Checkpoint, recipe: Recipe, damping: float, calibrated: dict[str, object]
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    damping: float,
+    calibrated: dict[str, object],
+    head_bits: int = 16,
 ) -> dict[str, object]:
     """What readers of GPTQ files ask for; ours, which they pass over, is in `meta`.
 
@@ -146,6 +153,7 @@ def quantize_config(
         "meta": {
             "quantizer": [f"starpack:{tool_versions().get('starpack', 'unknown')}"],
             "static_groups": True,
+            "head_bits": head_bits,
             "checkpoint_sha256": checkpoint.sha256,
             "checkpoint_revision": checkpoint.revision,
             "calibration": calibrated,
