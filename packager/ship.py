@@ -13,7 +13,7 @@ import sys
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from packager.bundle import check_parts, pack
 from packager.errors import DeviceError, StarpackError, UsageError
@@ -80,16 +80,17 @@ def prepare(
 
 
 def _check_engine(installed: dict[str, str], wheels: list[Path]) -> None:
-    """The libraries that measure must be those of the wheel that is shipped: no more, no fewer."""
+    """The libraries that measure must be those of the folder that is shipped: no more, no fewer."""
     for wheel in wheels:
         with zipfile.ZipFile(wheel) as archive:
-            libraries = [n for n in archive.namelist() if re.search(r"\.so(\.[\d.]+)?$", n)]
-            if not installed.keys() & {Path(name).name for name in libraries}:
-                continue
-            shipped = {
-                Path(name).name: hashlib.sha256(archive.read(name)).hexdigest()
-                for name in libraries
-            }
+            paths = map(PurePosixPath, archive.namelist())
+            libraries = [path for path in paths if re.search(r"\.so(\.[\d.]+)?$", path.name)]
+            folders = {path.parent for path in libraries if path.name in installed}
+            shipped = {}
+            for path in libraries:
+                if path.parent in folders:
+                    with archive.open(str(path)) as stream:
+                        shipped[path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
         if shipped == installed:
             return
     raise DeviceError(
