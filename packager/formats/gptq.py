@@ -33,6 +33,7 @@ from packager.strict_json import read_object
 from packager.tensors import TensorSource, open_tensors
 from packager.versions import tool_versions
 
+# Asymmetric files have less error and fewer readers: not vLLM, nor GPTQModel unless it wrote them.
 RECIPES = tuple(
     f"w{bits}g{group}{kind}" for kind in ("", "-asym") for bits in (4, 8) for group in (128, 64, 32)
 )

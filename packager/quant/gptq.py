@@ -203,8 +203,8 @@ def _one_thread_each() -> Iterator[int]:
 def _cholesky(matrix: torch.Tensor) -> bool:
     """Lower factor in place of the lower triangle; False where the matrix is not positive.
 
-    The strict upper triangle is kept. LAPACK's own routine copies the matrix, and was measured at
-    a quarter of the speed of these products.
+    The strict upper triangle is kept, for another try. torch's own routine needs a second matrix,
+    and is no faster (benchmarks/LOG.md).
     """
     for start in range(0, len(matrix), PANEL):
         stop = min(start + PANEL, len(matrix))

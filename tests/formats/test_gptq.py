@@ -89,7 +89,7 @@ def test_the_file_holds_just_what_readers_ask_for(checkpoint, artifact):
             np.testing.assert_array_equal(values, tensors.read(name).astype(np.float16))
 
 
-def test_the_configs_say_what_the_files_are(checkpoint, artifact):
+def test_the_configs_say_what_the_files_are(checkpoint, sources, artifact):
     config = json.loads((artifact.path / "config.json").read_bytes())
     settings = json.loads((artifact.path / "quantize_config.json").read_bytes())
     original = json.loads((checkpoint.path / "config.json").read_bytes())
@@ -109,15 +109,10 @@ def test_the_configs_say_what_the_files_are(checkpoint, artifact):
         "pack_dtype": "int32",
     }
     calibrated = meta["calibration"]
-    assert calibrated["sources_sha256"] == gptq.calibration_sha256(artifact_sources(artifact))
+    assert calibrated["sources_sha256"] == gptq.calibration_sha256(sources)
     assert calibrated["longest_tokens"] == 192
     assert meta["checkpoint_sha256"] == checkpoint.sha256
     assert "return" not in json.dumps(config | settings | meta)  # no text of the sources
-
-
-def artifact_sources(artifact: Artifact) -> Path:
-    # the module's fixture is the only folder of that name
-    return next(artifact.path.parent.parent.glob("sources*"))
 
 
 @pytest.mark.parametrize("recipe", ["w4g32", "w4g64", "w8g32", "w4g64-asym", "w8g64-asym"])
