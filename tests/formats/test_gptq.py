@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,8 @@ from packager.reference import windowed_attention as reference_attention
 from packager.tensors import open_tensors
 from runtimes.contract import Window
 from tests.tiny import set_config, write_checkpoint
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SAMPLING = Sampling(sequences=4, length_tokens=160, long_sequences=2)
 SHAPE = dict(window=128, layers=3, seed=1)
@@ -336,6 +339,7 @@ def test_memory_does_not_grow_with_depth(sources, tmp_path):
         done = subprocess.run(
             [sys.executable, "-c", MEMORY, *map(str, arguments)],
             cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         return 1024 * int(done.stdout)
 
