@@ -12,6 +12,8 @@ from packager.quant.blocks import Blocks
 from packager.quant.gptq import Factor, Hessian, factorize
 from packager.quant.gptq_layout import pack, unpack
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 COLUMNS, ROWS = 256, 96
 
 
@@ -157,3 +159,18 @@ def test_weights_beyond_half_precision_are_refused():
     with pytest.raises(CheckpointError, match=r"layer\.x do not fit in float16") as caught:
         gptq.quantize(weight() * np.float32(1e7), factor(), 4, 64, name="layer.x")
     assert caught.value.remedy
+
+
+def test_every_core_has_rows_of_its_own_and_torch_its_threads_back():
+    w, known = weight(), factor()
+    alone = gptq.quantize(w, known, 4, 64)
+    torch.set_num_threads(2)
+    try:
+        shared = gptq.quantize(w, known, 4, 64)
+        assert torch.get_num_threads() == 2
+        with pytest.raises(CheckpointError):
+            gptq.quantize(w * np.float32(1e7), known, 4, 64)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert (alone.codes != shared.codes).mean() < 0.01

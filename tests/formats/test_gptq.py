@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -25,6 +24,8 @@ from packager.reference import windowed_attention as reference_attention
 from packager.tensors import open_tensors
 from runtimes.contract import Window
 from tests.tiny import set_config, write_checkpoint
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SAMPLING = Sampling(sequences=4, length_tokens=160, long_sequences=2)
 SHAPE = dict(window=128, layers=3, seed=1)
@@ -311,35 +312,3 @@ def test_without_torch_it_says_so(checkpoint, sources, tmp_path, monkeypatch):
     with pytest.raises(DeviceError, match="torch cannot be loaded") as caught:
         convert(checkpoint, tmp_path / "out", sources)
     assert "starpack[gptq]" in caught.value.remedy
-
-
-MEMORY = """
-import sys
-from pathlib import Path
-from packager.calibration_text import Sampling
-from packager.checkpoint import read_checkpoint
-from packager.formats import gptq
-model, sources, out = map(Path, sys.argv[1:])
-gptq.convert(
-    read_checkpoint(model), gptq.variant("w4g128"), out, calibration=sources,
-    sampling=Sampling(2, 400, 1),
-)
-print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
-"""
-
-
-def test_memory_does_not_grow_with_depth(sources, tmp_path):
-    def peak_bytes(layers: int) -> int:
-        folder = tmp_path / str(layers)
-        shape = dict(hidden=256, heads=4, ffn=1024, window=256, layers=layers)
-        arguments = [write_checkpoint(folder / "model", **shape), sources, folder / "out"]
-        done = subprocess.run(
-            [sys.executable, "-c", MEMORY, *map(str, arguments)],
-            cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        return 1024 * int(done.stdout)
-
-    shallow, deep = peak_bytes(2), peak_bytes(14)
-    layer_bytes = 4 * (2 * 256 * 256 + 2 * 256 * 128 + 2 * 256 * 1024)
-    # kept as floats, the twelve layers between would take 35 MB
-    assert deep - shallow < 2 * layer_bytes + 2**22
