@@ -262,8 +262,9 @@ def test_recipes():
     assert len(gptq.RECIPES) == 12
     with pytest.raises(UsageError, match="unknown GPTQ recipe 'w3g128'"):
         gptq.variant("w3g128")
-    with pytest.raises(UsageError, match="half precision"):
-        gptq.variant("w4g128", 8)
+    assert gptq.variant("w4g128", 8).name == "gptq-w4g128-head8"
+    with pytest.raises(UsageError, match="head of 5 bits"):
+        gptq.variant("w4g128", 5)
 
 
 def test_sources_that_cannot_be_calibrated_on(checkpoint, tmp_path):
