@@ -13,6 +13,7 @@ import sys
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import requires, version
 from pathlib import Path, PurePosixPath
 
 from packager.bundle import check_parts, pack
@@ -71,12 +72,26 @@ def prepare(
     wheels = {}
     for format in sorted(set(formats)):
         backend = importlib.import_module(f"runtimes.backends.{format}")
+        _check_self_contained(backend.REQUIRES)
         built = []
         if format == "gguf":  # the one engine that is on no index as we need it
             built = [build_engine(settings.out / "wheels", progress=progress)]
         wheels[format] = collect_wheels(backend.REQUIRES, built, progress=progress)
         _check_engine(backend.engine_files(), wheels[format])
     return wheels
+
+
+def _check_self_contained(packages: Iterable[str]) -> None:
+    """A GPU build links libraries in packages of their own, which no bundle carries yet."""
+    for name in packages:
+        for needed in requires(name) or []:
+            if needed.startswith(("nvidia-", "cuda-")) and "extra" not in needed:
+                raise UsageError(
+                    f"the installed {name} is a build for GPUs, which a bundle cannot carry yet",
+                    expected=f"the CPU build of {name} {version(name)}",
+                    remedy=f"put {name}=={version(name)}+cpu into .venv in its place, from the "
+                    "index that its publisher names for CPUs",
+                )
 
 
 def _check_engine(installed: dict[str, str], wheels: list[Path]) -> None:

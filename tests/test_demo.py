@@ -33,6 +33,8 @@ NEW_TOKENS = 40
 TIE = {"gguf": 0.02, "onnx": 0.0005}
 EXACT = {"gguf": "F32", "onnx": "fp32"}
 SMALL = {"gguf": "Q8_0", "gptq": "w4g128", "onnx": "int4-g32"}
+if torch.version.cuda is not None:  # such a build of torch cannot be packed
+    del SMALL["gptq"]
 
 
 MARK = "=== texts ==="
