@@ -34,7 +34,17 @@ DECODE_TOKENS = 64
 CHUNK_TOKENS = 512
 
 Timed = tuple[float, float, list[int]]
-"""Seconds for the prompt, seconds per later id, the ids."""
+"""Seconds for the prompt, median of the seconds per later id, the ids."""
+
+
+def steps_s(step: Callable[[], object]) -> float:
+    """Median time of a decode step: one that another process delayed does not count."""
+    times = []
+    for _ in range(DECODE_TOKENS):
+        started = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
 
 
 def ours(folder: Path, checkpoint: Checkpoint, threads: int) -> Callable[[np.ndarray], Timed]:
@@ -48,10 +58,8 @@ def ours(folder: Path, checkpoint: Checkpoint, threads: int) -> Callable[[np.nda
             logits = backend.forward(prompt[at : at + CHUNK_TOKENS].tolist())
         ids = [int(logits[-1].argmax())]
         prompt_s = time.perf_counter() - started
-        started = time.perf_counter()
-        for _ in range(DECODE_TOKENS):
-            ids.append(int(backend.forward([ids[-1]])[-1].argmax()))
-        return prompt_s, (time.perf_counter() - started) / DECODE_TOKENS, ids
+        step = steps_s(lambda: ids.append(int(backend.forward([ids[-1]])[-1].argmax())))
+        return prompt_s, step, ids
 
     return run
 
@@ -72,11 +80,8 @@ def genai(folder: Path, threads: int, chunk: int) -> Callable[[np.ndarray], Time
             generator.append_tokens(prompt[at : at + chunk].astype(np.int32))
         generator.generate_next_token()
         prompt_s = time.perf_counter() - started
-        started = time.perf_counter()
-        for _ in range(DECODE_TOKENS):
-            generator.generate_next_token()
-        per_token_s = (time.perf_counter() - started) / DECODE_TOKENS
-        return prompt_s, per_token_s, generator.get_sequence(0)[len(prompt) :].tolist()
+        step = steps_s(generator.generate_next_token)
+        return prompt_s, step, generator.get_sequence(0)[len(prompt) :].tolist()
 
     return run
 
@@ -89,19 +94,20 @@ def reference(checkpoint: Checkpoint, threads: int) -> Callable[[np.ndarray], Ti
     ).eval()
 
     def run(prompt: np.ndarray) -> Timed:
+        cache = transformers.DynamicCache(config=model.config)
+        ids: list[int] = []
+
+        def take(new: list[int]) -> None:
+            out = model(
+                torch.tensor(new)[None], past_key_values=cache, use_cache=True, logits_to_keep=1
+            )
+            ids.append(int(out.logits[0, -1].argmax()))
+
         with torch.no_grad():
             started = time.perf_counter()
-            cache = transformers.DynamicCache(config=model.config)
-            new = torch.tensor(prompt)[None]
-            ids = []
-            for step in range(DECODE_TOKENS + 1):
-                out = model(new, past_key_values=cache, use_cache=True, logits_to_keep=1)
-                ids.append(int(out.logits[0, -1].argmax()))
-                new = torch.tensor([[ids[-1]]])
-                if step == 0:
-                    prompt_s = time.perf_counter() - started
-                    started = time.perf_counter()
-        return prompt_s, (time.perf_counter() - started) / DECODE_TOKENS, ids
+            take(prompt.tolist())
+            prompt_s = time.perf_counter() - started
+            return prompt_s, steps_s(lambda: take(ids[-1:])), ids
 
     return run
 
@@ -112,9 +118,10 @@ def measure(runs: dict[str, Callable[[np.ndarray], Timed]], vocab: int, rounds: 
     found: dict[str, list[Timed]] = {name: [] for name in runs}
     for run in runs.values():
         run(prompt[:64])  # warm
-    for _ in range(rounds):
-        for name, run in runs.items():
-            found[name].append(run(prompt))
+    names = list(runs)
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            found[name].append(runs[name](prompt))
     median = {
         n: [statistics.median(t[i] for t in times) for i in (0, 1)] for n, times in found.items()
     }

@@ -20,10 +20,6 @@ from runtimes.host import library_hashes
 LEAST_VERSION = (1, 29)
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 FATAL = 4  # onnxruntime's severities: errors come as exceptions too
-NO_SPINNING = {
-    # threads that wait for work must not take the cores from whoever else needs them
-    "session.force_spinning_stop": "1",
-}
 
 
 @functools.cache
@@ -69,8 +65,6 @@ def open_session(model: Path, provider: str, threads: int) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = FATAL
-    for key, value in NO_SPINNING.items():
-        options.add_session_config_entry(key, value)
     # the operators that a GPU leaves to the CPU (shapes) need the CPU's provider behind it
     names = list(dict.fromkeys([wanted, PROVIDERS["cpu"]]))
     try:

@@ -188,13 +188,16 @@ class OnnxBackend:
         self._binding = self._session.io_binding()
         self._cache_bytes = 2 * graph.layers * int(np.prod(shape)) * kind.itemsize
         names = [f"{layer}.{part}" for layer in range(graph.layers) for part in ("key", "value")]
-        # keys and values of each layer, on a CPU. What is shown starts at any cell and has the same
-        # shape, so its end lies as far beyond: a head more, which is never touched
+        # Keys and values of each layer, on a CPU. What is shown starts at any cell and has the same
+        # shape, so its end lies as far beyond: in the next one, or in a head that is never touched.
+        # They are one allocation, which numpy asks the system to put on large pages.
         self._cache: dict[str, np.ndarray] = {}
-        for name in names:
-            if self._moves:
-                self._cache[name] = np.zeros((1, shape[1] + 1, *shape[2:]), kind)
-            else:
+        heads = graph.kv_heads
+        if self._moves:
+            whole = np.zeros((len(names) * heads + 1, count, graph.head_dim), kind)
+            self._cache = {name: whole[i * heads :][:heads] for i, name in enumerate(names)}
+        else:
+            for name in names:
                 cells = np.zeros(shape, kind)
                 value = engine().OrtValue.ortvalue_from_numpy(cells, self._provider, 0)
                 self._binding.bind_ortvalue_input(f"past_key_values.{name}", value)
@@ -218,9 +221,8 @@ class OnnxBackend:
         """Have the engine see the cells from `first` on as its whole cache."""
         self._shown = self._cells.count + 1  # none, should this be interrupted
         for name, cells in self._cache.items():
-            shape = (1, cells.shape[1] - 1, *cells.shape[2:])
-            self._bind_input(f"past_key_values.{name}", cells[0, 0, first:], shape)
-            self._bind_output(f"present.{name}", cells[0, 0, first:], shape)
+            self._bind_input(f"past_key_values.{name}", cells[0, first:], (1, *cells.shape))
+            self._bind_output(f"present.{name}", cells[0, first:], (1, *cells.shape))
         self._shown = first
 
     def _bind_input(self, name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -273,7 +275,7 @@ class OnnxBackend:
 
     def _move(self, start: int, count: int) -> None:
         for cells in self._cache.values():
-            cells[:, :, :count] = cells[:, :, start : start + count]
+            cells[:, :count] = cells[:, start : start + count]
 
     def rewind(self, position: int) -> None:
         """Forget every id at `position` and after; RewindError where that cannot be exact."""
