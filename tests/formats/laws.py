@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from packager.checkpoint import read_checkpoint
-from packager.quality import reach
+from packager.quality import proof_sample, prove_window, reach
 from packager.records import Checkpoint
 from runtimes.contract import Backend
 from runtimes.errors import RewindError
@@ -42,6 +42,16 @@ def logits_of(backend: Backend, ids: np.ndarray, chunk: int) -> np.ndarray:
 def rms(x: np.ndarray) -> float:
     """Root of the mean square."""
     return float(np.sqrt(np.square(x).mean()))
+
+
+def check_proof(checkpoint: Checkpoint, backend: Backend) -> None:
+    """The window proof holds, and clearly: full attention is far away."""
+    sample = proof_sample(checkpoint, "def f(x):\n    return x + 1\n" * 200)
+    proof = prove_window(checkpoint, backend, sample)
+    backend.close()
+    assert proof.holds
+    assert proof.beyond_reach == 0
+    assert proof.from_full_nats > 5 * proof.past_nats
 
 
 def check_reach(folder: Path, open_backend: Open) -> None:

@@ -9,13 +9,13 @@ import pytest
 from packager.checkpoint import read_checkpoint
 from packager.errors import WindowError
 from packager.formats import gguf
-from packager.quality import proof_sample, prove_window
 from packager.records import Checkpoint
 from runtimes.contract import Window
 from tests.formats.gguf_models import open_backend, open_fresh
 from tests.formats.laws import (
     SHAPES,
     check_flat_memory,
+    check_proof,
     check_reach,
     check_rewinds,
     logits_of,
@@ -120,9 +120,4 @@ def test_every_recipe_diverges_past_the_window_as_it_does_inside(tmp_path, recip
     checkpoint = read_checkpoint(write_checkpoint(tmp_path / "model", **shape))
     folder = gguf.convert(checkpoint, gguf.variant(recipe), tmp_path / "out").path
     backend = open_backend(folder, checkpoint, context=1024, chunk_tokens=64)
-    text = "def f(x):\n    return x + 1\n" * 200
-    proof = prove_window(checkpoint, backend, proof_sample(checkpoint, text))
-    backend.close()
-    assert proof.holds
-    assert proof.beyond_reach == 0
-    assert proof.from_full_nats > 5 * proof.past_nats
+    check_proof(checkpoint, backend)

@@ -12,7 +12,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from packager.checkpoint import read_checkpoint
-from packager.quality import proof_sample, prove_window
 from runtimes import gptq_linear
 from runtimes.contract import BackendOptions, Window
 from runtimes.errors import ContextError, DeviceError, IntegrityError, UsageError
@@ -27,6 +26,7 @@ from tests.formats.gptq_models import (
 from tests.formats.laws import (
     SHAPES,
     check_flat_memory,
+    check_proof,
     check_reach,
     check_rewinds,
     logits_of,
@@ -109,13 +109,9 @@ def test_every_recipe_is_computed_as_its_weights_say(tmp_path, recipe, head_bits
     error = rms(logits_of(backend, ids, 60) - reference)
     backend.rewind(0)
     few = rms(logits_of(backend, ids, 20) - reference)
-    proof = prove_window(
-        checkpoint, backend, proof_sample(checkpoint, "def f(x): return x\n" * 200)
-    )
-    backend.close()
+    check_proof(checkpoint, backend)
     most = {None: MOST_RMS_PACKED, 8: 0.05, 4: 0.3}[head_bits]
     assert max(error, few) < most
-    assert proof.holds and proof.beyond_reach == 0
 
 
 def test_an_interrupted_call_leaves_a_backend_that_can_go_on(quantised, monkeypatch):

@@ -20,6 +20,7 @@ from packager.onnx_layout import DATA_NAME
 from runtimes import ort as engine_module
 from runtimes.contract import BackendOptions, Window
 from runtimes.errors import ContextError, DeviceError, IntegrityError
+from tests.formats import gptq_models
 from tests.formats.laws import SHAPES, logits_of, rms
 from tests.formats.onnx_models import (
     backend_module,
@@ -148,6 +149,20 @@ def test_gptq_codes_are_taken_bit_for_bit(tmp_path, recipe, symmetric, ordered):
     error = rms(logits_of(backend, ids, 30) - reference)
     backend.close()
     assert error < 0.08  # that of int8 activations, as above
+
+
+@pytest.mark.parametrize("recipe", ["w4g32", "w4g64-asym"])
+def test_our_own_quantiser_feeds_the_same_recipe(tmp_path, recipe):
+    checkpoint = checkpoint_of(tmp_path)
+    gptq = gptq_models.quantise(checkpoint, tmp_path / "gptq", recipe)
+    folder = onnx.convert(checkpoint, onnx.variant("int4"), tmp_path / "out", calibration=gptq).path
+    floats = gptq_models.dequantised(checkpoint, gptq, 4, tmp_path / "float")
+    wanted = source_tensors(read_checkpoint(floats))
+    found = stored_weights(folder)
+    assert np.array_equal(found["layers.2.up"], wanted["model.layers.2.mlp.c_fc.weight"])
+    assert np.array_equal(
+        found["layers.0.output"], wanted["model.layers.0.self_attn.o_proj.weight"]
+    )
 
 
 def test_gptq_with_one_scale_for_a_row_is_taken_too(tmp_path):

@@ -12,7 +12,6 @@ import pytest
 from packager import onnx_graph
 from packager.checkpoint import read_checkpoint
 from packager.formats import onnx
-from packager.quality import proof_sample, prove_window
 from packager.records import Checkpoint
 from runtimes import ort as engine_module
 from runtimes.contract import Window
@@ -20,6 +19,7 @@ from runtimes.errors import RewindError, WindowError
 from tests.formats.laws import (
     SHAPES,
     check_flat_memory,
+    check_proof,
     check_reach,
     check_rewinds,
     logits_of,
@@ -195,9 +195,4 @@ def test_every_recipe_diverges_past_the_window_as_it_does_inside(tmp_path, recip
     checkpoint = read_checkpoint(write_checkpoint(tmp_path / "model", **shape))
     folder = onnx.convert(checkpoint, onnx.variant(recipe), tmp_path / "out").path
     backend = open_backend(folder, checkpoint, context=1024, chunk_tokens=64)
-    text = "def f(x):\n    return x + 1\n" * 200
-    proof = prove_window(checkpoint, backend, proof_sample(checkpoint, text))
-    backend.close()
-    assert proof.holds
-    assert proof.beyond_reach == 0
-    assert proof.from_full_nats > 5 * proof.past_nats
+    check_proof(checkpoint, backend)
