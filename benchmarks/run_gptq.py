@@ -110,7 +110,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         model, out = Path(scratch) / "model", Path(scratch) / "gptq"
         make_checkpoint(model, **SHAPE)
-        sampling = Sampling(sequences=8, length_tokens=512, long_sequences=0)
+        sampling = Sampling(sequences=26, length_tokens=512, long_sequences=0)
         sources = Path(__file__).parents[1] / "packager"
         gptq.convert(
             read_checkpoint(model), gptq.variant("w4g128"), out,
