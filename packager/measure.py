@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ import numpy as np
 from packager.errors import DeviceError, UsageError
 from packager.records import Artifact, Checkpoint, Speed
 from runtimes.contract import BackendOptions, Window
+from runtimes.host import peak_resident_bytes
 
 PROMPT_TOKENS = 1024  # what editors send at the most
 DECODE_STEPS = 64
@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> Speed:
         first_token_s=first_token_s,
         per_token_p50_s=float(np.percentile(steps_s, 50)),
         per_token_p95_s=float(np.percentile(steps_s, 95)),
-        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_memory_bytes=peak_resident_bytes(),
         **asdict(memory),
     )
 

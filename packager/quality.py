@@ -28,7 +28,7 @@ PAST_OVER_INSIDE = 2.0
 # How many standard errors nearer the artifact has to be to the window than to full attention, where
 # the reach cannot be run. Guessed: neighbouring positions are not independent.
 SURE = 5.0
-VERSION = 2  # of what a proof is: part of the key of every measurement
+VERSION = 3  # of what a proof and the figures beside it are: part of the key of every measurement
 NOISE_NATS = 1e-5  # below it, a ratio of two divergences says nothing
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
 
 CPUS = Path("/sys/devices/system/cpu")
@@ -26,6 +27,18 @@ def resident_bytes() -> int:
     except OSError:
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_resident_bytes() -> int:
+    """The most that resident_bytes has been; 0 where unknown.
+
+    Not what getrusage says: that begins with what the parent held when it started this process.
+    """
+    try:
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        return 0
+    return int(found[1]) * 1024 if found else 0
 
 
 def library_hashes(folder: Path) -> dict[str, str]:
