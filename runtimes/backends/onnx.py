@@ -216,6 +216,7 @@ class OnnxBackend:
             self._bind_input(name, table, table.shape)
         self._bind_input("logits_from", self._logits_from, (1,))
         self._bound = 0  # how many ids the inputs are bound for
+        self._bound_logits: np.ndarray | None = None
 
     def _show(self, first: int) -> None:
         """Have the engine see the cells from `first` on as its whole cache."""
@@ -252,6 +253,7 @@ class OnnxBackend:
         self._ids[0, :count] = new
         self._positions[0, :count] = np.arange(cells.position, cells.position + count)
         if count != self._bound:
+            self._bound = 0  # should this be interrupted
             self._bind_input("input_ids", self._ids, (1, count))
             self._bind_input("position_ids", self._positions, (1, count))
             self._bound = count
@@ -262,7 +264,10 @@ class OnnxBackend:
         logits = self._last_logits
         if rows > 1:
             logits = np.empty((1, rows, self.vocab_size), np.float32)
-        self._bind_output("logits", logits, logits.shape)
+        if logits is not self._bound_logits:
+            self._bound_logits = None
+            self._bind_output("logits", logits, logits.shape)
+            self._bound_logits = logits
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # the engine has a class for each of its codes
