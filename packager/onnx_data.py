@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import numpy as np
 
 from packager.errors import CheckpointError
 from packager.gptq_files import GptqWeights
+from packager.jobs import results_in_order
 from packager.onnx_layout import Matrix, Plan, Stored
 from packager.quant.blocks import Blocks, pack, quantize
 from packager.records import Progress
@@ -75,21 +75,13 @@ def write_tensors(
 ) -> None:
     """Write every tensor to its place. Raises CheckpointError for values that do not fit."""
     total = sum(part.nbytes for plan in plans for part in plan.parts)
-    workers = len(os.sched_getaffinity(0))
     done = 0
-    with open(file, "wb") as stream, ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future[int]] = deque()
-        try:
-            for job in _Writer(stream.fileno(), source, given).jobs(plans):
-                waiting.append(pool.submit(job))
-                if len(waiting) >= 2 * workers:
-                    done += waiting.popleft().result()
-                    progress("convert", done, total)
-            while waiting:
-                done += waiting.popleft().result()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    with open(file, "wb") as stream:
+        jobs = _Writer(stream.fileno(), source, given).jobs(plans)
+        with closing(results_in_order(jobs)) as written:
+            for count in written:
+                done += count
+                progress("convert", done, total)
         os.fsync(stream.fileno())
     assert done == total, f"{done} bytes written of {total}"
     progress("convert", total, total)

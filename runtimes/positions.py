@@ -1,13 +1,34 @@
-"""What every backend asks of ids and positions before it touches its engine."""
+"""What every backend asks of models, ids and positions before it touches its engine."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
-from runtimes.contract import Backend
-from runtimes.errors import ContextError, RewindError
+from runtimes.contract import Backend, BackendOptions, Window
+from runtimes.errors import ContextError, IntegrityError, RewindError, UsageError
+
+
+def check_window(found_tokens: int | None, window: Window, where: Path) -> None:
+    """Raises IntegrityError where a model's own files say another window than its manifest."""
+    if found_tokens != window.size_tokens:
+        raise IntegrityError(
+            f"the model has a window of {found_tokens} tokens",
+            where=where,
+            expected=f"{window.size_tokens}, as the manifest says",
+            remedy="pack the bundle again",
+        )
+
+
+def check_whole(options: BackendOptions) -> None:
+    """Raises UsageError for a part of the layers, for engines that run on one device as a whole."""
+    if options.gpu_layers:
+        raise UsageError(
+            "gpu_layers is for GGUF: this format runs on one device as a whole",
+            remedy="choose the device with --provider",
+        )
 
 
 def checked_ids(backend: Backend, ids: Sequence[int]) -> np.ndarray:

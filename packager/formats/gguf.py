@@ -12,9 +12,8 @@ import functools
 import json
 import os
 import re
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter, Keys, Tok
 from packager.calibrate import read_importance
 from packager.errors import UsageError
 from packager.files import atomic_folder, file_entry, sha256_file
+from packager.jobs import results_in_order
 from packager.quant import ggml
 from packager.records import Artifact, Checkpoint, Progress, Variant, no_progress
 from packager.tensors import TensorSource, open_tensors
@@ -240,22 +240,12 @@ def write_tensors(
 ) -> None:
     """Append every tensor in order. At most two slabs per core are in memory at any time."""
     total = sum(plan.nbytes for plan in plans)
-    workers = len(os.sched_getaffinity(0))
     done = 0
-    with open(file, "ab") as stream, ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future[np.ndarray]] = deque()
-        jobs = _slabs(source, plans, importance)
-        try:
-            for job in jobs:
-                waiting.append(pool.submit(job))
-                if len(waiting) >= 2 * workers:
-                    done += stream.write(waiting.popleft().result())
-                    progress("convert", done, total)
-            while waiting:
-                done += stream.write(waiting.popleft().result())
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    with open(file, "ab") as stream:
+        with closing(results_in_order(_slabs(source, plans, importance))) as slabs:
+            for slab in slabs:
+                done += stream.write(slab)
+                progress("convert", done, total)
         stream.flush()
         os.fsync(stream.fileno())
     progress("convert", total, total)

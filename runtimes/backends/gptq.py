@@ -15,11 +15,11 @@ import torch
 
 from runtimes.cells import Cells
 from runtimes.contract import BackendOptions, MemoryUse, Window
-from runtimes.errors import DeviceError, IntegrityError, UsageError
+from runtimes.errors import DeviceError
 from runtimes.gptq_files import read_config
 from runtimes.gptq_model import Model
 from runtimes.host import library_hashes, resident_bytes
-from runtimes.positions import check_rewind, checked_ids
+from runtimes.positions import check_rewind, check_whole, check_window, checked_ids
 
 # What importing them loads, found by listing sys.modules; torch declares more, for what we do not
 # use.
@@ -47,26 +47,16 @@ class GptqBackend:
 
     def __init__(self, path: Path, window: Window, options: BackendOptions, way: str) -> None:
         self._model: Model | None = None
-        if options.gpu_layers:
-            raise UsageError(
-                "gpu_layers is for GGUF: GPTQ runs on one device as a whole",
-                remedy="leave it out",
-            )
+        check_whole(options)
         if options.provider != "cpu":
             raise DeviceError(
                 f"GPTQ does not run on {options.provider} yet",
                 expected="--provider cpu",
                 remedy="use a GGUF bundle with the CUDA engine on a GPU",
             )
-        started, held = time.perf_counter(), resident_bytes()
+        started = time.perf_counter()
         config = read_config(path)
-        if config.window_tokens != window.size_tokens:
-            raise IntegrityError(
-                f"the model has a window of {config.window_tokens} tokens",
-                where=path,
-                expected=f"{window.size_tokens}, as the manifest says",
-                remedy="pack the bundle again",
-            )
+        check_window(config.window_tokens, window, path)
         self.window, self.vocab_size = window, config.vocab
         self.context_tokens = options.context_tokens
         self.chunk_tokens = min(options.chunk_tokens, options.context_tokens)
@@ -78,7 +68,6 @@ class GptqBackend:
         )
         self._load_s = time.perf_counter() - started
         self._held = resident_bytes()
-        self._grown = self._held - held
 
     @property
     def position(self) -> int:

@@ -26,7 +26,7 @@ from runtimes.contract import BackendOptions, MemoryUse, Window
 from runtimes.errors import DeviceError, IntegrityError, UsageError, WindowError
 from runtimes.host import resident_bytes
 from runtimes.ort import engine, engine_files, open_session
-from runtimes.positions import check_rewind, checked_ids
+from runtimes.positions import check_rewind, check_whole, check_window, checked_ids
 from runtimes.rope import rope_tables
 
 __all__ = ["REQUIRES", "OnnxBackend", "engine_files", "open_backend"]
@@ -34,7 +34,7 @@ __all__ = ["REQUIRES", "OnnxBackend", "engine_files", "open_backend"]
 # What importing onnxruntime loads, found by listing sys.modules: itself and numpy.
 REQUIRES = ("onnxruntime",)
 TESTED_VERSION = "1.32"
-MODEL_NAME, DATA_NAME, PROBE_NAME = "model.onnx", "model.onnx.data", "probe.onnx"
+MODEL_NAME, PROBE_NAME = "model.onnx", "probe.onnx"
 TYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 # The engine looks at every cell it is shown, and showing others costs a binding per layer (.28 ms
 # for 24, measured). So it is shown up to this many too many. Guessed.
@@ -91,11 +91,7 @@ class OnnxBackend:
 
     def __init__(self, path: Path, window: Window, options: BackendOptions) -> None:
         self._session: Any = None
-        if options.gpu_layers:
-            raise UsageError(
-                "gpu_layers is for GGUF: ONNX runs on one device as a whole",
-                remedy="use --provider cuda",
-            )
+        check_whole(options)
         engine()  # the library itself is not counted as the model's
         started, held = time.perf_counter(), resident_bytes()
         self.window = window
@@ -108,6 +104,7 @@ class OnnxBackend:
         self._session = open_session(path / MODEL_NAME, options.provider, options.threads)
         self._graph = Graph.of(self._session, path / MODEL_NAME)
         self.vocab_size = self._graph.vocab
+        check_window(self._graph.window_tokens, window, path)
         self._check_type(path)
         self._window_applied = self._check_window(path / PROBE_NAME)
         self._weights_bytes = max(resident_bytes() - held, 0)
@@ -132,13 +129,6 @@ class OnnxBackend:
         same call, must not see 1. This needs no reference and no tolerance.
         """
         wanted = self.window.size_tokens
-        if self._graph.window_tokens != wanted:
-            raise IntegrityError(
-                f"the graph has a window of {self._graph.window_tokens} tokens",
-                where=probe,
-                expected=f"{wanted}, as the manifest says",
-                remedy="pack the bundle again",
-            )
         if wanted is None:
             return "none"
         session = open_session(probe, self._provider, self._threads)
@@ -208,10 +198,8 @@ class OnnxBackend:
         self._mask = np.ones((1, count if self._moves else self.context_tokens), np.int64)
         self._last_logits = np.empty((1, 1, self.vocab_size), np.float32)
         self._logits_from = np.zeros(1, np.int64)
-        rows = self.context_tokens
-        if self.window.size_tokens is not None:
-            rows = max(rows, self.window.size_tokens + self.chunk_tokens)
-        self._tables = [t.astype(kind) for t in rope_tables(rows, graph.head_dim, graph.rope_theta)]
+        tables = rope_tables(self.context_tokens, graph.head_dim, graph.rope_theta)
+        self._tables = [table.astype(kind) for table in tables]
         for name, table in zip(("cos_cache", "sin_cache"), self._tables, strict=True):
             self._bind_input(name, table, table.shape)
         self._bind_input("logits_from", self._logits_from, (1,))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from packager.checkpoint import read_checkpoint
 from packager.quality import proof_sample, prove_window, reach
@@ -64,6 +65,43 @@ def check_reach(folder: Path, open_backend: Open) -> None:
         backend.close()
         assert at_reach > 0
         assert beyond == 0
+
+
+def largest(x: np.ndarray) -> float:
+    """The largest size of any value."""
+    return float(np.abs(x).max())
+
+
+def check_interrupts(
+    backend: Backend,
+    ids: np.ndarray,
+    reference: np.ndarray,
+    computing: tuple[object, str],
+    size: Callable[[np.ndarray], float],
+    most: float,
+) -> None:
+    """A call that Ctrl-C ends counts for nothing, and the next ones are right.
+
+    computing: the object and the name of what computes in it. The error's `size` is below `most`.
+    """
+    compute = getattr(*computing)
+
+    def interrupted(*arguments: object) -> None:
+        compute(*arguments)
+        raise KeyboardInterrupt  # the ids are in the cache, but nobody has counted them
+
+    for held in (0, 50):
+        backend.rewind(0)
+        if held:
+            backend.forward(ids[:held].tolist())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(*computing, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                backend.forward(ids[held : held + 20].tolist())
+        assert backend.position == held
+        logits = backend.forward(ids[held : held + 30].tolist())
+        assert size(logits[-1] - reference[held + 29]) < most
+    backend.close()
 
 
 def check_rewinds(checkpoint: Checkpoint, backend: Backend, most_rms: float) -> None:

@@ -15,6 +15,7 @@ from tests.formats.gguf_models import open_backend, open_fresh
 from tests.formats.laws import (
     SHAPES,
     check_flat_memory,
+    check_interrupts,
     check_proof,
     check_reach,
     check_rewinds,
@@ -86,27 +87,11 @@ def test_random_rewinds_equal_a_fresh_run(converted):
     check_rewinds(checkpoint, backend, PAST_OVER_INSIDE * RMS_FLOOR)
 
 
-def test_an_interrupted_call_leaves_a_backend_that_can_go_on(converted, monkeypatch):
+def test_an_interrupted_call_leaves_a_backend_that_can_go_on(converted):
     checkpoint, path, ids, reference = converted
     backend = open_backend(path, checkpoint, chunk_tokens=64, flash_attention=False)
-    decode = backend._engine.api.llama_decode
-
-    def interrupted(*arguments: object) -> None:
-        decode(*arguments)
-        raise KeyboardInterrupt  # the ids are in the cache, but nobody has counted them
-
-    for held in (0, 50):
-        backend.rewind(0)
-        if held:
-            backend.forward(ids[:held].tolist())
-        with monkeypatch.context() as patch:
-            patch.setattr(backend._engine.api, "llama_decode", interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                backend.forward(ids[held : held + 20].tolist())
-        assert backend.position == held
-        logits = backend.forward(ids[held : held + 30].tolist())
-        assert rms(logits[-1] - reference[held + 29]) < PAST_OVER_INSIDE * RMS_FLOOR
-    backend.close()
+    decode = (backend._engine.api, "llama_decode")
+    check_interrupts(backend, ids, reference, decode, rms, PAST_OVER_INSIDE * RMS_FLOOR)
 
 
 def test_memory_stays_flat_to_100_000_positions(tmp_path):

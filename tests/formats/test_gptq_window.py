@@ -26,9 +26,11 @@ from tests.formats.gptq_models import (
 from tests.formats.laws import (
     SHAPES,
     check_flat_memory,
+    check_interrupts,
     check_proof,
     check_reach,
     check_rewinds,
+    largest,
     logits_of,
     rms,
 )
@@ -114,26 +116,11 @@ def test_every_recipe_is_computed_as_its_weights_say(tmp_path, recipe, head_bits
     assert max(error, few) < most
 
 
-def test_an_interrupted_call_leaves_a_backend_that_can_go_on(quantised, monkeypatch):
+def test_an_interrupted_call_leaves_a_backend_that_can_go_on(quantised):
     floats, path, ids, reference = quantised
     backend = open_backend(path, floats, chunk_tokens=64)
-    last = backend._model.layers[-1]
-
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    for held in (0, 50):
-        backend.rewind(0)
-        if held:
-            backend.forward(ids[:held].tolist())
-        with monkeypatch.context() as patch:
-            patch.setattr(last, "forward", interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                backend.forward(ids[held : held + 20].tolist())
-        assert backend.position == held
-        logits = backend.forward(ids[held : held + 30].tolist())
-        assert np.abs(logits[-1] - reference[held + 29]).max() < MOST_ERROR
-    backend.close()
+    last = (backend._model.layers[-1], "forward")
+    check_interrupts(backend, ids, reference, last, largest, MOST_ERROR)
 
 
 LAYOUT = """

@@ -19,9 +19,11 @@ from runtimes.errors import RewindError, WindowError
 from tests.formats.laws import (
     SHAPES,
     check_flat_memory,
+    check_interrupts,
     check_proof,
     check_reach,
     check_rewinds,
+    largest,
     logits_of,
     rms,
 )
@@ -115,27 +117,11 @@ def test_at_least_a_chunk_can_be_rewound_at_any_time(exported):
     backend.close()
 
 
-def test_an_interrupted_call_leaves_a_backend_that_can_go_on(exported, monkeypatch):
+def test_an_interrupted_call_leaves_a_backend_that_can_go_on(exported):
     checkpoint, path, ids, reference = exported
     backend = open_backend(path, checkpoint, chunk_tokens=64)
-    run = backend._session.run_with_iobinding
-
-    def interrupted(*arguments: object) -> None:
-        run(*arguments)
-        raise KeyboardInterrupt  # the ids are in the cells, but nobody has counted them
-
-    for held in (0, 50):
-        backend.rewind(0)
-        if held:
-            backend.forward(ids[:held].tolist())
-        with monkeypatch.context() as patch:
-            patch.setattr(backend._session, "run_with_iobinding", interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                backend.forward(ids[held : held + 20].tolist())
-        assert backend.position == held
-        logits = backend.forward(ids[held : held + 30].tolist())
-        assert np.abs(logits[-1] - reference[held + 29]).max() < MOST_ERROR
-    backend.close()
+    run = (backend._session, "run_with_iobinding")
+    check_interrupts(backend, ids, reference, run, largest, MOST_ERROR)
 
 
 def test_cells_that_were_moving_when_the_user_interrupted_are_not_used(exported):
