@@ -173,13 +173,149 @@ class Measurement:
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
-    """Limits; None means no limit."""
+class Figure:
+    """A number and where it comes from.
 
+    basis: "measured", "cited" (source names it), "recalled" (a specification, from memory) or
+    "estimated" (source says how).
+    """
+
+    value: float
+    basis: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Measured time over the time that the specification predicts, by what the time goes to."""
+
+    memory: float
+    arithmetic: float
+    launch: float
+    engine: str
+    date: str
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A machine or card that a bundle may run on, as profiles/device.schema.json describes it.
+
+    kind: "gpu" (a card with memory of its own), "soc" (a GPU that shares memory with the CPU) or
+    "cpu". memory_bytes is what a process can use, memory_total_bytes what the driver reports.
+    Arithmetic is dense; fp16_flops with float32 sums, fp16_half_flops with float16 sums. kernels
+    are names that the estimate knows. multiprocessors are cores on a CPU.
+    """
+
+    name: str
+    title: str
+    kind: str
+    architecture: str
+    compute_capability: str | None
+    multiprocessors: int
+    memory_total_bytes: Figure | None
+    memory_bytes: Figure
+    bandwidth_bytes_per_s: Figure
+    fp16_flops_per_s: Figure
+    fp16_half_flops_per_s: Figure
+    int8_ops_per_s: Figure
+    fp32_flops_per_s: Figure
+    l2_bytes: int
+    ecc: bool
+    bfloat16: bool
+    kernels: tuple[str, ...]
+    cuda: tuple[str, ...]
+    driver: str | None = None
+    calibration: Calibration | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """The most that half of the requests may take, and nine of ten; seconds."""
+
+    p50: float
+    p90: float
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A typical request: of its prompt, warm_prefix_tokens are in the cache already."""
+
+    prompt_tokens: int = 1024
+    output_tokens: int = 64
+    warm_prefix_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a request is like and what it may take; None means no limit.
+
+    memory_bytes caps what the device has, memory_reserve_bytes is kept free of it.
+    divergence_nats (mean, from the unquantised checkpoint) and agreement (share of equal first
+    choices) are the quality floor.
+    """
+
+    name: str = "none"
+    workload: Workload = field(default_factory=Workload)
+    context_tokens: int | None = None
     memory_bytes: int | None = None
-    first_token_s: float | None = None
-    per_token_s: float | None = None
+    memory_reserve_bytes: int = 0
+    first_token_s: Limit | None = None
+    completion_s: Limit | None = None
+    per_token_s: Limit | None = None
     divergence_nats: float | None = None
+    agreement: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """What is likely, and between which ends nine of ten lie."""
+
+    low: float
+    middle: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryParts:
+    """Bytes on the device (or of the process, on a CPU), by what they are for."""
+
+    weights_bytes: int
+    key_values_bytes: int
+    compute_bytes: int
+    context_bytes: int
+    library_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it."""
+        return (
+            self.weights_bytes
+            + self.key_values_bytes
+            + self.compute_bytes
+            + self.context_bytes
+            + self.library_bytes
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a variant of a model is expected to take on a device, for a budget's workload.
+
+    evidence: "calibrated" or "specification"; outside says why the specification alone is not
+    enough there, and is empty where it is.
+    """
+
+    model: str
+    variant: Variant
+    device: str
+    context_tokens: int
+    parts: MemoryParts
+    memory_bytes: Interval
+    first_token_s: Interval
+    per_token_s: Interval
+    completion_s: Interval
+    evidence: str
+    outside: str = ""
 
 
 @dataclass(frozen=True, slots=True)
