@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from runtimes.errors import (
     Cancelled,
     DeviceError,
@@ -12,13 +15,19 @@ from runtimes.errors import (
 )
 
 
-class NothingFits(StarpackError):
-    """No measured artifact meets the budget."""
+class SelectionError(StarpackError):
+    """Nothing can be selected. `rejected` has every candidate with its reason, where there are."""
+
+    rejected: Sequence[Any] = ()
+
+
+class NothingFits(SelectionError):
+    """No candidate keeps the budget's limits on the device."""
 
     exit_code = 3
 
 
-class QualityError(StarpackError):
+class QualityError(SelectionError):
     """An artifact diverges from the checkpoint, or its window is not exact."""
 
     exit_code = 4
@@ -51,6 +60,7 @@ __all__ = [
     "NothingFits",
     "OfflineError",
     "QualityError",
+    "SelectionError",
     "StarpackError",
     "UsageError",
     "WindowError",

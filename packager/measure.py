@@ -1,123 +1,160 @@
-"""Speed and memory of one artifact, measured in a fresh process: `python -m packager.measure`.
+"""Speed and memory of one artifact, measured in a fresh process that is watched from here.
 
-The child opens the artifact as a bundle would, warms up, runs a cold prompt and a decode, and
-prints one JSON object. Times are kept raw until the end; the median and the 95th percentile of
-the decode steps are reported.
+Knows how to run, watch and end the child; what it does is in measure_child.py. Running out of
+memory is an answer, not an error.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import json
 import subprocess
 import sys
-import time
-from dataclasses import asdict
-from pathlib import Path
-
-import numpy as np
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import IO, Any
 
 from packager.errors import DeviceError, UsageError
-from packager.records import Artifact, Checkpoint, Speed
-from runtimes.contract import BackendOptions, Window
-from runtimes.host import peak_resident_bytes
+from packager.findings import Speed, Unfit
+from packager.measure_child import STEPS, Job
+from packager.records import Artifact, Checkpoint, Progress, Workload, no_progress
+from packager.store import from_plain, to_plain
+from runtimes.contract import BackendOptions
+from runtimes.host import resident_bytes
 
-PROMPT_TOKENS = 1024  # what editors send at the most
-DECODE_STEPS = 64
-WARM_UP_TOKENS = 8
-LEAST_CONTEXT_TOKENS = 2 * DECODE_STEPS
+DeviceBytes = Callable[[int], int]
+"""device_bytes(pid): what a process has of the device's own memory now."""
+
+LEAST_CONTEXT_TOKENS = 2 * STEPS
 TIME_LIMIT_S = 3600
+VERSION = 1  # of what is measured: part of the key of every timing
+POLL_S = 0.02
+KILLED = -9  # by SIGKILL: what the system does to a process when memory runs out
 
 
-def measure_speed(artifact: Artifact, checkpoint: Checkpoint, options: BackendOptions) -> Speed:
-    """Run the child and read its figures. Raises DeviceError where it fails."""
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What the child found: its speed, or that it did not fit."""
+
+    speed: Speed | None
+    unfit: Unfit | None = None
+
+
+def measure_speed(
+    artifact: Artifact,
+    checkpoint: Checkpoint,
+    options: BackendOptions,
+    *,
+    workload: Workload,
+    memory_bytes: int,
+    device_bytes: DeviceBytes | None = None,
+    progress: Progress = no_progress,
+) -> Timing:
+    """Run the child and read its figures; end it where it takes more than `memory_bytes`.
+
+    device_bytes: asks the device's driver, where the device has memory of its own. Raises
+    DeviceError where the child fails for another reason, UsageError for a context too short to
+    time.
+    """
     if options.context_tokens < LEAST_CONTEXT_TOKENS:
         raise UsageError(
             f"a context of {options.context_tokens} tokens is too short to time",
             expected=f"{LEAST_CONTEXT_TOKENS} tokens or more",
             remedy="give a larger --context",
         )
-    prompt_tokens = min(PROMPT_TOKENS, options.context_tokens - DECODE_STEPS)
+    job = Job(
+        artifact.variant.format,
+        artifact.path / artifact.entry,
+        checkpoint.window.size_tokens,
+        options,
+        workload,
+    )
     command = [
-        sys.executable, "-P", "-m", "packager.measure",
-        "--format", artifact.variant.format,
-        "--model", str(artifact.path / artifact.entry),
-        "--window", str(checkpoint.window.size_tokens or 0),
-        "--context", str(options.context_tokens),
-        "--threads", str(options.threads),
-        "--provider", options.provider,
-        "--gpu-layers", str(options.gpu_layers),
-        "--prompt-tokens", str(prompt_tokens),
+        sys.executable, "-P", "-m", "packager.measure_child", json.dumps(to_plain(job))
     ]  # fmt: skip
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIME_LIMIT_S, check=False
+    with tempfile.TemporaryFile("w+") as errors:
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        watch = _Watch(child, memory_bytes, device_bytes)
+        try:
+            result = _read(child.stdout, progress)
+            child.wait()
+        finally:  # Ctrl-C included
+            child.kill()
+            child.wait()
+            watch.join()
+        errors.seek(0)
+        last = (errors.read().strip().splitlines() or ["it said nothing"])[-1]
+    return _timing(child.returncode, result, watch, last, artifact)
+
+
+def _read(lines: IO[str], progress: Progress) -> dict[str, Any]:
+    """Pass progress on; the line that is something else is the result."""
+    result: dict[str, Any] = {}
+    for line in lines:
+        said = json.loads(line)
+        if "progress" in said:
+            progress(*said["progress"])
+        else:
+            result = said
+    return result
+
+
+def _timing(
+    code: int, result: dict[str, Any], watch: _Watch, last: str, artifact: Artifact
+) -> Timing:
+    if watch.ended or code == KILLED or "unfit" in result:
+        what = result.get("unfit") or (
+            "it was ended when it took more" if watch.ended else "the system ended it"
         )
-    except subprocess.TimeoutExpired:
+        needed = max(watch.peak_bytes, watch.limit_bytes + 1 if watch.ended else 0)
+        return Timing(None, Unfit(needed, watch.limit_bytes, what))
+    if watch.too_long:
         raise DeviceError(
             f"{artifact.variant.name} took more than {TIME_LIMIT_S} s to time",
             where=artifact.path,
             remedy="choose a smaller recipe or a smaller --context for this machine",
-        ) from None
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise DeviceError(
-            f"the measuring process ended with code {done.returncode}: {last}",
-            where=artifact.path,
-            remedy="a negative code is a signal; -9 most often means that memory ran out",
         )
-    return Speed(**json.loads(done.stdout))
+    if code or "speed" not in result:
+        raise DeviceError(
+            f"the measuring process ended with code {code}: {last}",
+            where=artifact.path,
+            remedy="run it again with nothing else on the machine; a negative code is a signal",
+        )
+    speed = result["speed"]
+    if watch.of_device is not None:
+        speed["device_memory_bytes"] = watch.peak_bytes
+    return Timing(from_plain(Speed, speed))
 
 
-def run(arguments: argparse.Namespace) -> Speed:
-    """Open, warm up, prefill, decode; in this process."""
-    options = BackendOptions(
-        context_tokens=arguments.context,
-        threads=arguments.threads,
-        provider=arguments.provider,
-        gpu_layers=arguments.gpu_layers,
-    )
-    module = importlib.import_module(f"runtimes.backends.{arguments.format}")
-    started = time.perf_counter()
-    backend = module.open_backend(arguments.model, Window(arguments.window or None), options)
-    load_s = time.perf_counter() - started
-    ids = np.random.default_rng(0).integers(40, backend.vocab_size, arguments.prompt_tokens)
-    backend.forward(ids[:WARM_UP_TOKENS].tolist())
-    backend.rewind(0)
-    started = time.perf_counter()
-    for start in range(0, len(ids), backend.chunk_tokens):
-        logits = backend.forward(ids[start : start + backend.chunk_tokens].tolist())
-    first_token_s = time.perf_counter() - started
-    steps_s = []
-    for _ in range(DECODE_STEPS):
-        started = time.perf_counter()
-        logits = backend.forward([int(logits[-1].argmax())])
-        steps_s.append(time.perf_counter() - started)
-    memory = backend.memory_bytes()
-    return Speed(
-        threads=options.threads,
-        prompt_tokens=len(ids),
-        context_tokens=options.context_tokens,
-        load_s=load_s,
-        first_token_s=first_token_s,
-        per_token_p50_s=float(np.percentile(steps_s, 50)),
-        per_token_p95_s=float(np.percentile(steps_s, 95)),
-        peak_memory_bytes=peak_resident_bytes(),
-        **asdict(memory),
-    )
+class _Watch(threading.Thread):
+    """Looks at a child's memory until it ends, and ends it past the limit or the time."""
 
+    def __init__(
+        self, child: subprocess.Popen[str], limit_bytes: int, of_device: DeviceBytes | None
+    ) -> None:
+        super().__init__(daemon=True)
+        self.child, self.limit_bytes, self.of_device = child, limit_bytes, of_device
+        self.peak_bytes = 0
+        self.ended = self.too_long = False
+        self.start()
 
-def main() -> None:
-    """The child's entry: figures on stdout."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    for name in ("format", "provider"):
-        parser.add_argument(f"--{name}", required=True)
-    parser.add_argument("--model", type=Path, required=True)
-    for name in ("window", "context", "threads", "gpu-layers", "prompt-tokens"):
-        parser.add_argument(f"--{name}", type=int, required=True)
-    print(json.dumps(asdict(run(parser.parse_args()))))
+    def run(self) -> None:
+        """The thread: one look every POLL_S."""
+        looks = 0
+        while not self._is_over():
+            used = (self.of_device or resident_bytes)(self.child.pid)
+            self.peak_bytes = max(self.peak_bytes, used)
+            self.ended = used > self.limit_bytes
+            looks += 1
+            self.too_long = looks * POLL_S > TIME_LIMIT_S
+            if self.ended or self.too_long:
+                self.child.kill()
+                return
 
-
-if __name__ == "__main__":
-    main()
+    def _is_over(self) -> bool:
+        try:
+            self.child.wait(POLL_S)
+        except subprocess.TimeoutExpired:
+            return False
+        return True

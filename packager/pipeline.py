@@ -7,28 +7,42 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from packager import formats, quality
-from packager.device import device_name
+from packager import formats, gate, quality, select
+from packager import measure as timing
+from packager.candidates import of_measurement
 from packager.errors import UsageError
+from packager.estimate import estimate
+from packager.findings import Candidate, Measurement, Quality, Selection, WindowProof
+from packager.gate import Extent
+from packager.gpu_meter import process_bytes
 from packager.hashes import combined_sha256
-from packager.measure import measure_speed
+from packager.holes import own_texts, texts_of
 from packager.records import (
     Artifact,
     Budget,
     Checkpoint,
-    Measurement,
+    Device,
+    Estimate,
+    Interval,
     Progress,
-    Selection,
     Variant,
     no_progress,
 )
-from packager.select import select
 from packager.store import Store
 from runtimes.contract import BackendOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """What an artifact computes, wherever it is to run."""
+
+    proof: WindowProof
+    quality: Quality
 
 
 def known_formats() -> list[str]:
@@ -40,17 +54,24 @@ def known_formats() -> list[str]:
 class Settings:
     """What a run of the pipeline is asked for.
 
-    calibrations: by format, the file or folder with what was learned from text for it.
+    device: where the bundle is to run; here: whether that is this machine, so that it can be timed.
+    held_out: the folder of sources that quality is judged on, ours where None. calibrations: by
+    format, the file or folder with what was learned from text for it. prefer, accept: see `select`.
     """
 
     out: Path
     context_tokens: int = 0
     threads: int = 1
     gpu_layers: int = 0
-    device: str | None = None
+    device: Device | None = None
+    here: bool = True
     budget: Budget = field(default_factory=Budget)
     provider: str = "cpu"
     calibrations: Mapping[str, Path] = field(default_factory=dict)
+    held_out: Path | None = None
+    extent: Extent = field(default_factory=Extent)
+    prefer: str = "quality"
+    accept: frozenset[str] = frozenset()
 
     def options(self) -> BackendOptions:
         """How artifacts are opened to be measured."""
@@ -105,54 +126,152 @@ def convert(
     return store.resume("convert", inputs, Artifact, make, sound=sound)
 
 
+def assess(
+    checkpoint: Checkpoint,
+    artifact: Artifact,
+    settings: Settings,
+    progress: Progress = no_progress,
+) -> Assessment:
+    """Prove the window and compare with the checkpoint on held-out code, on this machine."""
+    options, backends = settings.options(), _backends(artifact)
+    texts = own_texts() if settings.held_out is None else texts_of(settings.held_out)
+    inputs = {
+        "artifact": artifact.files,
+        "options": options,
+        "engine": backends.engine_files(),
+        "texts": gate.texts_sha256(texts),
+        "extent": settings.extent,
+        "versions": [quality.VERSION, gate.VERSION],
+    }
+
+    def make() -> Assessment:
+        # both look further than the context that is asked for, where the model does
+        longest = max(options.context_tokens, checkpoint.context_tokens)
+        opened = dataclasses.replace(options, context_tokens=longest)
+        backend = backends.open_backend(artifact.path / artifact.entry, checkpoint.window, opened)
+        try:
+            sample = quality.proof_sample(checkpoint, quality.own_text())
+            proof = quality.prove_window(checkpoint, backend, sample, progress)
+            found = gate.assess(checkpoint, backend, texts, settings.extent, progress)
+        finally:
+            backend.close()
+        return Assessment(proof, found)
+
+    return Store(settings.out).resume("assess", inputs, Assessment, make)
+
+
 def measure(
     checkpoint: Checkpoint,
     artifact: Artifact,
     settings: Settings,
     progress: Progress = no_progress,
 ) -> Measurement:
-    """Prove the window, then time the artifact in a process of its own, on this machine."""
-    device = device_name(settings.device)
-    options = settings.options()
-    backends = importlib.import_module(f"runtimes.backends.{artifact.variant.format}")
+    """Assess the artifact; time it in a process of its own if the device is this machine.
+
+    What is expected of it there is added in any case.
+    """
+    assessment = assess(checkpoint, artifact, settings, progress)
+    timed = timing.Timing(None)
+    if settings.here:
+        timed = _time(checkpoint, artifact, settings, progress)
+    return Measurement(
+        variant=artifact.variant,
+        model=checkpoint.path.name,
+        artifact_sha256=combined_sha256(artifact.files),
+        artifact_bytes=artifact.bytes,
+        device=settings.device.name,
+        proof=assessment.proof,
+        quality=assessment.quality,
+        speed=timed.speed,
+        unfit=timed.unfit,
+        estimate=expect(checkpoint, artifact.variant, settings),
+    )
+
+
+def _time(
+    checkpoint: Checkpoint, artifact: Artifact, settings: Settings, progress: Progress
+) -> timing.Timing:
+    options, workload = settings.options(), settings.budget.workload
+    room = int(settings.device.memory_bytes.value)
     inputs = {
         "artifact": artifact.files,
-        "device": device,
+        "device": settings.device,
         "options": options,
-        "engine": backends.engine_files(),
-        "proof": quality.VERSION,
+        "workload": workload,
+        "engine": _backends(artifact).engine_files(),
+        "version": timing.VERSION,
     }
 
-    def make() -> Measurement:
-        model = artifact.path / artifact.entry
-        # the proof looks further than the context that is asked for, where the model does
-        longest = max(options.context_tokens, checkpoint.context_tokens)
-        opened = dataclasses.replace(options, context_tokens=longest)
-        backend = backends.open_backend(model, checkpoint.window, opened)
-        try:
-            sample = quality.proof_sample(checkpoint, quality.own_text())
-            proof = quality.prove_window(checkpoint, backend, sample, progress)
-        finally:
-            backend.close()
-        progress("time", 0, 1)
-        speed = measure_speed(artifact, checkpoint, options)
-        progress("time", 1, 1)
-        return Measurement(
-            artifact.variant,
-            combined_sha256(artifact.files),
-            artifact.bytes,
-            device,
-            "measured here",
-            proof,
-            speed,
+    def make() -> timing.Timing:
+        return timing.measure_speed(
+            artifact,
+            checkpoint,
+            options,
+            workload=workload,
+            memory_bytes=room,
+            device_bytes=process_bytes if settings.provider == "cuda" else None,
+            progress=progress,
         )
 
-    return Store(settings.out).resume("measure", inputs, Measurement, make)
+    return Store(settings.out).resume("measure", inputs, timing.Timing, make)
 
 
-def choose(measurements: Sequence[Measurement], settings: Settings) -> Selection:
-    """Select within the budget and record why."""
-    inputs = {"measurements": list(measurements), "budget": settings.budget}
-    return Store(settings.out).resume(
-        "select", inputs, Selection, lambda: select(measurements, settings.budget)
+def expect(checkpoint: Checkpoint, variant: Variant, settings: Settings) -> Estimate:
+    """What the estimate says of a variant of this checkpoint on the device."""
+    return estimate(
+        checkpoint.path.name,
+        checkpoint.geometry,
+        checkpoint.window,
+        variant,
+        settings.device,
+        dataclasses.replace(settings.budget, context_tokens=settings.context_tokens),
     )
+
+
+def choose(
+    checkpoint: Checkpoint, measurements: Sequence[Measurement], settings: Settings
+) -> Selection:
+    """Select within the budget and record why."""
+    candidates = [
+        of_measurement(
+            measurement,
+            parameters=checkpoint.geometry.parameters,
+            context_tokens=settings.context_tokens,
+        )
+        for measurement in measurements
+    ]
+
+    def at_context(candidate: Candidate, tokens: int) -> Candidate:
+        whole, shorter = (
+            expect(checkpoint, candidate.variant, s).parts.total_bytes
+            for s in (settings, dataclasses.replace(settings, context_tokens=tokens))
+        )
+        known = candidate.memory_bytes
+        less = (x - whole + shorter for x in (known.low, known.middle, known.high))
+        return dataclasses.replace(candidate, memory_bytes=Interval(*less), context_tokens=tokens)
+
+    inputs = {
+        "candidates": candidates,
+        "budget": settings.budget,
+        "device": settings.device,
+        "prefer": settings.prefer,
+        "accept": sorted(settings.accept),
+        "version": select.VERSION,
+    }
+
+    def make() -> Selection:
+        return select.select(
+            candidates,
+            settings.budget,
+            settings.device.name,
+            int(settings.device.memory_bytes.value),
+            prefer=settings.prefer,
+            accept=settings.accept,
+            at_context=at_context,
+        )
+
+    return Store(settings.out).resume("select", inputs, Selection, make)
+
+
+def _backends(artifact: Artifact) -> types.ModuleType:
+    return importlib.import_module(f"runtimes.backends.{artifact.variant.format}")

@@ -6,19 +6,22 @@ formats: any backend is proved the same way.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 import runtimes
-from packager.records import Checkpoint, Progress, WindowProof, no_progress
+from packager.findings import CurvePoint, WindowProof
+from packager.records import Checkpoint, Progress, no_progress
 from packager.reference import final_states, head_logits
-from packager.tensors import open_tensors
+from packager.tensors import TensorSource, open_tensors
 from packager.tokenizer_file import TOKENIZER_NAME
 from runtimes.contract import Backend, Window
 from runtimes.text import Tokenizer
 
+CURVE_POINTS = 64  # what a plot can show
 BLOCK = 128  # positions whose logits are held at a time: 25 MB at 49,152 ids
 PAST_TOKENS = (512, 2048)  # positions looked at past the window: at least, and at most
 REACH_LIMIT_TOKENS = 8192  # a longer reach is not run: minutes to hours on a CPU
@@ -28,7 +31,7 @@ PAST_OVER_INSIDE = 2.0
 # How many standard errors nearer the artifact has to be to the window than to full attention, where
 # the reach cannot be run. Guessed: neighbouring positions are not independent.
 SURE = 5.0
-VERSION = 3  # of what a proof and the figures beside it are: part of the key of every measurement
+VERSION = 4  # of what a proof and the figures beside it are: part of the key of every measurement
 NOISE_NATS = 1e-5  # below it, a ratio of two divergences says nothing
 
 
@@ -44,12 +47,16 @@ def proof_sample(checkpoint: Checkpoint, text: str) -> Sample:
     """The beginning of `text`, some way past the window, in the checkpoint's own ids."""
     tokenizer = Tokenizer(checkpoint.path / TOKENIZER_NAME, checkpoint.special_ids)
     window = checkpoint.window.size_tokens or checkpoint.context_tokens
-    least, most = PAST_TOKENS
-    past = max(least, min(7 * window, most))
     ids = np.array(tokenizer.encode(text))
-    length = min(window + past, checkpoint.context_tokens)
+    length = min(window + past_tokens(window), checkpoint.context_tokens)
     repeats = -(-length // len(ids))
     return Sample(np.tile(ids, repeats)[:length], min(window, length))
+
+
+def past_tokens(window_tokens: int) -> int:
+    """How many positions are looked at past a window."""
+    least, most = PAST_TOKENS
+    return max(least, min(7 * window_tokens, most))
 
 
 def own_text() -> str:
@@ -71,12 +78,7 @@ def prove_window(
             checkpoint, tensors, sequences, window=Window(None), progress=progress
         )
     nats, full_nats, agree = np.empty(length), np.zeros(length), np.empty(length, bool)
-    step = min(BLOCK, backend.chunk_tokens)
-    backend.rewind(0)
-    for start in range(0, length, step):
-        block = slice(start, min(start + step, length))
-        reference = log_softmax(head_logits(checkpoint, tensors, kept[block]))
-        found = log_softmax(backend.forward(sample.ids[block].tolist(), last_only=False))
+    for block, reference, found in compare(checkpoint, tensors, backend, sample.ids, kept):
         nats[block] = divergence(reference, found)
         agree[block] = reference.argmax(-1) == found.argmax(-1)
         if block.stop > sample.inside:
@@ -98,6 +100,43 @@ def prove_window(
         at_reach=at_reach,
         beyond_reach=beyond_reach,
         verdict=judge(nats[inside], nats[after], full_nats[after], beyond_reach),
+        curve=_curve(nats, full_nats, sample.inside),
+    )
+
+
+def compare(
+    checkpoint: Checkpoint,
+    tensors: TensorSource,
+    backend: Backend,
+    ids: np.ndarray,
+    states: np.ndarray,
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Blocks of positions of `ids` (T,), with log-probabilities (block, vocab) after each.
+
+    Those of the reference, from its final states (T, hidden), and those of the backend, which
+    starts anew.
+    """
+    backend.rewind(0)
+    step = min(BLOCK, backend.chunk_tokens)
+    for start in range(0, len(ids), step):
+        block = slice(start, min(start + step, len(ids)))
+        reference = log_softmax(head_logits(checkpoint, tensors, states[block]))
+        found = log_softmax(backend.forward(ids[block].tolist(), last_only=False))
+        yield block, reference, found
+
+
+def _curve(nats: np.ndarray, full_nats: np.ndarray, inside: int) -> tuple[CurvePoint, ...]:
+    """Means over stretches, none of which lies on both sides of the window's end."""
+    step = -(-len(nats) // CURVE_POINTS)
+    starts = [*range(0, inside, step), *range(inside, len(nats), step)]
+    stops = [*starts[1:], len(nats)]
+    return tuple(
+        CurvePoint(
+            start,
+            float(nats[start:stop].mean()),
+            float(full_nats[start:stop].mean()) if start >= inside else None,
+        )
+        for start, stop in zip(starts, stops, strict=True)
     )
 
 

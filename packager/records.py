@@ -113,66 +113,6 @@ class Artifact:
 
 
 @dataclass(frozen=True, slots=True)
-class WindowProof:
-    """An artifact's logits against the float32 reference, before and past the window.
-
-    Divergences are mean Kullback-Leibler divergences in nats per position; `from_full_nats` is that
-    from full attention, past the window, where a lost window would bring it near nothing.
-    `beyond_reach` is the largest change of any logit when the token just out of the layers' reach,
-    L(W - 1) + 1 back, is replaced: exactly 0 where the window holds; None where the reach is longer
-    than could be run. `verdict` is "holds", "fails" or "inconclusive".
-    """
-
-    window_tokens: int | None
-    engine_window: str
-    positions: int
-    inside_nats: float
-    past_nats: float | None
-    from_full_nats: float | None
-    agree_inside: float
-    agree_past: float | None
-    reach_tokens: int | None
-    at_reach: float | None
-    beyond_reach: float | None
-    verdict: str
-
-    @property
-    def holds(self) -> bool:
-        """Whether the window is proved: what is inconclusive is not."""
-        return self.verdict == "holds"
-
-
-@dataclass(frozen=True, slots=True)
-class Speed:
-    """One run in a process of its own: seconds and bytes."""
-
-    threads: int
-    prompt_tokens: int
-    context_tokens: int
-    load_s: float
-    first_token_s: float
-    per_token_p50_s: float
-    per_token_p95_s: float
-    weights_bytes: int
-    key_values_bytes: int
-    compute_bytes: int
-    peak_memory_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """What an artifact does on a device. `evidence` is "measured here" for all of it."""
-
-    variant: Variant
-    artifact_sha256: str
-    artifact_bytes: int
-    device: str
-    evidence: str
-    proof: WindowProof
-    speed: Speed
-
-
-@dataclass(frozen=True, slots=True)
 class Figure:
     """A number and where it comes from.
 
@@ -316,21 +256,3 @@ class Estimate:
     completion_s: Interval
     evidence: str
     outside: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """Why a variant was not chosen, and what would make it fit."""
-
-    variant: str
-    reason: str
-    remedy: str
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """The variant chosen for a budget, and why not the others."""
-
-    budget: Budget
-    chosen: Measurement
-    rejected: tuple[Rejection, ...]

@@ -20,11 +20,11 @@ def default_threads() -> int:
     return max(1, min(_physical_cores(), _quota_cores()))
 
 
-def resident_bytes() -> int:
-    """Memory of this process that is in RAM now, mapped files included; 0 where unknown."""
+def resident_bytes(process: int | str = "self") -> int:
+    """Memory of a process that is in RAM now, mapped files included; 0 where unknown, or gone."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
+        pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    except (OSError, IndexError):
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")
 
