@@ -58,10 +58,24 @@ def _replace(partial: Path, out: Path) -> None:
 
 def write_json(file: Path, value: object) -> None:
     """Write `value` as JSON, whole or not at all."""
+    write_text(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write `text` in UTF-8, whole or not at all; the folder is made where it is not there."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, file)
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", prefix=f"{file.name}.", suffix=".partial", dir=file.parent,
+        delete=False,
+    ) as partial:  # fmt: skip
+        try:
+            partial.write(text)
+            partial.close()
+            os.chmod(partial.name, 0o644)  # the temporary file is this user's alone
+            os.replace(partial.name, file)
+        except BaseException:
+            os.unlink(partial.name)
+            raise
 
 
 def sha256_file(file: Path) -> str:

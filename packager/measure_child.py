@@ -6,6 +6,7 @@ at several depths. Writes JSON lines: progress while it runs, and last the resul
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import sys
@@ -59,10 +60,8 @@ def run(job: Job, say: Callable[[str, int, int], None]) -> Speed:
     cold_s = _repeat(lambda: _prompt_s(backend, ids[:prompt_tokens], 0))
     warm_s: tuple[float, ...] = ()
     if warm_tokens:
-        try:
+        with contextlib.suppress(RewindError):  # it cannot go back: every prompt is a cold one
             warm_s = _repeat(lambda: _prompt_s(backend, ids[:prompt_tokens], warm_tokens))
-        except RewindError:
-            pass  # this backend cannot go back there: every prompt is a cold one
     steps: list[Steps] = []
     energies: list[float] = []
     on_gpu = job.options.provider == "cuda"

@@ -177,7 +177,7 @@ class _Judge:
         nats, most = candidate.divergence_nats, self.budget.divergence_nats
         if nats is not None and most is not None and nats > most:
             reason = (
-                f"it diverges by {nats:.3g} nats from the checkpoint, the floor allows {most:g}"
+                f"it diverges by {nats:.3g} nats from the checkpoint, and the floor is {most:g}"
             )
             found.append(Excess("quality", nats / most, reason, "a finer recipe"))
         agreement, least = candidate.agreement, self.budget.agreement

@@ -18,8 +18,9 @@ from pathlib import Path, PurePosixPath
 
 from packager.bundle import check_parts, pack
 from packager.errors import DeviceError, StarpackError, UsageError
+from packager.findings import Measurement, Selection
 from packager.pipeline import Settings, convert
-from packager.records import Checkpoint, Progress, Selection
+from packager.records import Checkpoint, Progress
 from packager.store import to_plain
 from packager.wheelhouse import collect_wheels
 from packager.wheels import build_engine
@@ -117,6 +118,7 @@ def _check_engine(installed: dict[str, str], wheels: list[Path]) -> None:
 
 def pack_selection(
     checkpoint: Checkpoint,
+    chosen: Measurement,
     selection: Selection,
     settings: Settings,
     wheels: Mapping[str, list[Path]],
@@ -124,19 +126,30 @@ def pack_selection(
     licence_file: Path | None,
     progress: Progress,
 ) -> Path:
-    """Pack the chosen variant into `out`/bundle, with its evidence; returns the folder."""
-    artifact = convert(checkpoint, selection.chosen.variant, settings, progress)
+    """Pack the chosen variant into `out`/bundle, with the evidence for it; returns the folder."""
+    artifact = convert(checkpoint, chosen.variant, settings, progress)
     out = settings.out / "bundle"
     pack(
         artifact,
         checkpoint,
         out,
         wheels=wheels[artifact.variant.format],
-        evidence=to_plain(selection.chosen),
+        evidence=to_plain(chosen) | {"selection": _selection(selection)},
         licence_file=licence_file,
         progress=progress,
     )
     return out
+
+
+def _selection(selection: Selection) -> dict[str, object]:
+    """Why this variant: for whoever receives the bundle."""
+    return {
+        "budget": to_plain(selection.budget),
+        "device": selection.device,
+        "prefer": selection.prefer,
+        "overrides": list(selection.overrides),
+        "rejected": [{"variant": r.candidate.name, "reason": r.reason} for r in selection.rejected],
+    }
 
 
 def try_bundle(bundle: Path, installed: Path, progress: Progress) -> Trial:

@@ -1,0 +1,63 @@
+"""From parsed flags to what the pipeline takes: the same for every command."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from packager import pipeline
+from packager.budget import load_budget
+from packager.checkpoint import read_checkpoint
+from packager.gate import Extent
+from packager.records import Checkpoint, Progress, Variant
+from packager.target import target_device
+from runtimes.host import default_threads
+
+DEFAULT_CONTEXT_TOKENS = 16_384  # what StarCoder2 was trained to; longer only on request
+
+
+def checkpoint_of(arguments: argparse.Namespace, progress: Progress) -> Checkpoint:
+    """The checkpoint in MODEL, with its adapter if one is given."""
+    return read_checkpoint(arguments.model, adapter=arguments.adapter, progress=progress)
+
+
+def variants_of(arguments: argparse.Namespace) -> list[Variant]:
+    """What --formats asks for."""
+    return pipeline.plan(arguments.formats, arguments.head_bits)
+
+
+def calibrations_of(arguments: argparse.Namespace) -> dict[str, Path]:
+    """By format, what was learned from text for it."""
+    given = {"gguf": arguments.imatrix, "gptq": arguments.sources, "onnx": arguments.gptq}
+    return {format: path for format, path in given.items() if path is not None}
+
+
+def settings_of(
+    arguments: argparse.Namespace, checkpoint: Checkpoint, progress: Progress
+) -> pipeline.Settings:
+    """What profiling and selecting need; looks at this machine where it is the device."""
+    trained = min(DEFAULT_CONTEXT_TOKENS, checkpoint.context_tokens)
+    out, budget = arguments.out.resolve(), load_budget(arguments.budget)
+    device, here = target_device(arguments.device, arguments.provider, out, progress)
+    wanted = budget.context_tokens and min(budget.context_tokens, checkpoint.context_tokens)
+    return pipeline.Settings(
+        out=out,
+        context_tokens=arguments.context or wanted or trained,
+        threads=arguments.threads or default_threads(),
+        provider=arguments.provider,
+        gpu_layers=arguments.gpu_layers,
+        device=device,
+        here=here,
+        budget=budget,
+        calibrations=calibrations_of(arguments),
+        held_out=arguments.held_out,
+        extent=Extent() if arguments.holes is None else Extent(holes_per_kind=arguments.holes),
+        prefer=arguments.prefer,
+        accept=accepted(arguments),
+    )
+
+
+def accepted(arguments: argparse.Namespace) -> frozenset[str]:
+    """What the user overrides."""
+    flags = {"uncalibrated": arguments.accept_uncalibrated, "quality": arguments.accept_quality}
+    return frozenset(name for name, given in flags.items() if given)

@@ -1,0 +1,150 @@
+"""The commands that measure, judge, select and pack: arguments in, a Report out. Prints nothing."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from packager import pipeline
+from packager.arguments import checkpoint_of, settings_of, variants_of
+from packager.commands import Report
+from packager.errors import QualityError, SelectionError
+from packager.findings import Measurement, Selection
+from packager.records import Checkpoint, Progress
+from packager.store import to_plain
+from packager.wording import measurement_text, selection_text
+
+
+def profile(arguments: argparse.Namespace, progress: Progress) -> Report:
+    """Prove the window of every variant, judge its quality, and time it where it is to run."""
+    checkpoint = checkpoint_of(arguments, progress)
+    settings = settings_of(arguments, checkpoint, progress)
+    measurements = _measure_all(arguments, checkpoint, settings, progress)
+    notes = _notes(checkpoint, settings)
+    text = "\n\n".join([*map(measurement_text, measurements), *notes])
+    holds = all(measurement.proof.holds for measurement in measurements)
+    return Report(
+        {"measurements": to_plain(measurements), "notes": notes},
+        text,
+        exit_code=0 if holds else QualityError.exit_code,
+    )
+
+
+def select(arguments: argparse.Namespace, progress: Progress) -> Report:
+    """Choose the best variant for the device within the budget, say why, and write report.html."""
+    checkpoint = checkpoint_of(arguments, progress)
+    settings = settings_of(arguments, checkpoint, progress)
+    measurements = _measure_all(arguments, checkpoint, settings, progress)
+    selection, page = _choose(checkpoint, measurements, settings)
+    text = selection_text(selection, explain=arguments.explain)
+    notes = _notes(checkpoint, settings)
+    data = to_plain(selection) | {"report": str(page), "notes": notes}
+    return Report(data, "\n\n".join([text, *notes, f"report: {page}"]))
+
+
+def pack(arguments: argparse.Namespace, progress: Progress) -> Report:
+    """Convert, measure, select, and pack the best variant."""
+    return _pack(arguments, progress)[0]
+
+
+def bundle(arguments: argparse.Namespace, progress: Progress) -> Report:
+    """Pack, then install the bundle and let it answer: the whole way."""
+    from packager.ship import try_bundle
+
+    packed, folder = _pack(arguments, progress)
+    trial = try_bundle(folder, folder.with_name("installed"), progress)
+    shown = [
+        packed.text,
+        f"installed to {trial.installed} and run there:",
+        f"--- generate ---\n{trial.prompt}[{trial.completion}]",
+        f"--- infill ---\n{trial.prefix}[{trial.middle}]{trial.suffix}",
+    ]
+    return Report(packed.data | {"trial": to_plain(trial)}, "\n\n".join(shown))
+
+
+def _pack(arguments: argparse.Namespace, progress: Progress) -> tuple[Report, Path]:
+    from packager.ship import pack_selection, prepare
+
+    checkpoint, licence_file = checkpoint_of(arguments, progress), arguments.licence_file
+    settings = settings_of(arguments, checkpoint, progress)
+    formats = [variant.format for variant in variants_of(arguments)]
+    wheels = prepare(checkpoint, formats, settings, licence_file, progress)
+    measurements = _measure_all(arguments, checkpoint, settings, progress)
+    selection, page = _choose(checkpoint, measurements, settings)
+    chosen = next(m for m in measurements if m.variant == selection.chosen.variant)
+    folder = pack_selection(
+        checkpoint,
+        chosen,
+        selection,
+        settings,
+        wheels,
+        licence_file=licence_file,
+        progress=progress,
+    )
+    notes = _notes(checkpoint, settings)
+    text = [
+        measurement_text(chosen),
+        selection_text(selection, explain=False),
+        *notes,
+        f"report: {page}",
+        f"bundle: {folder}",
+    ]
+    data = {
+        "bundle": str(folder),
+        "measurement": to_plain(chosen),
+        "selection": to_plain(selection),
+        "report": str(page),
+        "notes": notes,
+    }
+    return Report(data, "\n\n".join(text)), folder
+
+
+def _measure_all(
+    arguments: argparse.Namespace,
+    checkpoint: Checkpoint,
+    settings: pipeline.Settings,
+    progress: Progress,
+) -> list[Measurement]:
+    return [
+        pipeline.measure(
+            checkpoint, pipeline.convert(checkpoint, v, settings, progress), settings, progress
+        )
+        for v in variants_of(arguments)
+    ]
+
+
+def _choose(
+    checkpoint: Checkpoint, measurements: list[Measurement], settings: pipeline.Settings
+) -> tuple[Selection, Path]:
+    """Select, and write the report in either case."""
+    from packager.reporting import write_selection_report
+
+    page = settings.out / "report.html"
+    try:
+        selection = pipeline.choose(checkpoint, measurements, settings)
+    except SelectionError as error:
+        write_selection_report(page, checkpoint, measurements, settings, error=error)
+        raise
+    write_selection_report(page, checkpoint, measurements, settings, selection=selection)
+    return selection, page
+
+
+def _notes(checkpoint: Checkpoint, settings: pipeline.Settings) -> list[str]:
+    notes = []
+    if settings.context_tokens > checkpoint.context_tokens:
+        notes.append(
+            f"note: the model was trained to {checkpoint.context_tokens} tokens. It runs to "
+            f"{settings.context_tokens} with its window exact, but no training is behind that."
+        )
+    wanted = settings.budget.context_tokens
+    if wanted and wanted > settings.context_tokens:
+        notes.append(
+            f"note: the budget wants a context of {wanted} tokens, and {settings.context_tokens} "
+            "were opened."
+        )
+    if not settings.here:
+        notes.append(
+            f"note: {settings.device.title} is not this machine. Quality and window were measured "
+            "here; memory and times there are estimates."
+        )
+    return notes

@@ -1,0 +1,34 @@
+"""Which device a run is for, and whether that is the machine it runs on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from packager.detect import detect, save_device
+from packager.device import load_device
+from packager.records import Device, Progress, no_progress
+
+HERE = ("", "cpu", "here")
+FILE_NAME = "device.json"
+
+
+def target_device(
+    wanted: str | None, provider: str, out: Path, progress: Progress = no_progress
+) -> tuple[Device, bool]:
+    """The device `wanted` (a name, a file, or none for this machine), and whether it is here.
+
+    This machine is measured once and kept in `out`/device.json, which holds its calibration too.
+    """
+    if wanted and wanted not in HERE and not _is_own(wanted, out):
+        return load_device(wanted), False
+    file = out / FILE_NAME
+    if not file.is_file():
+        save_device(file, detect(provider, progress))
+    return load_device(file), True
+
+
+def _is_own(wanted: str, out: Path) -> bool:
+    file = out / FILE_NAME
+    if not file.is_file():
+        return False
+    return Path(wanted).resolve() == file.resolve() or load_device(file).name == wanted
