@@ -73,15 +73,16 @@ def measure_speed(
     command = [
         sys.executable, "-P", "-m", "packager.measure_child", json.dumps(to_plain(job))
     ]  # fmt: skip
-    with tempfile.TemporaryFile("w+") as errors:
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as child,
+    ):
         watch = _Watch(child, memory_bytes, device_bytes)
         try:
             result = _read(child.stdout, progress)
             child.wait()
         finally:  # Ctrl-C included
             child.kill()
-            child.wait()
             watch.join()
         errors.seek(0)
         last = (errors.read().strip().splitlines() or ["it said nothing"])[-1]

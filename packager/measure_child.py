@@ -99,10 +99,9 @@ def depths_of(window_tokens: int | None, context_tokens: int) -> list[int]:
     return sorted({min(depth, last) for depth in (0, window, 4 * window)})
 
 
-def _feed(backend: Backend, ids: Sequence[int]) -> np.ndarray:
+def _feed(backend: Backend, ids: Sequence[int]) -> None:
     for start in range(0, len(ids), backend.chunk_tokens):
-        logits = backend.forward(ids[start : start + backend.chunk_tokens])
-    return logits
+        backend.forward(ids[start : start + backend.chunk_tokens])
 
 
 def _prompt_s(backend: Backend, prompt: Sequence[int], kept_tokens: int) -> float:
