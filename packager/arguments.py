@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from packager import pipeline
@@ -32,26 +33,34 @@ def calibrations_of(arguments: argparse.Namespace) -> dict[str, Path]:
     return {format: path for format, path in given.items() if path is not None}
 
 
+def judging_of(arguments: argparse.Namespace, checkpoint: Checkpoint) -> pipeline.Settings:
+    """What converting and judging need; looks at no device."""
+    trained = min(DEFAULT_CONTEXT_TOKENS, checkpoint.context_tokens)
+    return pipeline.Settings(
+        out=arguments.out.resolve(),
+        context_tokens=arguments.context or trained,
+        threads=arguments.threads or default_threads(),
+        provider=arguments.provider,
+        gpu_layers=arguments.gpu_layers,
+        calibrations=calibrations_of(arguments),
+        held_out=arguments.held_out,
+        extent=Extent() if arguments.holes is None else Extent(holes_per_kind=arguments.holes),
+    )
+
+
 def settings_of(
     arguments: argparse.Namespace, checkpoint: Checkpoint, progress: Progress
 ) -> pipeline.Settings:
     """What profiling and selecting need; looks at this machine where it is the device."""
-    trained = min(DEFAULT_CONTEXT_TOKENS, checkpoint.context_tokens)
-    out, budget = arguments.out.resolve(), load_budget(arguments.budget)
-    device, here = target_device(arguments.device, arguments.provider, out, progress)
+    judging, budget = judging_of(arguments, checkpoint), load_budget(arguments.budget)
+    device, here = target_device(arguments.device, arguments.provider, judging.out, progress)
     wanted = budget.context_tokens and min(budget.context_tokens, checkpoint.context_tokens)
-    return pipeline.Settings(
-        out=out,
-        context_tokens=arguments.context or wanted or trained,
-        threads=arguments.threads or default_threads(),
-        provider=arguments.provider,
-        gpu_layers=arguments.gpu_layers,
+    return dataclasses.replace(
+        judging,
+        context_tokens=arguments.context or wanted or judging.context_tokens,
         device=device,
         here=here,
         budget=budget,
-        calibrations=calibrations_of(arguments),
-        held_out=arguments.held_out,
-        extent=Extent() if arguments.holes is None else Extent(holes_per_kind=arguments.holes),
         prefer=arguments.prefer,
         accept=accepted(arguments),
     )

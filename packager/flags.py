@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from packager import commands, plan_commands, profile_commands
+from packager import commands, plan_commands, profile_commands, quality_commands
 from packager.select import PREFERENCES
 from runtimes.bundle import MAX_CONTEXT_TOKENS
 
@@ -88,6 +88,19 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--licence-file", type=Path, help="the model's licence, if not in its folder"
         )
+    sub = add("quality", quality_commands.quality)
+    _add_judged(sub)
+    sub.add_argument(
+        "--infilling", type=Path, metavar="FILE",
+        help="also fill the holes of a .jsonl.gz in the public HumanEval-infilling format",
+    )  # fmt: skip
+    sub.add_argument(
+        "--limit", type=_count(1, 1_000_000), help="at most so many of its tasks, spread evenly"
+    )
+    sub.add_argument(
+        "--execute", action="store_true",
+        help="run the tests of each on the code that the model wrote, in a limited child process",
+    )  # fmt: skip
     sub = add("plan", plan_commands.plan)
     sub.add_argument("--device", required=True, help="a name (`starpack device list`) or a file")
     sub.add_argument("--budget", help=BUDGET_HELP)
@@ -141,12 +154,9 @@ def _add_formats(sub: argparse.ArgumentParser) -> None:
     _add_out(sub)
 
 
-def _add_measured(sub: argparse.ArgumentParser) -> None:
+def _add_judged(sub: argparse.ArgumentParser) -> None:
     _add_model(sub)
     _add_formats(sub)
-    sub.add_argument(
-        "--device", help="where it is to run: none for this machine, a name, or a device file"
-    )
     sub.add_argument(
         "--provider", choices=("cpu", "cuda"), default="cpu", help="what runs the model (cpu)"
     )
@@ -154,22 +164,28 @@ def _add_measured(sub: argparse.ArgumentParser) -> None:
         "--gpu-layers", type=_count(0, 10_000), default=0,
         help="gguf: layers to put on a GPU, where not all (0)",
     )  # fmt: skip
-    sub.add_argument("--budget", help=BUDGET_HELP)
+    sub.add_argument(
+        "--context", type=_count(1, MAX_CONTEXT_TOKENS),
+        help="tokens to open for (the budget's, 16384, or the model's own)",
+    )  # fmt: skip
+    sub.add_argument(
+        "--threads", type=_count(1, 1024), help="CPU threads (this machine's physical cores)"
+    )
     sub.add_argument(
         "--held-out", type=Path, help="folder of source code to judge quality on (starpack's own)"
     )
     sub.add_argument(
         "--holes", type=_count(1, 10_000), help="holes of each of three kinds to fill (20)"
     )
+
+
+def _add_measured(sub: argparse.ArgumentParser) -> None:
+    _add_judged(sub)
+    sub.add_argument(
+        "--device", help="where it is to run: none for this machine, a name, or a device file"
+    )
+    sub.add_argument("--budget", help=BUDGET_HELP)
     _add_preference(sub)
-    sub.add_argument(
-        "--context",
-        type=_count(1, MAX_CONTEXT_TOKENS),
-        help="tokens to open for (16384, or the model's own)",
-    )
-    sub.add_argument(
-        "--threads", type=_count(1, 1024), help="CPU threads (this machine's physical cores)"
-    )
 
 
 def _add_planned(sub: argparse.ArgumentParser) -> None:

@@ -14,8 +14,8 @@ def measurement_text(measurement: Measurement) -> str:
     lines = [
         f"{measurement.variant.name} for {measurement.device}",
         f"  file           {measurement.artifact_bytes / 1e6:.1f} MB",
-        *_proof_lines(measurement.proof),
-        *_quality_lines(measurement.quality),
+        *proof_lines(measurement.proof),
+        *quality_lines(measurement.quality),
         *_speed_lines(measurement),
     ]
     return "\n".join(lines)
@@ -77,7 +77,8 @@ def _rejection_lines(rejection: Rejection, explain: bool) -> list[str]:
     return lines
 
 
-def _proof_lines(proof: WindowProof) -> list[str]:
+def proof_lines(proof: WindowProof) -> list[str]:
+    """The window, and how it was proved."""
     lines = [
         f"  window         {proof.window_tokens} tokens; the engine applies {proof.engine_window}",
         f"  divergence     {proof.inside_nats:.2e} nats inside the window "
@@ -96,7 +97,8 @@ def _proof_lines(proof: WindowProof) -> list[str]:
     return [*lines, f"  window proof   {proof.verdict} over {proof.positions} positions"]
 
 
-def _quality_lines(quality: Quality) -> list[str]:
+def quality_lines(quality: Quality) -> list[str]:
+    """The gate's figures."""
     lines = []
     for name, score in (("held-out code", quality.inside), ("past the window", quality.past)):
         if score is not None:
