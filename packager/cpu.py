@@ -28,8 +28,9 @@ LEAST_BUFFER_BYTES = 256 << 20
 CACHES_OVER = 8  # read this many times the last-level cache: a guess, a few passes evict all of it
 MEMORY_SHARE = 4  # never read more than a quarter of what is available
 OLD_CACHE_BYTES = 1 << 20  # where Linux hides the caches: a guess on the safe side
-# Where torch is missing, from float32's rate. Multiply-adds an instruction do: float32 16 with
-# AVX-512; bfloat16 32 (AVX512-BF16); int8 64 (VNNI), or 32 in two steps (AVX2).
+LEAST_MEMORY_BYTES = 64 << 20  # less is an error: neither this measures anything, nor a model runs
+# Where torch is missing, from float32's rate: an AVX-512 instruction does 16 multiply-adds of
+# float32, 32 of bfloat16, 64 of int8 (VNNI); AVX2 does 8, and 32 of int8 in two steps.
 BFLOAT16_OVER_FLOAT32, INT8_VNNI_OVER_FLOAT32, INT8_OVER_FLOAT32 = 2, 4, 2
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -42,12 +43,12 @@ def describe_cpu(progress: Progress) -> dict[str, Any]:
     title, flags = _cpuinfo()
     threads = default_threads()
     total, available = machine_memory_bytes()
-    if not available:
+    if available < LEAST_MEMORY_BYTES:
         raise DeviceError(
-            "this machine does not say how much memory is available",
-            where="/proc/meminfo",
-            expected="MemTotal and MemAvailable, as on Linux",
-            remedy="describe the machine in a device file of your own (see profiles/devices)",
+            f"{available} bytes of memory are available" if total else "no memory is stated here",
+            where="/proc/meminfo and the cgroup's limits",
+            expected=f"MemTotal and MemAvailable, {LEAST_MEMORY_BYTES} bytes or more",
+            remedy="free some, or describe the machine in a device file (see profiles/devices)",
         )
     cache = _last_cache_bytes()
     buffer = max(LEAST_BUFFER_BYTES, CACHES_OVER * (cache or OLD_CACHE_BYTES))

@@ -215,10 +215,11 @@ def test_a_cpu_is_read_from_linuxs_files(
     assert "torch is not there" in data["int8_ops_per_s"]["source"]
 
 
-def test_memory_that_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "machine_memory_bytes", lambda: (0, 0))
-    with pytest.raises(DeviceError, match="how much memory"):
-        detect("cpu")
+def test_memory_that_is_unknown_or_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    for memory, message in (((0, 0), "no memory is stated"), ((1 << 30, 5), "5 bytes of memory")):
+        monkeypatch.setattr(cpu, "machine_memory_bytes", lambda memory=memory: memory)
+        with pytest.raises(DeviceError, match=message):
+            detect("cpu")
 
 
 def test_the_measuring_process() -> None:
