@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from packager.errors import SelectionError, StarpackError
-from packager.flags import parser
+from packager.parser import parser
 from packager.store import to_plain
 
 INTERRUPTED = 130

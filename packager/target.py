@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from packager.detect import detect, save_device
+from packager.detect import detect, write_device
 from packager.device import load_device
 from packager.records import Device, Progress, no_progress
 
 HERE = ("", "cpu", "here")
 FILE_NAME = "device.json"
+KINDS = {"cpu": "cpu", "cuda": "gpu"}  # by provider
 
 
 def target_device(
@@ -23,7 +24,7 @@ def target_device(
         return load_device(wanted), False
     file = out / FILE_NAME
     if not file.is_file():
-        save_device(file, detect(provider, progress))
+        write_device(detect(KINDS[provider], progress=progress), file)
     return load_device(file), True
 
 

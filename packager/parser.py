@@ -1,0 +1,144 @@
+"""Every command with its flags, and what `--help` says."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from packager import (
+    commands,
+    device_commands,
+    flags,
+    plan_commands,
+    profile_commands,
+    quality_commands,
+)
+
+DESCRIPTION = """\
+Turn a StarCoder2 checkpoint into a self-contained bundle that generates and infills offline,
+with the model's sliding window exact at any length.
+
+The way a model takes, one command each:
+  inspect   what is in the checkpoint, and what it needs
+  plan      what would run on a device, from its data alone   (--device tesla-t4)
+  convert   write the variants            (--formats gguf:Q4_K_M,onnx:int4-g32)
+  profile   prove the window, judge quality, time each variant on this machine
+  select    choose the best one for a device within a budget, with reasons and a report
+  pack      all of these, then write the bundle
+  bundle    all of these, then install the bundle and let it answer
+"""
+EPILOG = """\
+examples:
+  starpack inspect examples/demo
+  starpack bundle examples/demo --out artifacts
+  starpack plan --device rtx-3060-12gb --budget inline --explain
+  starpack convert models/starcoder2-3b --formats gguf:Q4_K_M,onnx --out artifacts --json
+  starpack calibrate models/starcoder2-3b --sources src/ --out importance.gguf
+
+exit codes: 0 ok, 2 usage, 3 nothing fits the budget, 4 quality or window, 5 integrity, 6 no
+network, 7 device or engine, 8 checkpoint refused, 9 an outside tool failed, 130 interrupted
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their flags."""
+    top = argparse.ArgumentParser(
+        prog="starpack",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=_version())
+    commands_at = top.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(
+        name: str, command: commands.Command, at: argparse._SubParsersAction = commands_at
+    ) -> argparse.ArgumentParser:
+        text = textwrap.dedent(command.__doc__ or "")
+        sub = at.add_parser(name, help=text.split("\n")[0], description=text)
+        sub.add_argument("--json", action="store_true", help="data on stdout, logs on stderr")
+        sub.set_defaults(command=command)
+        return sub
+
+    flags.add_model(add("inspect", commands.inspect))
+    sub = add("fetch", commands.fetch)
+    sub.add_argument("repo", metavar="ORG/NAME", help="repository on the Hugging Face hub")
+    sub.add_argument("--revision", required=True, help="branch, tag or commit; a commit is kept")
+    sub.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
+    sub = add("wheels", commands.wheels)
+    sub.add_argument("--cuda", action="store_true", help="the CUDA build; needs nvcc and an hour")
+    flags.add_out(sub)
+    sub = add("calibrate", commands.calibrate)
+    flags.add_model(sub)
+    sub.add_argument("--sources", type=Path, required=True, help="folder of source code")
+    sub.add_argument(
+        "--sequences", type=flags.count(1, 10_000), default=16, help="stretches of text (16)"
+    )
+    sub.add_argument(
+        "--length", type=flags.count(1, 131_072), default=2048, help="tokens in each (2048)"
+    )
+    sub.add_argument("--out", type=Path, required=True, help="file to write")
+    sub = add("convert", commands.convert)
+    flags.add_model(sub)
+    flags.add_formats(sub)
+    flags.add_measured(add("profile", profile_commands.profile))
+    sub = add("select", profile_commands.select)
+    flags.add_measured(sub)
+    flags.add_explain(sub)
+    for name, command in (("pack", profile_commands.pack), ("bundle", profile_commands.bundle)):
+        sub = add(name, command)
+        flags.add_measured(sub)
+        sub.add_argument(
+            "--licence-file", type=Path, help="the model's licence, if not in its folder"
+        )
+    sub = add("quality", quality_commands.quality)
+    flags.add_judged(sub)
+    sub.add_argument(
+        "--infilling", type=Path, metavar="FILE",
+        help="also fill the holes of a .jsonl.gz in the public HumanEval-infilling format",
+    )  # fmt: skip
+    sub.add_argument(
+        "--limit",
+        type=flags.count(1, 1_000_000),
+        help="at most so many of its tasks, spread evenly",
+    )
+    sub.add_argument(
+        "--execute", action="store_true",
+        help="run the tests of each on the code that the model wrote, in a limited child process",
+    )  # fmt: skip
+    sub = add("plan", plan_commands.plan)
+    sub.add_argument("--device", required=True, help="a name (`starpack device list`) or a file")
+    sub.add_argument("--budget", help=flags.BUDGET_HELP)
+    flags.add_planned(sub)
+    flags.add_explain(sub)
+    sub = add("matrix", plan_commands.matrix)
+    sub.add_argument(
+        "--devices", type=flags.names, default=["all"], help="all (default) or names: a,b"
+    )
+    sub.add_argument(
+        "--budgets",
+        type=flags.names,
+        default=["inline", "relaxed"],
+        help="names or files (inline,relaxed)",
+    )
+    sub.add_argument("--csv", type=Path, help="also write the table to this file")
+    flags.add_planned(sub)
+    about = "The device database, and what this machine is."
+    group = commands_at.add_parser("device", help=about, description=about)
+    devices_at = group.add_subparsers(metavar="COMMAND", required=True)
+    add("list", device_commands.list_all, devices_at)
+    sub = add("show", device_commands.show, devices_at)
+    sub.add_argument("device", help="name or alias, or the path of a device file")
+    flags.add_detect(add("detect", device_commands.detect, devices_at))
+    sub = add("verify", commands.verify)
+    sub.add_argument("bundle", type=Path, help="folder of a bundle")
+    return top
+
+
+def _version() -> str:
+    try:
+        return f"starpack {version('starpack')}"
+    except PackageNotFoundError:
+        return "starpack, not installed"
