@@ -118,7 +118,7 @@ def proofs_table(proofs: Sequence[ProofCurve]) -> Element:
         nats = [show("x_nats", v) for v in (means.inside, means.past, means.from_full)]
         name = tag("span", curve.name, class_="name")
         rows.append(((name, window, *nats, curve.verdict or UNKNOWN), ""))
-    return table("Mean divergence of each artifact", head, rows, "cards")
+    return table("Mean divergence of each artifact", head, rows, "cards proofs")
 
 
 def memory_table(curves: Sequence[MemoryCurve]) -> Element:

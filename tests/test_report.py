@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_samples import GEOMETRY, GIB, HOSTILE, REPORTS, bare, full_report, interval, many, row
 
 from packager import plot, report
 from packager.markup import clean
@@ -28,6 +27,17 @@ from packager.report import (
 from packager.report_curves import MOST_BINS, _binned, error_of, proof_means
 from packager.report_front import SIZES, front, front_chart
 from runtimes.contract import Window
+from tests.report_samples import (
+    GEOMETRY,
+    GIB,
+    HOSTILE,
+    REPORTS,
+    bare,
+    full_report,
+    interval,
+    many,
+    row,
+)
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 TAGS = set(
