@@ -51,8 +51,7 @@ def run(job: Job, say: Callable[[str, int, int], None]) -> Speed:
     backend = module.open_backend(job.model, Window(job.window_tokens), job.options)
     load_s = time.perf_counter() - started
     work, context = job.workload, job.options.context_tokens
-    prompt_tokens = min(work.prompt_tokens, context - 1)
-    warm_tokens = min(work.warm_prefix_tokens, prompt_tokens - 1)
+    prompt_tokens, warm_tokens = work.prompt_tokens, work.warm_prefix_tokens
     rng = np.random.default_rng(0)
     ids = rng.integers(40, backend.vocab_size, max(prompt_tokens, context)).tolist()
     _feed(backend, ids[:WARM_UP_TOKENS])
@@ -81,7 +80,7 @@ def run(job: Job, say: Callable[[str, int, int], None]) -> Speed:
     return Speed(
         threads=job.options.threads,
         context_tokens=context,
-        workload=Workload(prompt_tokens, work.output_tokens, warm_tokens),
+        workload=work,
         load_s=load_s,
         cold_s=cold_s,
         warm_s=warm_s,

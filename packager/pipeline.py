@@ -31,6 +31,7 @@ from packager.records import (
     Interval,
     Progress,
     Variant,
+    Workload,
     no_progress,
 )
 from packager.store import Store
@@ -191,7 +192,8 @@ def measure(
 def _time(
     checkpoint: Checkpoint, artifact: Artifact, settings: Settings, progress: Progress
 ) -> timing.Timing:
-    options, workload = settings.options(), settings.budget.workload
+    options = settings.options()
+    workload = shortened(settings.budget.workload, options.context_tokens)
     room = int(settings.device.memory_bytes.value)
     inputs = {
         "artifact": artifact.files,
@@ -216,15 +218,24 @@ def _time(
     return Store(settings.out).resume("measure", inputs, timing.Timing, make)
 
 
+def shortened(workload: Workload, context_tokens: int) -> Workload:
+    """A workload that fits a context: less output, then less prompt, at least one token of each."""
+    output = min(workload.output_tokens, max(1, context_tokens // 2))
+    prompt = min(workload.prompt_tokens, context_tokens - output)
+    return Workload(prompt, output, min(workload.warm_prefix_tokens, prompt - 1))
+
+
 def expect(checkpoint: Checkpoint, variant: Variant, settings: Settings) -> Estimate:
     """What the estimate says of a variant of this checkpoint on the device."""
+    context = settings.context_tokens
+    workload = shortened(settings.budget.workload, context)
     return estimate(
         checkpoint.path.name,
         checkpoint.geometry,
         checkpoint.window,
         variant,
         settings.device,
-        dataclasses.replace(settings.budget, context_tokens=settings.context_tokens),
+        dataclasses.replace(settings.budget, context_tokens=context, workload=workload),
     )
 
 

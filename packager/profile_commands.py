@@ -123,9 +123,9 @@ def _choose(
     try:
         selection = pipeline.choose(checkpoint, measurements, settings)
     except SelectionError as error:
-        write_selection_report(page, checkpoint, measurements, settings, error=error)
+        write_selection_report(page, checkpoint, measurements, settings, error)
         raise
-    write_selection_report(page, checkpoint, measurements, settings, selection=selection)
+    write_selection_report(page, checkpoint, measurements, settings, selection)
     return selection, page
 
 
