@@ -62,7 +62,6 @@ def write_json(file: Path, value: object) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-<<<<<<< HEAD
     """Write `text` in UTF-8, whole or not at all; the folder is made where it is not there."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(
@@ -77,13 +76,6 @@ def write_text(file: Path, text: str) -> None:
         except BaseException:
             os.unlink(partial.name)
             raise
-=======
-    """Write `text` as UTF-8, whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
->>>>>>> report
 
 
 def sha256_file(file: Path) -> str:
