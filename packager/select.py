@@ -243,7 +243,7 @@ def _nothing(
     kind = QualityError if rejected and {r.limit for r in rejected} <= floor_only else NothingFits
     # those that miss by least come first; what no number binds comes last
     ordered = sorted(rejected, key=lambda r: r.over or UNKNOWN)
-    lines = [f"{r.candidate.name}: {r.reason}. Would fit with {r.remedy}" for r in ordered]
+    lines = [f"{r.candidate.name}: {r.reason}. What would do: {r.remedy}" for r in ordered]
     what = f"nothing fits {device} ({_gib(memory_bytes)}) within the budget {budget.name!r}"
     if kind is QualityError:
         what = "no artifact passes the quality gate"

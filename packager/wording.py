@@ -73,7 +73,7 @@ def _rejection_lines(rejection: Rejection, explain: bool) -> list[str]:
         lines.append(f"    {figures(rejection.candidate)}")
         lines += [f"    also: {reason}" for reason in rejection.others]
     if rejection.limit != "order" or explain:
-        lines.append(f"    would fit with {rejection.remedy}")
+        lines.append(f"    what would do: {rejection.remedy}")
     return lines
 
 

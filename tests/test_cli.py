@@ -14,7 +14,11 @@ from packager.cli import main
 from tests.test_imports import HEAVY
 from tests.tiny import write_checkpoint
 
-COMMANDS = "inspect fetch wheels calibrate convert profile select pack bundle verify".split()
+COMMANDS = (
+    "inspect fetch wheels calibrate convert quality profile select pack bundle plan matrix device "
+    "estimate verify"
+).split()
+GROUPS = {"device": "list", "estimate": "validate"}  # with one of their commands
 ROOT = Path(__file__).parents[1]
 
 
@@ -36,7 +40,7 @@ def test_help_names_every_command_and_exit_code(capsys):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_json_and_help(capsys, command):
     with pytest.raises(SystemExit):
-        main([command, "--help"])
+        main([command, *filter(None, [GROUPS.get(command)]), "--help"])
     assert "--json" in capsys.readouterr().out
 
 
@@ -72,8 +76,10 @@ def test_a_refusal_has_its_exit_code_and_says_what_where_and_the_remedy(capsys, 
         (["convert", "MODEL", "--formats", "awq"], 2, "unknown format 'awq'"),
         (["convert", "MODEL", "--formats", "gptq"], 2, "needs source code to calibrate on"),
         (["convert", "MODEL", "--formats", "gguf:Q1"], 2, "unknown GGUF recipe 'Q1'"),
-        (["profile", "MODEL", "--device", "rtx-3060"], 7, "cannot be measured here"),
-        (["profile", "MODEL", "--budget", "none.json"], 2, "cannot read the budget"),
+        (["profile", "MODEL", "--device", "rtx-3060-13gb"], 2, "a name such as rtx-3060-12gb"),
+        (["profile", "MODEL", "--budget", "none.json"], 2, "there is no such budget file"),
+        (["plan", "--device", "t4", "--budget", "fast"], 2, "no budget is called 'fast'"),
+        (["quality", "MODEL", "--execute"], 2, "belong to --infilling"),
         (["verify", "MODEL"], 5, "not a bundle"),
         (["calibrate", "MODEL", "--sources", "EMPTY", "--out", "x"], 2, "no source text"),
     ],

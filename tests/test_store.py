@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from packager.records import Adapter, Artifact, Measurement, Selection, Variant
-from packager.select import select
+from packager.findings import Quality, Selection
+from packager.records import Adapter, Artifact, Variant
 from packager.store import Store, from_plain, to_plain
 from runtimes.contract import FileEntry
-from tests.test_select import FAST, FINE, Budget
+from tests.findings import MEASUREMENT
+from tests.test_select import ALL, choose
 
 
 def artifact(folder: Path) -> Artifact:
@@ -18,15 +19,10 @@ def artifact(folder: Path) -> Artifact:
 
 
 def test_a_record_survives_json(tmp_path):
-    for record in (
-        artifact(tmp_path),
-        FINE,
-        select([FINE, FAST], Budget(memory_bytes=999)),
-        Adapter(tmp_path, "ef" * 32),
-    ):
+    for record in (artifact(tmp_path), MEASUREMENT, choose(ALL), Adapter(tmp_path, "ef" * 32)):
         plain = json.loads(json.dumps(to_plain(record)))
         assert from_plain(type(record), plain) == record
-    assert {Measurement, Selection} == {type(FINE), type(select([FINE], Budget()))}
+    assert isinstance(MEASUREMENT.quality, Quality) and isinstance(choose(ALL), Selection)
 
 
 def test_finished_work_is_not_redone_until_its_inputs_change(tmp_path):
