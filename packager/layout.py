@@ -5,10 +5,37 @@ Source: transformers, modeling_starcoder2.py. Knows nothing of files.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from packager.records import Geometry
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
+
+
+class Shapes(Protocol):
+    """Tensors by Hugging Face name: all that laying out a file takes."""
+
+    def names(self) -> list[str]:
+        """Every tensor's name, in the model's order."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Its shape; linear weights are (outputs, inputs)."""
+
+
+class GeometryShapes:
+    """Shapes of a model that need not exist."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self.shapes = tensor_shapes(geometry)
+
+    def names(self) -> list[str]:
+        """As in Shapes."""
+        return list(self.shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """As in Shapes."""
+        return self.shapes[name]
 
 
 def tensor_shapes(geometry: Geometry) -> dict[str, tuple[int, ...]]:

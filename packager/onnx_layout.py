@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from packager.errors import CheckpointError
-from packager.layout import EMBEDDING, HEAD
-from packager.records import Checkpoint
-from packager.tensors import TensorSource
+from packager.layout import EMBEDDING, HEAD, Shapes
+from packager.records import Geometry
 
 DATA_NAME = "model.onnx.data"
 ALIGNMENT = 64  # a cache line, and what kernels may ask for
@@ -132,8 +131,8 @@ def linears(layers: int) -> dict[str, tuple[str, ...]]:
 
 
 def plan_tensors(
-    checkpoint: Checkpoint,
-    source: TensorSource,
+    geometry: Geometry,
+    source: Shapes,
     recipe: Recipe,
     head: Recipe,
     orders: Mapping[str, np.ndarray],
@@ -142,10 +141,10 @@ def plan_tensors(
 
     orders: of the inputs, for the linears whose codes have them in another order.
     """
-    modules = linears(checkpoint.geometry.layers)
+    modules = linears(geometry.layers)
     planner = _Planner(source)
     planner.matrix("embedding", (EMBEDDING,), head)
-    for layer in range(checkpoint.geometry.layers):
+    for layer in range(geometry.layers):
         at, prefix = f"layers.{layer}", f"model.layers.{layer}"
         for name in _LINEARS:
             linear = f"{at}.{name}"
@@ -156,7 +155,7 @@ def plan_tensors(
         for name, module in _NORMS.items():
             planner.norm(f"{at}.{name}", f"{prefix}.{module}", recipe)
     planner.norm("norm", "model.norm", recipe)
-    if not checkpoint.geometry.tied:
+    if not geometry.tied:
         planner.matrix("head", (HEAD,), head)
     return planner.plans
 
@@ -164,7 +163,7 @@ def plan_tensors(
 class _Planner:
     """Gives every tensor its place in the file."""
 
-    def __init__(self, source: TensorSource) -> None:
+    def __init__(self, source: Shapes) -> None:
         self.source = source
         self.plans: dict[str, Plan] = {}
         self.end_bytes = 0

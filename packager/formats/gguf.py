@@ -24,8 +24,9 @@ from packager.calibrate import read_importance
 from packager.errors import UsageError
 from packager.files import atomic_folder, file_entry, sha256_file
 from packager.jobs import results_in_order
+from packager.layout import GeometryShapes, Shapes
 from packager.quant import ggml
-from packager.records import Artifact, Checkpoint, Progress, Variant, no_progress
+from packager.records import Artifact, Checkpoint, Geometry, Progress, Variant, no_progress
 from packager.tensors import TensorSource, open_tensors
 from packager.tokenizer_file import TOKENIZER_NAME
 from packager.versions import tool_versions
@@ -100,7 +101,8 @@ def convert(
     importance: dict[str, np.ndarray] = {}
     if calibration is not None:
         importance = read_importance(calibration, matrix_columns(checkpoint))
-    plans = plan_tensors(checkpoint, source, ggml.RECIPES[variant.recipe], bool(importance))
+    recipe = ggml.RECIPES[variant.recipe]
+    plans = plan_tensors(checkpoint.geometry, source, recipe, bool(importance))
     with atomic_folder(out) as folder:
         file = folder / FILE_NAME
         write_header(file, checkpoint, variant, plans)
@@ -116,7 +118,7 @@ def calibration_sha256(file: Path) -> str:
 
 
 def plan_tensors(
-    checkpoint: Checkpoint, source: TensorSource, recipe: ggml.Recipe, imatrix: bool
+    geometry: Geometry, source: Shapes, recipe: ggml.Recipe, imatrix: bool
 ) -> list[TensorPlan]:
     """Every tensor of the file in its order, with the type llama.cpp's mix gives it."""
     plans = []
@@ -124,9 +126,16 @@ def plan_tensors(
         target, shape = gguf_name(name), source.shape(name)
         type_name = "F32"  # norms and biases stay exact: they are small
         if len(shape) == 2:
-            type_name = ggml.matrix_type(target, shape[1], recipe, checkpoint.geometry, imatrix)
+            type_name = ggml.matrix_type(target, shape[1], recipe, geometry, imatrix)
         plans.append(TensorPlan(name, target, shape, type_name))
     return sorted(plans, key=lambda plan: _file_order(plan.name))
+
+
+def tensor_bytes(geometry: Geometry, variant: Variant, imatrix: bool = False) -> dict[str, int]:
+    """Bytes of each tensor of the file by its name there, padding apart; known without weights."""
+    recipe = ggml.RECIPES[variant.recipe]
+    plans = plan_tensors(geometry, GeometryShapes(geometry), recipe, imatrix)
+    return {plan.name: plan.nbytes for plan in plans}
 
 
 def gguf_name(name: str) -> str:

@@ -24,9 +24,9 @@ from packager.calibration_text import Sampling, draw_sequences, sources_sha256
 from packager.config import CONFIG_NAME, MAX_CONFIG_BYTES
 from packager.errors import CheckpointError, DeviceError, UsageError
 from packager.files import atomic_folder, file_entry, write_json
-from packager.layout import tensor_shapes
+from packager.layout import GeometryShapes, Shapes, tensor_shapes
 from packager.quant.gptq_layout import WORD_BITS, Recipe
-from packager.records import Artifact, Checkpoint, Progress, Variant, no_progress
+from packager.records import Artifact, Checkpoint, Geometry, Progress, Variant, no_progress
 from packager.safetensors_writer import TensorSpec, write_safetensors
 from packager.shards import SINGLE_NAME
 from packager.strict_json import read_object
@@ -40,6 +40,7 @@ RECIPES = tuple(
 DEFAULT_RECIPES = ("w4g128",)
 VERSION = 1  # of what this module writes: part of the key of its artifacts
 QUANTIZE_CONFIG_NAME = "quantize_config.json"
+HEAD_GROUP = 32  # of a 4-bit head, as runtimes/gptq_model.py packs it
 SLAB_ROWS = 1024  # of the embedding per step: 25 MB in float32 for StarCoder2-15B
 ARRAYS = {"qweight": "I32", "qzeros": "I32", "scales": "F16", "g_idx": "I32"}
 HEAD_BITS = (4, 8, 16)
@@ -121,7 +122,7 @@ def convert(
         with atomic_folder(out) as folder:
             head_bits = variant.head_bits or 16
             settings = quantize_config(checkpoint, recipe, damping, calibrated, head_bits)
-            write_weights(folder / SINGLE_NAME, checkpoint, tensors, recipe, layers, progress)
+            write_weights(folder / SINGLE_NAME, tensors, recipe, layers, progress)
             write_json(folder / CONFIG_NAME, model_config(checkpoint, settings))
             write_json(folder / QUANTIZE_CONFIG_NAME, settings)
             names = (SINGLE_NAME, CONFIG_NAME, QUANTIZE_CONFIG_NAME)
@@ -176,7 +177,7 @@ def model_config(checkpoint: Checkpoint, settings: dict[str, object]) -> dict[st
     }
 
 
-def tensor_specs(checkpoint: Checkpoint, tensors: TensorSource, recipe: Recipe) -> list[TensorSpec]:
+def tensor_specs(tensors: Shapes, recipe: Recipe) -> list[TensorSpec]:
     """Every tensor of the file in its order, which is the model's."""
     specs = []
     for name in tensors.names():
@@ -197,16 +198,21 @@ def tensor_specs(checkpoint: Checkpoint, tensors: TensorSource, recipe: Recipe) 
     return specs
 
 
+def tensor_bytes(geometry: Geometry, variant: Variant) -> dict[str, int]:
+    """Bytes of each tensor of the file by its name there; known without weights."""
+    specs = tensor_specs(GeometryShapes(geometry), parse(variant.recipe))
+    return {spec.name: spec.nbytes for spec in specs}
+
+
 def write_weights(
     file: Path,
-    checkpoint: Checkpoint,
     tensors: TensorSource,
     recipe: Recipe,
     layers: list[Path],
     progress: Progress,
 ) -> None:
     """Write all tensors: the packed arrays from the files of finished layers."""
-    specs = tensor_specs(checkpoint, tensors, recipe)
+    specs = tensor_specs(tensors, recipe)
     total, done = sum(spec.nbytes for spec in specs), 0
 
     def parts() -> Iterator[tuple[str, np.ndarray]]:

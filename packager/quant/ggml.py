@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from packager.errors import CheckpointError
 from packager.records import Geometry
@@ -103,9 +104,10 @@ def _fitting_type(chosen: str, columns: int) -> str:
 
 
 def row_bytes(type_name: str, columns: int) -> int:
-    """Bytes of one quantised row."""
-    size = engine().function("ggml_row_size", [ctypes.c_int, ctypes.c_int64], ctypes.c_size_t)
-    return size(TYPE_IDS[type_name], columns)
+    """Bytes of one quantised row, by gguf's table of block sizes; needs no engine."""
+    weights, size = GGML_QUANT_SIZES[GGMLQuantizationType(TYPE_IDS[type_name])]
+    assert columns % weights == 0, f"{columns} columns are no whole number of blocks"
+    return columns // weights * size
 
 
 def row_quantizer(type_name: str, tensor: str) -> RowQuantizer:
