@@ -19,8 +19,7 @@ from packager.findings import HolesScore, Quality, TextScore
 from packager.holes import Hole, draw_holes, edit_similarity, is_exact
 from packager.quality import compare, divergence, past_tokens
 from packager.records import Checkpoint, Interval, Progress, no_progress
-from packager.reference import final_states, head_logits
-from packager.tensors import TensorSource, open_tensors
+from packager.reference import Reference
 from packager.tokenizer_file import TOKENIZER_NAME
 from runtimes.contract import Backend
 from runtimes.prompt import infill_ids
@@ -34,17 +33,22 @@ VERSION = 1  # of what these figures are: part of the key of every measurement
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """How much is read and filled. Guessed: a minute for the demo, a few for 3B on a GPU.
+    """How much is read and filled. Guessed: enough to tell recipes apart, and no more.
 
-    text_tokens bounds all stretches inside the window together, stretch_tokens each of them;
-    middle_tokens is the most that is filled into a hole.
+    text_tokens bounds all stretches inside the window together, stretch_tokens each of them. Of a
+    hole's sides the nearest characters are given; middle_tokens is the most that is filled in.
     """
 
     text_tokens: int = 8192
     stretch_tokens: int = 1024
     holes_per_kind: int = 20
+    prefix_characters: int = 1000
+    suffix_characters: int = 400
     middle_tokens: int = 48
     seed: int = 0
+
+
+DEFAULT_EXTENT = Extent()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +64,17 @@ class _Filled:
 
 
 def assess(
-    checkpoint: Checkpoint,
+    reference: Reference,
     backend: Backend,
     files: Sequence[tuple[str, str]],
-    extent: Extent = Extent(),
+    extent: Extent = DEFAULT_EXTENT,
     progress: Progress = no_progress,
 ) -> Quality:
     """Compare the open backend with the checkpoint on `files`, (name, text) each.
 
     Raises UsageError where they hold too little text.
     """
+    checkpoint = reference.checkpoint
     tokenizer = Tokenizer(checkpoint.path / TOKENIZER_NAME, checkpoint.special_ids)
     texts = [ids for _, text in files if (ids := _encode(tokenizer, text))]
     if sum(map(len, texts)) < 2:
@@ -79,21 +84,22 @@ def assess(
             remedy="name a folder with source code with --held-out DIR",
         )
     stretches = _stretches(texts, checkpoint, extent)
-    long = _long_sequence(texts, checkpoint)
-    filled = _fill(checkpoint, backend, tokenizer, files, extent, progress)
-    forced = [np.array(f.prompt + ids) for f in filled for ids in (f.found, f.truth)]
-    sequences = [*stretches, *([long] if long is not None else []), *forced]
-    tensors = open_tensors(checkpoint)
-    states = final_states(checkpoint, tensors, sequences, progress=progress)
-    read = _Reader(checkpoint, tensors, backend)
-    inside = [read.positions(ids, kept, 0) for ids, kept in zip(stretches, states, strict=False)]
-    past = None
+    kept = reference.states(stretches, progress=progress)
+    inside = [
+        _positions(reference, backend, ids, states)
+        for ids, states in zip(stretches, kept, strict=True)
+    ]
+    past, long = None, _long_sequence(texts, checkpoint)
     if long is not None:
-        window = checkpoint.window.size_tokens or 0
-        past = _score([read.positions(long, states[len(stretches)], window)])
-    ends = _Choices(checkpoint, tensors, tokenizer)
-    holes = _holes_scores(filled, states[len(sequences) - len(forced) :], ends)
-    return Quality(texts_sha256(files), _score(inside), past, holes)
+        (states,) = reference.states([long], progress=progress)
+        past = _positions(reference, backend, long, states)[checkpoint.window.size_tokens :]
+    filled = _fill(checkpoint, backend, tokenizer, files, extent, progress)
+    return Quality(
+        texts_sha256(files),
+        _score(np.concatenate(inside)),
+        None if past is None else _score(past),
+        _holes_scores(filled, _Choices(reference, tokenizer, extent, progress)),
+    )
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -148,7 +154,9 @@ def _fill(
         progress("infill", done, len(holes))
         truth = _encode(tokenizer, hole.middle.rstrip(LINE_END))
         try:
-            prompt = infill_ids(tokenizer.encode, checkpoint.special_ids, hole.prefix, hole.suffix)
+            prefix = hole.prefix[-extent.prefix_characters :]
+            suffix = hole.suffix[: extent.suffix_characters]
+            prompt = infill_ids(tokenizer.encode, checkpoint.special_ids, prefix, suffix)
         except UsageError:
             continue
         room = backend.context_tokens - len(prompt)
@@ -169,34 +177,28 @@ def _stop(hole: Hole) -> tuple[str, ...]:
     return () if LINE_END in hole.middle.rstrip(LINE_END) else (LINE_END,)
 
 
-class _Reader:
-    """Reads sequences with the backend beside the reference."""
+def _positions(
+    reference: Reference, backend: Backend, ids: np.ndarray, states: np.ndarray
+) -> np.ndarray:
+    """Per position: divergence, the losses of both for the next id, agreement; (positions, 4).
 
-    def __init__(self, checkpoint: Checkpoint, tensors: TensorSource, backend: Backend) -> None:
-        self.checkpoint, self.tensors, self.backend = checkpoint, tensors, backend
-
-    def positions(self, ids: np.ndarray, states: np.ndarray, first: int) -> np.ndarray:
-        """Per position from `first` on: divergence, both losses of the next id, agreement.
-
-        (positions, 4), but for the last one, after which no id comes.
-        """
-        rows = np.empty((len(ids) - 1, 4))
-        for block, reference, found in compare(
-            self.checkpoint, self.tensors, self.backend, ids, states
-        ):
-            block = slice(block.start, min(block.stop, len(rows)))
-            reference, found = (x[: block.stop - block.start] for x in (reference, found))
-            following = ids[block.start + 1 : block.stop + 1]
-            at = np.arange(len(following))
-            rows[block, 0] = divergence(reference, found)
-            rows[block, 1] = -reference[at, following]
-            rows[block, 2] = -found[at, following]
-            rows[block, 3] = reference.argmax(-1) == found.argmax(-1)
-        return rows[first:]
+    But for the last one, after which no id comes.
+    """
+    rows = np.empty((len(ids) - 1, 4))
+    for block, right, found in compare(reference, backend, ids, states):
+        block = slice(block.start, min(block.stop, len(rows)))
+        right, found = (x[: block.stop - block.start] for x in (right, found))
+        following = ids[block.start + 1 : block.stop + 1]
+        at = np.arange(len(following))
+        rows[block, 0] = divergence(right, found)
+        rows[block, 1] = -right[at, following]
+        rows[block, 2] = -found[at, following]
+        rows[block, 3] = right.argmax(-1) == found.argmax(-1)
+    return rows
 
 
-def _score(read: list[np.ndarray]) -> TextScore:
-    nats, reference_loss, loss, agree = np.concatenate(read).T
+def _score(rows: np.ndarray) -> TextScore:
+    nats, reference_loss, loss, agree = rows.T
     return TextScore(
         positions=len(nats),
         perplexity=float(np.exp(loss.mean())),
@@ -222,40 +224,42 @@ def wilson(successes: int, trials: int) -> Interval:
 class _Choices:
     """Asks whether ids are what the checkpoint would choose itself."""
 
-    def __init__(self, checkpoint: Checkpoint, tensors: TensorSource, tokenizer: Tokenizer) -> None:
-        self.checkpoint, self.tensors, self.tokenizer = checkpoint, tensors, tokenizer
+    def __init__(
+        self, reference: Reference, tokenizer: Tokenizer, extent: Extent, progress: Progress
+    ) -> None:
+        self.reference, self.tokenizer, self.progress = reference, tokenizer, progress
+        self.last = extent.middle_tokens + 1  # the state before the middle, and its own
 
-    def own(self, prompt: list[int], ids: list[int], states: np.ndarray, end: str | None) -> bool:
-        """Whether `ids` are first choices after `prompt`, and after them a stop id is one.
+    def own(self, asked: Sequence[tuple[list[int], list[int], str | None]]) -> list[bool]:
+        """For (prompt, ids, end): whether ids are first choices after it, and then a stop id is.
 
         end: text that ends them just as well; None where they were cut off, so nothing has to.
         """
-        start = len(prompt) - 1
-        logits = head_logits(self.checkpoint, self.tensors, states[start : start + len(ids) + 1])
-        chosen = logits.argmax(-1)
+        sequences = [np.array(prompt + ids) for prompt, ids, _ in asked]
+        states = self.reference.states(sequences, last=self.last, progress=self.progress)
+        return [
+            self._own(ids, end, state[-len(ids) - 1 :])
+            for (_, ids, end), state in zip(asked, states, strict=True)
+        ]
+
+    def _own(self, ids: list[int], end: str | None, states: np.ndarray) -> bool:
+        chosen = self.reference.logits(states).argmax(-1)
         if not np.array_equal(chosen[: len(ids)], ids):
             return False
         last = int(chosen[-1])
-        if end is None or last in self.checkpoint.special_ids.stops:
+        if end is None or last in self.reference.checkpoint.special_ids.stops:
             return True
         return bool(end) and self.tokenizer.token_bytes(last).startswith(end.encode())
 
 
-def _holes_scores(
-    filled: list[_Filled], states: list[np.ndarray], choices: _Choices
-) -> tuple[HolesScore, ...]:
+def _holes_scores(filled: Sequence[_Filled], choices: _Choices) -> tuple[HolesScore, ...]:
+    of_truth = choices.own([(f.prompt, f.truth, "".join(_stop(f.hole))) for f in filled])
+    of_found = choices.own([(f.prompt, f.found, "" if f.stopped else None) for f in filled])
     by_kind: dict[str, list[tuple[bool, bool, bool, float]]] = {}
-    for i, f in enumerate(filled):
-        of_found, of_truth = states[2 * i], states[2 * i + 1]
+    for f, reference_exact, same in zip(filled, of_truth, of_found, strict=True):
         wanted = f.hole.middle
-        by_kind.setdefault(f.hole.kind, []).append(
-            (
-                is_exact(f.text, wanted),
-                choices.own(f.prompt, f.truth, of_truth, "".join(_stop(f.hole))),
-                choices.own(f.prompt, f.found, of_found, "" if f.stopped else None),
-                edit_similarity(f.text, wanted),
-            )
-        )
+        row = is_exact(f.text, wanted), reference_exact, same, edit_similarity(f.text, wanted)
+        by_kind.setdefault(f.hole.kind, []).append(row)
     return tuple(
         HolesScore(kind, len(rows), *(float(np.mean(column)) for column in zip(*rows, strict=True)))
         for kind, rows in by_kind.items()

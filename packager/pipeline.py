@@ -6,6 +6,7 @@ Knows which hop needs what. Prints nothing; knows no flags.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import types
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,9 @@ from packager.records import (
     Workload,
     no_progress,
 )
+from packager.reference import Reference
 from packager.store import Store
+from packager.tensors import open_tensors
 from runtimes.contract import BackendOptions
 
 
@@ -152,8 +155,9 @@ def assess(
         backend = backends.open_backend(artifact.path / artifact.entry, checkpoint.window, opened)
         try:
             sample = quality.proof_sample(checkpoint, quality.own_text())
-            proof = quality.prove_window(checkpoint, backend, sample, progress)
-            found = gate.assess(checkpoint, backend, texts, settings.extent, progress)
+            reference = _reference(checkpoint)
+            proof = quality.prove_window(reference, backend, sample, progress)
+            found = gate.assess(reference, backend, texts, settings.extent, progress)
         finally:
             backend.close()
         return Assessment(proof, found)
@@ -282,6 +286,11 @@ def choose(
         )
 
     return Store(settings.out).resume("select", inputs, Selection, make)
+
+
+@functools.lru_cache(maxsize=1)  # its states take memory: of one checkpoint, the one in hand
+def _reference(checkpoint: Checkpoint) -> Reference:
+    return Reference(checkpoint, open_tensors(checkpoint))
 
 
 def _backends(artifact: Artifact) -> types.ModuleType:

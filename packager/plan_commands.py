@@ -22,18 +22,18 @@ from packager.models import Model, load_model
 from packager.records import Budget, Device, Progress, Variant
 from packager.select import select
 from packager.store import to_plain
-from packager.wording import milliseconds, selection_text
+from packager.wording import selection_text, times
 
 DEFAULT_CONTEXT_TOKENS = 16_384
 # What is worth a choice: every format from nearly exact to the smallest that holds up.
 RECIPES = (
     "gguf:F16", "gguf:Q8_0", "gguf:Q6_K", "gguf:Q5_K_M", "gguf:Q4_K_M", "gguf:IQ4_XS",
     "gptq:w8g128", "gptq:w4g128", "gptq:w4g32",
-    "onnx:fp16", "onnx:int8", "onnx:int4-g32", "onnx:int4-g128",
+    "onnx:fp16", "onnx:int8", "onnx:int4-g32", "onnx:int4-g32-fp16",
 )  # fmt: skip
 COLUMNS = (
-    "device", "budget", "model", "variant", "memory_gib", "first_token_ms", "per_token_ms",
-    "completion_ms", "evidence", "reason",
+    "device", "budget", "model", "variant", "memory_gib", "first_token", "per_token",
+    "completion", "evidence", "reason",
 )  # fmt: skip
 
 
@@ -85,7 +85,7 @@ class _Planner:
             model.name, model.geometry, model.window, variant, device,
             replace(budget, context_tokens=context),
         )  # fmt: skip
-        return of_estimate(found, parameters=model.geometry.parameters, note=model.note)
+        return of_estimate(found, parameters=model.geometry.parameters, note="; ".join(model.notes))
 
     def at_context(self, device: Device, budget: Budget, candidate: Candidate, tokens: int):
         """The same candidate in a shorter context."""
@@ -122,9 +122,9 @@ def _row(
         "model": chosen.model,
         "variant": chosen.variant.name,
         "memory_gib": f"{chosen.memory_bytes.high / 2**30:.2f}",
-        "first_token_ms": milliseconds(chosen.first_token_s),
-        "per_token_ms": milliseconds(chosen.per_token_s),
-        "completion_ms": milliseconds(chosen.completion_s),
+        "first_token": times(chosen.first_token_s),
+        "per_token": times(chosen.per_token_s),
+        "completion": times(chosen.completion_s),
         "evidence": chosen.evidence,
         "reason": chosen.note,
     }

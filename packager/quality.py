@@ -15,8 +15,7 @@ import numpy as np
 import runtimes
 from packager.findings import CurvePoint, WindowProof
 from packager.records import Checkpoint, Progress, no_progress
-from packager.reference import final_states, head_logits
-from packager.tensors import TensorSource, open_tensors
+from packager.reference import Reference
 from packager.tokenizer_file import TOKENIZER_NAME
 from runtimes.contract import Backend, Window
 from runtimes.text import Tokenizer
@@ -66,23 +65,21 @@ def own_text() -> str:
 
 
 def prove_window(
-    checkpoint: Checkpoint, backend: Backend, sample: Sample, progress: Progress = no_progress
+    reference: Reference, backend: Backend, sample: Sample, progress: Progress = no_progress
 ) -> WindowProof:
     """Compare `backend` with the reference on `sample`, then test how far a token reaches."""
-    tensors = open_tensors(checkpoint)
+    checkpoint = reference.checkpoint
     sequences, length = [sample.ids], len(sample.ids)
     past = length > sample.inside
-    (kept,) = final_states(checkpoint, tensors, sequences, progress=progress)
+    (kept,) = reference.states(sequences, progress=progress)
     if past:
-        (lost,) = final_states(
-            checkpoint, tensors, sequences, window=Window(None), progress=progress
-        )
+        (lost,) = reference.states(sequences, window=Window(None), progress=progress)
     nats, full_nats, agree = np.empty(length), np.zeros(length), np.empty(length, bool)
-    for block, reference, found in compare(checkpoint, tensors, backend, sample.ids, kept):
-        nats[block] = divergence(reference, found)
-        agree[block] = reference.argmax(-1) == found.argmax(-1)
+    for block, right, found in compare(reference, backend, sample.ids, kept):
+        nats[block] = divergence(right, found)
+        agree[block] = right.argmax(-1) == found.argmax(-1)
         if block.stop > sample.inside:
-            wrong = log_softmax(head_logits(checkpoint, tensors, lost[block]))
+            wrong = log_softmax(reference.logits(lost[block]))
             full_nats[block] = divergence(wrong, found)
         progress("compare", block.stop, length)
     at_reach, beyond_reach = reach(checkpoint, backend)
@@ -105,11 +102,7 @@ def prove_window(
 
 
 def compare(
-    checkpoint: Checkpoint,
-    tensors: TensorSource,
-    backend: Backend,
-    ids: np.ndarray,
-    states: np.ndarray,
+    reference: Reference, backend: Backend, ids: np.ndarray, states: np.ndarray
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     """Blocks of positions of `ids` (T,), with log-probabilities (block, vocab) after each.
 
@@ -120,9 +113,9 @@ def compare(
     step = min(BLOCK, backend.chunk_tokens)
     for start in range(0, len(ids), step):
         block = slice(start, min(start + step, len(ids)))
-        reference = log_softmax(head_logits(checkpoint, tensors, states[block]))
+        right = log_softmax(reference.logits(states[block]))
         found = log_softmax(backend.forward(ids[block].tolist(), last_only=False))
-        yield block, reference, found
+        yield block, right, found
 
 
 def _curve(nats: np.ndarray, full_nats: np.ndarray, inside: int) -> tuple[CurvePoint, ...]:

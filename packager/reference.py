@@ -48,6 +48,36 @@ def final_states(
     return [_layer_norm(state, weight, bias, geometry.norm_eps) for state in states]
 
 
+class Reference:
+    """Final states of a checkpoint, each sequence computed once however many artifacts ask."""
+
+    def __init__(self, checkpoint: Checkpoint, tensors: TensorSource) -> None:
+        self.checkpoint, self.tensors = checkpoint, tensors
+        self._known: dict[tuple[bytes, Window, int], np.ndarray] = {}
+
+    def states(
+        self,
+        sequences: Sequence[np.ndarray],
+        *,
+        window: Window | None = None,
+        last: int = 0,
+        progress: Progress = no_progress,
+    ) -> list[np.ndarray]:
+        """As final_states; of each sequence the `last` rows alone, where that is not 0."""
+        window = window or self.checkpoint.window
+        keys = [(np.asarray(ids, np.int64).tobytes(), window, last) for ids in sequences]
+        new = {k: ids for k, ids in zip(keys, sequences, strict=True) if k not in self._known}
+        found = final_states(
+            self.checkpoint, self.tensors, list(new.values()), window=window, progress=progress
+        )
+        self._known |= {key: state[-last:].copy() for key, state in zip(new, found, strict=True)}
+        return [self._known[key] for key in keys]
+
+    def logits(self, states: np.ndarray) -> np.ndarray:
+        """Logits (T, vocab) of final states (T, hidden)."""
+        return head_logits(self.checkpoint, self.tensors, states)
+
+
 def head_logits(checkpoint: Checkpoint, tensors: TensorSource, states: np.ndarray) -> np.ndarray:
     """Logits (T, vocab) of final states (T, hidden), the head read in stretches of rows."""
     name = "model.embed_tokens.weight" if checkpoint.geometry.tied else "lm_head.weight"

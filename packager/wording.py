@@ -50,15 +50,20 @@ def figures(candidate: Candidate) -> str:
         ("completion", candidate.completion_s),
     ):
         if limit is not None:
-            parts.append(f"{name} {milliseconds(limit)}")
+            parts.append(f"{name} {times(limit)}")
     if candidate.divergence_nats is not None:
         parts.append(f"divergence {candidate.divergence_nats:.3g} nats")
     return f"{', '.join(parts)} ({candidate.evidence})"
 
 
-def milliseconds(limit: Limit) -> str:
+def times(limit: Limit) -> str:
     """p50 to p90."""
-    return f"{limit.p50 * 1e3:.3g} to {limit.p90 * 1e3:.3g} ms"
+    return f"{duration(limit.p50)} to {duration(limit.p90)}"
+
+
+def duration(seconds: float) -> str:
+    """Three figures, in seconds or milliseconds."""
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
 def _gib(interval: Interval) -> str:
@@ -129,11 +134,11 @@ def _speed_lines(measurement: Measurement) -> list[str]:
     if speed is not None:
         work = speed.workload
         lines.append(
-            f"  first token    {milliseconds(speed.first_token_s)} for {work.prompt_tokens} "
+            f"  first token    {times(speed.first_token_s)} for {work.prompt_tokens} "
             f"tokens, {work.warm_prefix_tokens} of them warm"
         )
         lines += [
-            f"  per token      {milliseconds(steps.limit)} after {steps.depth_tokens} tokens, "
+            f"  per token      {times(steps.limit)} after {steps.depth_tokens} tokens, "
             f"{speed.threads} threads"
             for steps in speed.steps
         ]
@@ -145,7 +150,7 @@ def _speed_lines(measurement: Measurement) -> list[str]:
         found = of_measurement(measurement, parameters=0, context_tokens=0)
         expected = [f"memory {_gib(estimate.memory_bytes)}"]
         expected += [
-            f"{name} {i.low * 1e3:.3g} to {i.high * 1e3:.3g} ms"
+            f"{name} {duration(i.low)} to {duration(i.high)}"
             for name, i in (
                 ("first token", estimate.first_token_s),
                 ("per token", estimate.per_token_s),

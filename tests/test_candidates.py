@@ -66,7 +66,7 @@ def test_a_measurement_in_words():
         "window proof   holds over 768 positions",
         "perplexity 9.10 (checkpoint 9.00)",
         "10% of 20 exact (checkpoint 15%), 80% as the checkpoint fills them",
-        "first token    150 to 190 ms for 1024 tokens, 768 of them warm",
+        "first token    150 ms to 190 ms for 1024 tokens, 768 of them warm",
         "after 1024 tokens",
         "-25% from what a token was measured to take",
     ):

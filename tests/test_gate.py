@@ -12,6 +12,8 @@ from packager.errors import UsageError
 from packager.formats import gguf
 from packager.gate import Extent, assess, wilson
 from packager.holes import own_texts
+from packager.reference import Reference
+from packager.tensors import open_tensors
 from tests.formats.gguf_models import open_backend
 from tests.reference import eager_logits
 from tests.tiny import write_checkpoint
@@ -39,6 +41,11 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def reference(checkpoint):
+    return Reference(checkpoint, open_tensors(checkpoint))
+
+
+@pytest.fixture(scope="module")
 def backend(checkpoint, tmp_path_factory):
     """Float32 weights: what llama.cpp itself rounds is some 1e-7 nats."""
     path = tmp_path_factory.mktemp("gguf") / "f32"
@@ -48,8 +55,8 @@ def backend(checkpoint, tmp_path_factory):
     opened.close()
 
 
-def test_float32_loses_nothing(checkpoint, backend):
-    quality = assess(checkpoint, backend, own_texts(), EXTENT)
+def test_float32_loses_nothing(reference, backend):
+    quality = assess(reference, backend, own_texts(), EXTENT)
     for score in (quality.inside, quality.past):
         assert score.mean_nats < 1e-5 and score.p99_nats < 1e-4
         assert score.agreement.middle > 0.99
@@ -62,21 +69,21 @@ def test_float32_loses_nothing(checkpoint, backend):
         assert 0 <= holes.similarity < 1
 
 
-def test_other_choices_show_in_every_figure(checkpoint, backend):
-    quality = assess(checkpoint, Changed(backend, np.negative), own_texts(), EXTENT)
+def test_other_choices_show_in_every_figure(reference, backend):
+    quality = assess(reference, Changed(backend, np.negative), own_texts(), EXTENT)
     assert quality.divergence_nats > 1
     assert quality.agreement < 0.05
     assert quality.inside.perplexity > quality.inside.reference_perplexity
     assert all(holes.same == 0 for holes in quality.holes)
 
 
-def test_figures_by_hand(checkpoint, backend):
+def test_figures_by_hand(checkpoint, reference, backend):
     """Perplexity and divergence against a plain computation with transformers."""
     even = Changed(backend, np.zeros_like)
-    quality = assess(checkpoint, even, own_texts(), EXTENT)
+    quality = assess(reference, even, own_texts(), EXTENT)
     assert quality.inside.perplexity == pytest.approx(checkpoint.geometry.vocab)
     text = dict(own_texts())["inventory.py"]
-    one = assess(checkpoint, even, [("inventory.py", text)], EXTENT)
+    one = assess(reference, even, [("inventory.py", text)], EXTENT)
     tokenizer_ids = [0, *_encode(checkpoint, text)][:96]
     logits = eager_logits(checkpoint.path, np.array(tokenizer_ids)).astype(np.float64)
     logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -101,6 +108,6 @@ def test_wilsons_interval():
     assert wilson(0, 10).high == pytest.approx(0.2775, abs=1e-4)
 
 
-def test_no_text_is_an_error(checkpoint, backend):
+def test_no_text_is_an_error(reference, backend):
     with pytest.raises(UsageError, match="no text"):
-        assess(checkpoint, backend, [("a.py", "")], EXTENT)
+        assess(reference, backend, [("a.py", "")], EXTENT)

@@ -11,6 +11,8 @@ import pytest
 from packager.checkpoint import read_checkpoint
 from packager.quality import proof_sample, prove_window, reach
 from packager.records import Checkpoint
+from packager.reference import Reference
+from packager.tensors import open_tensors
 from runtimes.contract import Backend
 from runtimes.errors import RewindError
 from runtimes.host import resident_bytes
@@ -48,7 +50,7 @@ def rms(x: np.ndarray) -> float:
 def check_proof(checkpoint: Checkpoint, backend: Backend) -> None:
     """The window proof holds, and clearly: full attention is far away."""
     sample = proof_sample(checkpoint, "def f(x):\n    return x + 1\n" * 200)
-    proof = prove_window(checkpoint, backend, sample)
+    proof = prove_window(Reference(checkpoint, open_tensors(checkpoint)), backend, sample)
     backend.close()
     assert proof.holds
     assert proof.beyond_reach == 0
