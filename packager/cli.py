@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from packager import commands
+from packager import commands, device_commands
 from packager.errors import StarpackError
 from runtimes.bundle import MAX_CONTEXT_TOKENS
 
@@ -107,9 +107,11 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=_version())
     commands_at = top.add_subparsers(metavar="COMMAND", required=True)
 
-    def add(name: str, command: commands.Command) -> argparse.ArgumentParser:
+    def add(
+        name: str, command: commands.Command, at: argparse._SubParsersAction = commands_at
+    ) -> argparse.ArgumentParser:
         text = textwrap.dedent(command.__doc__ or "")
-        sub = commands_at.add_parser(name, help=text.split("\n")[0], description=text)
+        sub = at.add_parser(name, help=text.split("\n")[0], description=text)
         sub.add_argument("--json", action="store_true", help="data on stdout, logs on stderr")
         sub.set_defaults(command=command)
         return sub
@@ -143,6 +145,13 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--licence-file", type=Path, help="the model's licence, if not in its folder"
         )
+    about = "The device database, and what this machine is."
+    group = commands_at.add_parser("device", help=about, description=about)
+    devices_at = group.add_subparsers(metavar="COMMAND", required=True)
+    add("list", device_commands.list_all, devices_at)
+    sub = add("show", device_commands.show, devices_at)
+    sub.add_argument("device", help="name or alias, or the path of a device file")
+    _add_detect(add("detect", device_commands.detect, devices_at))
     sub = add("verify", commands.verify)
     sub.add_argument("bundle", type=Path, help="folder of a bundle")
     return top
@@ -151,6 +160,15 @@ def parser() -> argparse.ArgumentParser:
 def _add_model(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("model", type=Path, help="folder of a StarCoder2 checkpoint")
     sub.add_argument("--adapter", type=Path, help="folder of a PEFT LoRA to merge in")
+
+
+def _add_detect(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--out", type=Path, default=Path("artifacts/device.json"),
+        help="file to write (artifacts/device.json)",
+    )  # fmt: skip
+    sub.add_argument("--kind", choices=("gpu", "cpu"), help="the GPU (where there is one) or CPU")
+    sub.add_argument("--index", type=_count(0, 63), default=0, help="which GPU (0)")
 
 
 def _add_out(sub: argparse.ArgumentParser) -> None:

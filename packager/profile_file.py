@@ -125,6 +125,9 @@ def _explained(kind: str, error: jsonschema.ValidationError, where: object) -> U
         )  # fmt: skip
     if error.instance is None:
         remedy = "leave the key out where it does not apply"
+    elif error.validator == "type" and "properties" in error.schema:
+        inner = ", ".join(f'"{key}": ...' for key in error.schema["properties"])
+        remedy = f"write {{{inner}}}" + (f"; {_in_unit(path)}" if _in_unit(path) else "")
     else:
         remedy = _in_unit(path) or f"see the description in {kind}.schema.json"
     return UsageError(

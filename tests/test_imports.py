@@ -19,8 +19,8 @@ PACKAGER = (
     "__main__",
     "cli",
     "pipeline",
-    "bundle wheels report measure quality select formats plan",
-    "calibrate estimate device checkpoint adapters tensors quant",
+    "bundle wheels report measure quality select formats plan detect",
+    "calibrate estimate device budget checkpoint adapters tensors quant",
     "records",
     "errors",
 )
@@ -40,7 +40,9 @@ HEAVY = {
     "llama_cpp": {"runtimes/llama.py"},
     "onnx": {"packager/onnx_graph.py"},
     "onnxruntime": {"runtimes/ort.py"},
+    "pynvml": {"packager/nvidia.py"},
     "torch": {
+        "packager/cpu_speed.py",  # a process of its own
         "packager/gptq_layer.py",
         "packager/gptq_run.py",
         "packager/quant/gptq.py",
