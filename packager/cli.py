@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from packager import commands, device_commands
+from packager import commands, device_commands, estimate_commands
 from packager.errors import StarpackError
 from runtimes.bundle import MAX_CONTEXT_TOKENS
 
@@ -152,6 +152,13 @@ def parser() -> argparse.ArgumentParser:
     sub = add("show", device_commands.show, devices_at)
     sub.add_argument("device", help="name or alias, or the path of a device file")
     _add_detect(add("detect", device_commands.detect, devices_at))
+    _add_calibrate(add("calibrate", estimate_commands.calibrate, devices_at))
+    about = "What a variant will take on a device, and how far that can be trusted."
+    group = commands_at.add_parser("estimate", help=about, description=about)
+    estimates_at = group.add_subparsers(metavar="COMMAND", required=True)
+    _add_estimate(add("run", estimate_commands.run, estimates_at))
+    sub = add("validate", estimate_commands.check, estimates_at)
+    sub.add_argument("--write", action="store_true", help="keep the constants as fitted anew")
     sub = add("verify", commands.verify)
     sub.add_argument("bundle", type=Path, help="folder of a bundle")
     return top
@@ -169,6 +176,18 @@ def _add_detect(sub: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     sub.add_argument("--kind", choices=("gpu", "cpu"), help="the GPU (where there is one) or CPU")
     sub.add_argument("--index", type=_count(0, 63), default=0, help="which GPU (0)")
+
+
+def _add_calibrate(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--device", required=True, help="file that `starpack device detect` wrote")
+    sub.add_argument("--threads", type=_count(1, 1024), help="CPU threads (physical cores)")
+
+
+def _add_estimate(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("model", help="3b, 7b, 15b, or folder of a StarCoder2 checkpoint")
+    _add_formats(sub)
+    sub.add_argument("--device", required=True, help="name, alias or file of a device")
+    sub.add_argument("--budget", help="name or file of a budget")
 
 
 def _add_out(sub: argparse.ArgumentParser) -> None:
