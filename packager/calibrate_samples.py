@@ -22,7 +22,7 @@ import numpy as np
 from tokenizers import pre_tokenizers
 
 from packager.calibrate_device import Sample
-from packager.errors import DeviceError
+from packager.errors import DeviceError, StarpackError
 from packager.estimate import Case
 from packager.files import write_json
 from packager.footprint import Setting
@@ -104,8 +104,9 @@ def _random(specs: list[TensorSpec]) -> Iterator[tuple[str, np.ndarray]]:
 
 def _write_tokenizer(folder: Path) -> None:
     """What the converter reads of a tokenizer: nothing is tokenised."""
-    words = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    model = {"vocab": {word: i for i, word in enumerate(words)}, "merges": []}
+    words = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "aa"]
+    # llama.cpp loads no vocabulary without a merge
+    model = {"vocab": {word: i for i, word in enumerate(words)}, "merges": ["a a"]}
     added = [{"id": 0, "content": words[0]}]
     write_json(folder / TOKENIZER_NAME, {"model": model, "added_tokens": added})
 
@@ -174,7 +175,10 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--provider", required=True)
-    print(json.dumps(run(**vars(parser.parse_args()))))
+    try:
+        print(json.dumps(run(**vars(parser.parse_args()))))
+    except StarpackError as error:
+        sys.exit(error.what)
 
 
 if __name__ == "__main__":

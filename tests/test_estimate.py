@@ -22,6 +22,7 @@ from packager.records import Budget, Calibration, Workload
 from runtimes.contract import Window
 from tests.tiny import write_checkpoint
 
+ENGINE = "llama-cpp-python 0.3"
 Q4, Q8 = gguf.variant("Q4_K_M"), gguf.variant("Q8_0")
 
 
@@ -110,7 +111,7 @@ def test_long_prompts_cost_in_proportion_with_the_window() -> None:
 
 def test_calibration_scales_what_it_measured() -> None:
     device = load_device("tesla-t4")
-    slow = dataclasses.replace(device, calibration=Calibration(2, 2, 2, "engine", "2026-01-01"))
+    slow = dataclasses.replace(device, calibration=Calibration(2, 2, 2, ENGINE, "2026-01-01"))
     before, after = of(device=device), of(device=slow)
     assert after.per_token_s.middle == pytest.approx(2 * before.per_token_s.middle)
     assert after.first_token_s.middle == pytest.approx(2 * before.first_token_s.middle)
@@ -143,12 +144,23 @@ def test_where_a_specification_is_not_enough(variant, device, reason) -> None:
 
 
 def test_calibration_ends_what_is_unlike_the_fit_but_makes_no_kernels() -> None:
-    calibration = Calibration(1, 1, 1, "engine", "2026-01-01")
+    calibration = Calibration(1, 1, 1, ENGINE, "2026-01-01")
     for name, variant, ends in (
         ("tesla-p40", Q4, True), ("tesla-t4", gptq.variant("w4g128"), False),
     ):  # fmt: skip
         device = dataclasses.replace(load_device(name), calibration=calibration)
         assert (of(variant, device=device).outside == "") == ends
+
+
+def test_a_calibration_is_for_the_engine_that_was_measured() -> None:
+    device = load_device("cpu-zen4-2-cores")
+    own = dataclasses.replace(device, calibration=Calibration(2, 2, 2, ENGINE, "2026-01-01"))
+    variant = gptq.variant("w4g128")
+    before, after = of(variant, device=device), of(variant, device=own)
+    assert after.per_token_s == before.per_token_s
+    assert after.evidence == "specification"
+    assert "measure this format" in after.outside
+    assert of(device=own).outside == ""
 
 
 def test_small_models_are_outside() -> None:
