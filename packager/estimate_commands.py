@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,10 +16,10 @@ from packager.commands import Report
 from packager.detect import write_device
 from packager.device import device_of, find_device, load_device, read_device
 from packager.errors import QualityError, UsageError
-from packager.estimate import estimate
+from packager.estimate import DEFAULT_CONTEXT_TOKENS, estimate
 from packager.models import Model, load_model, model_names
 from packager.profiles_folder import profiles_folder
-from packager.records import Estimate, Interval, Progress
+from packager.records import Budget, Estimate, Interval, Progress
 from packager.store import to_plain
 from packager.validate import GATES, LEAST_RANKED, Errors, validate, write_fitted
 from runtimes.host import default_threads
@@ -32,7 +32,7 @@ HEADINGS = ("variant", "memory GiB", "first token ms", "per token ms", "completi
 def run(arguments: argparse.Namespace, progress: Progress) -> Report:
     """Estimate what variants of a model take on a device, without any of its weights."""
     model, device = _model(arguments.model), load_device(arguments.device)
-    budget = load_budget(arguments.budget)
+    budget = _within(load_budget(arguments.budget), model)
     variants = pipeline.plan(arguments.formats, arguments.head_bits)
     found = [
         estimate(model.name, model.geometry, model.window, variant, device, budget)
@@ -108,6 +108,15 @@ def calibrate(arguments: argparse.Namespace, progress: Progress) -> Report:
         f"written: {file}",
     ]
     return Report({"file": str(file), "calibration": asdict(found)}, "\n".join(lines))
+
+
+def _within(budget: Budget, model: Model) -> Budget:
+    """Where the budget names no context: what the model was trained to, and the workload fits."""
+    if budget.context_tokens is not None:
+        return budget
+    trained = min(DEFAULT_CONTEXT_TOKENS, model.context_tokens)
+    work = budget.workload.prompt_tokens + budget.workload.output_tokens
+    return replace(budget, context_tokens=max(trained, work))
 
 
 def _model(wanted: str) -> Model:

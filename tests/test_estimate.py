@@ -240,3 +240,12 @@ def test_budgets_that_ship_can_be_estimated() -> None:
         model = load_model("3b")
         found = estimate("3b", model.geometry, model.window, Q4, load_device("l4"), budget)
         assert found.completion_s.middle > found.first_token_s.middle
+
+
+def test_a_model_of_a_short_context_is_opened_for_no_longer_one(tmp_path, capsys) -> None:
+    folder = write_checkpoint(tmp_path / "model", hidden=256, context=2048)
+    for arguments, context in (([], 2048), (["--budget", "inline"], 4096)):
+        command = ["estimate", "run", str(folder), "--device", "l4-24gb", "--json", *arguments]
+        assert main(command) == 0
+        data = json.loads(capsys.readouterr().out)
+        assert data["estimates"][0]["context_tokens"] == context
