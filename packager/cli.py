@@ -153,12 +153,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("device", help="name or alias, or the path of a device file")
     _add_detect(add("detect", device_commands.detect, devices_at))
     _add_calibrate(add("calibrate", estimate_commands.calibrate, devices_at))
-    about = "What a variant will take on a device, and how far that can be trusted."
-    group = commands_at.add_parser("estimate", help=about, description=about)
-    estimates_at = group.add_subparsers(metavar="COMMAND", required=True)
-    _add_estimate(add("run", estimate_commands.run, estimates_at))
-    sub = add("validate", estimate_commands.check, estimates_at)
-    sub.add_argument("--write", action="store_true", help="keep the constants as fitted anew")
+    _add_estimates(commands_at, add)
     sub = add("verify", commands.verify)
     sub.add_argument("bundle", type=Path, help="folder of a bundle")
     return top
@@ -183,11 +178,20 @@ def _add_calibrate(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--threads", type=_count(1, 1024), help="CPU threads (physical cores)")
 
 
-def _add_estimate(sub: argparse.ArgumentParser) -> None:
+def _add_estimates(
+    at: argparse._SubParsersAction, add: Callable[..., argparse.ArgumentParser]
+) -> None:
+    about = "What a variant will take on a device, and how far that can be trusted."
+    estimates_at = at.add_parser("estimate", help=about, description=about).add_subparsers(
+        metavar="COMMAND", required=True
+    )
+    sub = add("run", estimate_commands.run, estimates_at)
     sub.add_argument("model", help="3b, 7b, 15b, or folder of a StarCoder2 checkpoint")
     _add_formats(sub)
     sub.add_argument("--device", required=True, help="name, alias or file of a device")
     sub.add_argument("--budget", help="name or file of a budget")
+    sub = add("validate", estimate_commands.check, estimates_at)
+    sub.add_argument("--write", action="store_true", help="keep the constants as fitted anew")
 
 
 def _add_out(sub: argparse.ArgumentParser) -> None:
