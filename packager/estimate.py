@@ -17,6 +17,7 @@ from packager.footprint import Setting
 from packager.published import family, product
 from packager.records import (
     Budget,
+    Calibration,
     Device,
     Estimate,
     Geometry,
@@ -33,6 +34,8 @@ LEAST_CAPABILITY = 7.0
 # Guessed: buffers and what libraries load, unlike weights and caches, are not computed exactly.
 LOOSE_MEMORY = 0.3
 ENGINES = {"gguf": "llama", "gptq": "torch", "onnx": "onnx"}
+# By format, how the engine that `starpack device calibrate` runs names itself.
+CALIBRATED_ENGINES = {"gguf": "llama-cpp-python"}
 SPREADS = {"gguf": "decode-gguf", "gptq": "decode-gptq", "onnx": "decode-onnx"}
 
 
@@ -86,9 +89,16 @@ class Case:
         constants = _fitted().constants
         return prefill(self.load, rates(self.device), constants, new_tokens, pairs)
 
-    def seconds(self, time: Time) -> float:
-        """With the device's calibration, where it has one."""
+    @property
+    def calibration(self) -> Calibration | None:
+        """The device's, where it was measured with the engine that runs this variant."""
         found = self.device.calibration
+        engine = CALIBRATED_ENGINES.get(self.variant.format)
+        return found if found and engine and found.engine.startswith(engine) else None
+
+    def seconds(self, time: Time) -> float:
+        """With the calibration, where there is one."""
+        found = self.calibration
         if found is None:
             return float(time.seconds())
         return float(time.seconds(found.memory, found.arithmetic, found.launch))
@@ -120,7 +130,7 @@ def estimate(
     )
     case = Case(geometry, window, variant, device, setting)
     parts = footprint.memory_parts(geometry, variant, window, device, setting)
-    calibrated = device.calibration is not None
+    calibrated = case.calibration is not None
     spreads = _fitted().spreads
     first_spread = spreads["calibrated-prefill" if calibrated else "prefill"]
     token_spread = spreads["calibrated-decode" if calibrated else SPREADS[variant.format]]
@@ -161,7 +171,7 @@ def outside(case: Case) -> str:
 
     What has no kernel stays outside whatever was measured; the rest ends with a calibration.
     """
-    return _without_kernel(case) or ("" if case.device.calibration else _unlike_fit(case))
+    return _without_kernel(case) or ("" if case.calibration else _unlike_fit(case))
 
 
 def _without_kernel(case: Case) -> str:
@@ -182,6 +192,8 @@ def _without_kernel(case: Case) -> str:
 
 def _unlike_fit(case: Case) -> str:
     device, small = case.device, case.geometry.parameters < SMALL_PARAMETERS
+    if device.calibration and device.kind != "gpu":
+        return f"the device was calibrated with {device.calibration.engine}: measure this format"
     if device.kind == "cpu":
         return "a CPU's figures depend on the machine: calibrate it"
     if device.kind == "soc":

@@ -185,5 +185,9 @@ def _stream(bytes_moved: Number, rates: Rates, constants: Constants, share: Numb
 
 def _pick(constants: Constants, prefix: str, names: Text) -> Number:
     """The constant `prefix`_NAME of each name."""
-    found = np.array([constants[f"{prefix}_{name}"] for name in np.atleast_1d(names)])
+    if isinstance(names, str):
+        return constants[f"{prefix}_{names}"]
+    listed = np.atleast_1d(names).tolist()
+    values = {name: constants[f"{prefix}_{name}"] for name in set(listed)}
+    found = np.array([values[name] for name in listed])
     return found if np.ndim(names) else float(found[0])

@@ -8,7 +8,10 @@ no weight.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Protocol
 
 from packager.layout import GeometryShapes
@@ -71,10 +74,11 @@ def context_bytes(device: Device) -> int:
     return _CONTEXT_BYTES + device.multiprocessors * _CONTEXT_BYTES_PER_MULTIPROCESSOR
 
 
-def tensor_bytes(geometry: Geometry, variant: Variant) -> dict[str, int]:
+@lru_cache(maxsize=256)
+def tensor_bytes(geometry: Geometry, variant: Variant) -> Mapping[str, int]:
     """Bytes of each tensor of the variant's files by its name there, without padding."""
     module = importlib.import_module(f"packager.formats.{variant.format}")
-    return module.tensor_bytes(geometry, variant)
+    return MappingProxyType(module.tensor_bytes(geometry, variant))
 
 
 def file_bytes(geometry: Geometry, variant: Variant) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from packager import (
     commands,
     device_commands,
+    estimate_commands,
     flags,
     plan_commands,
     profile_commands,
@@ -132,6 +133,19 @@ def parser() -> argparse.ArgumentParser:
     sub = add("show", device_commands.show, devices_at)
     sub.add_argument("device", help="name or alias, or the path of a device file")
     flags.add_detect(add("detect", device_commands.detect, devices_at))
+    sub = add("calibrate", estimate_commands.calibrate, devices_at)
+    sub.add_argument("--device", required=True, help="file that `starpack device detect` wrote")
+    sub.add_argument("--threads", type=flags.count(1, 1024), help="CPU threads (physical cores)")
+    about = "What a variant will take on a device, and how far that can be trusted."
+    group = commands_at.add_parser("estimate", help=about, description=about)
+    estimates_at = group.add_subparsers(metavar="COMMAND", required=True)
+    sub = add("run", estimate_commands.run, estimates_at)
+    sub.add_argument("model", help="3b, 7b, 15b, or folder of a StarCoder2 checkpoint")
+    flags.add_formats(sub)
+    sub.add_argument("--device", required=True, help="name, alias or file of a device")
+    sub.add_argument("--budget", help=flags.BUDGET_HELP)
+    sub = add("validate", estimate_commands.check, estimates_at)
+    sub.add_argument("--write", action="store_true", help="keep the constants as fitted anew")
     sub = add("verify", commands.verify)
     sub.add_argument("bundle", type=Path, help="folder of a bundle")
     return top

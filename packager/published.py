@@ -29,7 +29,6 @@ CLASSES = {
 }
 HALF = 2
 MIN_PARAMETERS, MAX_PARAMETERS = 2e9, 16e9
-MIN_BITS = 4.0
 FEWER_BITS = ("Q2", "Q3", "EXL2-3")  # below 4 bits for most weights, whatever the average
 
 

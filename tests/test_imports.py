@@ -19,8 +19,8 @@ PACKAGER = (
     "__main__",
     "cli",
     "pipeline",
-    "bundle wheels report measure quality select formats plan detect",
-    "calibrate estimate device budget checkpoint adapters tensors quant",
+    "bundle wheels report measure quality select formats plan detect estimate",
+    "calibrate device budget checkpoint adapters tensors quant",
     "records",
     "errors",
 )
