@@ -1,36 +1,40 @@
-"""What an NVIDIA driver says of its first visible GPU while something runs on it."""
+"""What NVIDIA's driver says of its first GPU while something runs on it."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 
 def process_bytes(pid: int) -> int:
-    """Memory of the GPU that process `pid` has; that of all processes where the driver hides it."""
+    """Memory of the GPU that process `pid` has.
+
+    In a container the driver knows processes by other numbers: where it does not know this one,
+    what is in use in all is the answer.
+    """
     with _gpu() as (nvml, gpu):
         for process in nvml.nvmlDeviceGetComputeRunningProcesses(gpu):
             if process.pid == pid and process.usedGpuMemory is not None:
                 return process.usedGpuMemory
-        return 0
+        return nvml.nvmlDeviceGetMemoryInfo(gpu).used
 
 
 def energy_j() -> float | None:
     """What the GPU has taken since its driver was loaded, in joules; None where it does not say."""
     with _gpu() as (nvml, gpu):
         try:
-            return nvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / 1000  # millijoules
+            return nvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / 1000  # specified: millijoules
         except nvml.NVMLError:
             return None
 
 
 @contextmanager
 def _gpu() -> Iterator[tuple[Any, Any]]:
-    import pynvml
-
-    pynvml.nvmlInit()
+    nvml = importlib.import_module("pynvml")
+    nvml.nvmlInit()
     try:
-        yield pynvml, pynvml.nvmlDeviceGetHandleByIndex(0)
+        yield nvml, nvml.nvmlDeviceGetHandleByIndex(0)
     finally:
-        pynvml.nvmlShutdown()
+        nvml.nvmlShutdown()

@@ -40,7 +40,7 @@ HEAVY = {
     "llama_cpp": {"runtimes/llama.py"},
     "onnx": {"packager/onnx_graph.py"},
     "onnxruntime": {"runtimes/ort.py"},
-    "pynvml": {"packager/nvidia.py"},
+    "pynvml": {"packager/gpu_meter.py", "packager/nvidia.py"},
     "torch": {
         "packager/cpu_speed.py",  # a process of its own
         "packager/gptq_layer.py",
