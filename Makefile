@@ -24,7 +24,8 @@ PLAN      = $(WANTED) \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup wheels convert profile select bundle verify test bench lint clean distclean
+.PHONY: help setup wheels plan matrix convert profile select bundle verify test bench lint clean \
+        distclean
 
 help: ## show this text
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -36,8 +37,8 @@ help: ## show this text
 	@echo "  MODEL       checkpoint folder                     $(MODEL)"
 	@echo "  FORMATS     gguf, gptq, onnx, FORMAT:RECIPE,...   $(FORMATS)"
 	@echo "  SOURCES     source code to calibrate gptq on      $(or $(SOURCES),(none))"
-	@echo "  DEVICE      device to measure on                  $(or $(DEVICE),(this machine))"
-	@echo "  BUDGET      JSON file of limits                   $(or $(BUDGET),(no limits))"
+	@echo "  DEVICE      where it is to run: a name or a file  $(or $(DEVICE),(this machine))"
+	@echo "  BUDGET      inline, relaxed, batch or a file      $(or $(BUDGET),(no limits))"
 	@echo "  CTX         context wanted, in tokens             $(or $(CTX),(16384, or the model's own))"
 	@echo "  OUT         folder for everything that is made    $(OUT)"
 	@echo "  LICENCE     the model's licence text for the bundle   $(or $(LICENCE),(in MODEL))"
@@ -59,13 +60,19 @@ $(VENV)/.engine: $(VENV)/.installed $(ENGINE)
 wheels: $(VENV)/.installed ## build the GGUF engine's wheel, or take it from the cache
 	$(STARPACK) wheels --out build
 
+plan: setup ## choose a model and a recipe for DEVICE from data alone
+	$(STARPACK) plan --device '$(DEVICE)' $(if $(BUDGET),--budget '$(BUDGET)')
+
+matrix: setup ## the same for every device, inline and relaxed
+	$(STARPACK) matrix
+
 convert: setup ## convert MODEL to every recipe of FORMATS
 	$(STARPACK) convert $(WANTED)
 
-profile: setup ## measure each artifact: memory, time, divergence, window
+profile: setup ## measure each artifact: window, quality, memory, time
 	$(STARPACK) profile $(PLAN)
 
-select: setup ## choose the best artifact that fits BUDGET on DEVICE
+select: setup ## choose the best artifact that fits BUDGET on DEVICE; writes OUT/report.html
 	$(STARPACK) select $(PLAN)
 
 bundle: setup ## all of it: convert, measure, select, pack, then show the bundle at work
