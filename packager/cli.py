@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -39,7 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("starpack: interrupted; finished steps are kept and resumed", file=sys.stderr)
         return INTERRUPTED
-    print(json.dumps(report.data, indent=2) if arguments.json else report.text)
+    try:
+        print(json.dumps(report.data, indent=2) if arguments.json else report.text, flush=True)
+    except BrokenPipeError:  # whoever reads has enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return report.exit_code
 
 
