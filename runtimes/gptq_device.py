@@ -21,11 +21,7 @@ class Gpu:
     name: str
     capability: tuple[int, int]
     free_bytes: int
-
-    @property
-    def device(self) -> torch.device:
-        """As torch names it: the first that CUDA_VISIBLE_DEVICES leaves."""
-        return torch.device("cuda", 0)
+    device: torch.device
 
     def free_now_bytes(self) -> int:
         """Free memory of the device, whoever took it."""
@@ -50,7 +46,10 @@ def choose_way(capability: tuple[int, int], free_bytes: int, half_bytes: int) ->
 
 
 def find_gpu() -> Gpu:
-    """The GPU, tried out. DeviceError where torch has no CUDA, or no device that works."""
+    """The first GPU that CUDA_VISIBLE_DEVICES leaves, tried out.
+
+    Raises DeviceError where torch has no CUDA, or no device that works.
+    """
     if torch.version.cuda is None:
         raise DeviceError(
             f"torch {torch.__version__} is a build without CUDA",
@@ -68,13 +67,16 @@ def find_gpu() -> Gpu:
             expected=f"an NVIDIA GPU whose driver supports CUDA {torch.version.cuda}",
             remedy="see what nvidia-smi and CUDA_VISIBLE_DEVICES say, or use --provider cpu",
         )
+    device = torch.device("cuda", 0)
     try:
-        torch.ones(8, device="cuda:0").sum().item()
-        free_bytes, _ = torch.cuda.mem_get_info(0)
+        torch.ones(8, device=device).sum().item()
+        free_bytes, _ = torch.cuda.mem_get_info(device)
+        name = torch.cuda.get_device_name(device)
+        capability = torch.cuda.get_device_capability(device)
     except Exception as error:  # no kernels for this device, no memory; torch has many classes
         raise DeviceError(
-            f"torch cannot use the GPU: {str(error).splitlines()[0]}",
+            f"torch cannot use the GPU: {(str(error).splitlines() or [repr(error)])[0]}",
             expected=f"one of {torch.cuda.get_arch_list()} with memory to spare",
             remedy="install a build of torch for this GPU, or use --provider cpu",
         ) from None
-    return Gpu(torch.cuda.get_device_name(0), torch.cuda.get_device_capability(0), free_bytes)
+    return Gpu(name, capability, free_bytes, device)

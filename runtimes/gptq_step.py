@@ -67,10 +67,11 @@ class Step:
         return model.logits(model.through_layers(state, turn, attend))
 
     @torch.inference_mode()
-    def capture(self) -> None:
+    def capture(self, pool: tuple[int, int]) -> None:
         """Record the computation as a CUDA graph, which from now on runs in its place.
 
-        To be done while the cells from 0 on are free: it writes to the first of them.
+        To be done while the cells from 0 on are free: it writes to the first of them. Graphs of one
+        memory `pool` may overwrite each other's logits, which are copied before another runs.
         """
         given = self._given.numpy()
         given[0], given[1], given[2] = 0, np.arange(self.size), np.arange(self.size)
@@ -82,7 +83,7 @@ class Step:
                 self.compute()
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=pool):
             self._logits = self.compute()
         self._graph = graph
 
@@ -92,8 +93,9 @@ def steps_of(model: Model) -> list[Step]:
     room = model.cache[0].shape[2]
     steps = [Step(model, size) for size in STEP_IDS if size <= room]
     if model.device.type == "cuda":
+        pool = torch.cuda.graph_pool_handle()
         for step in steps:
-            step.capture()
+            step.capture(pool)
     return steps
 
 

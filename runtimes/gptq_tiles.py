@@ -98,7 +98,8 @@ class Tiles:
         codes = ordered.to(torch.bfloat16, memory_format=torch.contiguous_format)
         codes = codes.reshape(count * TILE_OUTPUTS, self.groups, -1).sub_(MIDDLE)
         rows = slice(start * TILE_OUTPUTS, stop * TILE_OUTPUTS)
-        scales, zeros = self.scales_zeros[:, rows].permute(2, 1, 0)[..., None]  # (out, G, 1) each
+        pair = self.scales_zeros[:, rows].permute(2, 1, 0).contiguous()
+        scales, zeros = pair[..., None]  # (out, G, 1) each
         # rounded once, as in the kernel
         return torch.addcmul(zeros, codes, scales).view(count * TILE_OUTPUTS, self.inputs)
 
