@@ -53,7 +53,8 @@ class Step:
         else:
             self._graph.replay()
             logits = self._logits
-        return logits[count - 1 if last_only else 0 : count].cpu()
+        wanted = logits[count - 1 if last_only else 0 : count]
+        return wanted.to("cpu", copy=True)  # the next run writes to the same place
 
     def compute(self) -> torch.Tensor:
         """Logits float32 (size, vocab) on the device, of what the inputs say."""

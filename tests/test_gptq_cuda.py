@@ -2,25 +2,25 @@
 
 torch's int4 operations, which only CUDA has, are replaced by tests/formats/int4_kernel.py; whatever
 else the GPU's path computes runs here as it is. Where a GPU is there, the last tests run on it too.
+The products themselves are in test_gptq_tiles.py.
 """
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import types
-import warnings
 
 import numpy as np
 import pytest
 
 from packager.checkpoint import read_checkpoint
-from runtimes import gptq_device, gptq_tiles
+from runtimes import gptq_tiles
 from runtimes.errors import DeviceError
-from runtimes.gptq_device import Gpu, choose_way, find_gpu
-from runtimes.gptq_files import Codes, Files, read_config
-from runtimes.gptq_linear import FloatLinear
-from runtimes.gptq_model import WAYS, Model
+from runtimes.gptq_device import Gpu
+from runtimes.gptq_files import Files, read_config
+from runtimes.gptq_model import Model
 from runtimes.gptq_step import STEP_IDS, Step, steps_of
-from runtimes.gptq_tiles import ExpandedLinear, TiledLinear, Tiles, check_tiles
 from tests.formats import int4_kernel
 from tests.formats.gptq_models import (
     backend_module,
@@ -54,16 +54,6 @@ def made(tmp_path_factory):
     return floats, artifact, ids, eager_logits(floats.path, ids)
 
 
-@pytest.fixture
-def kernel(monkeypatch):
-    """torch's operations for CUDA, on any device."""
-    ops = types.SimpleNamespace(
-        _convert_weight_to_int4pack=int4_kernel.convert, _weight_int4pack_mm=int4_kernel.multiply
-    )
-    monkeypatch.setattr(gptq_tiles, "_ops", ops)
-    return ops
-
-
 def stepping(path, floats, **options):
     """A backend on the CPU that takes what fits in steps, as one on a GPU does."""
     backend = open_backend(path, floats, **options)
@@ -71,166 +61,7 @@ def stepping(path, floats, **options):
     return backend
 
 
-# Which way
-
-
-@pytest.mark.parametrize(
-    ("capability", "free_gib", "half_gib", "way"),
-    [
-        ((12, 0), 16, 6, "tiled"),
-        ((9, 0), 80, 30, "tiled"),
-        ((8, 9), 2, 6, "tiled"),  # 4 bits are all it holds
-        ((8, 0), 40, 6, "tiled"),
-        ((7, 5), 15, 6, "half"),
-        ((7, 5), 15, 12, "half"),
-        ((7, 5), 15, 12.1, "expanded"),
-        ((7, 0), 15, 30, "expanded"),
-        ((6, 1), 24, 6, None),
-        ((5, 2), 24, 6, None),
-    ],
-)
-def test_the_way_follows_from_the_device(capability, free_gib, half_gib, way):
-    given = (capability, int(free_gib * GIB), int(half_gib * GIB))
-    if way is None:
-        with pytest.raises(DeviceError, match="compute capability {}.{}".format(*capability)):
-            choose_way(*given)
-    else:
-        assert choose_way(*given) == way
-
-
-def test_without_a_gpu_the_error_says_what_to_do(monkeypatch):
-    def refused(match: str) -> None:
-        with pytest.raises(DeviceError, match=match) as caught:
-            find_gpu()
-        assert "--provider cpu" in caught.value.remedy
-
-    monkeypatch.setattr(torch.version, "cuda", None)
-    refused("a build without CUDA")
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-
-    def old_driver() -> bool:
-        warnings.warn("the driver is too old", UserWarning, stacklevel=1)
-        return False
-
-    monkeypatch.setattr(torch.cuda, "is_available", old_driver)
-    refused("no CUDA device: the driver is too old")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_90"])
-
-    def no_kernel(*shape: int, device: object) -> None:
-        raise RuntimeError("no kernel image is available\nfor this device")
-
-    monkeypatch.setattr(gptq_device.torch, "ones", no_kernel)
-    refused("cannot use the GPU: no kernel image is available\n")
-
-
-# Products
-
-
-@pytest.mark.parametrize("inner", [2, 4, 8])
-def test_tiles_expand_to_what_was_packed(kernel, inner):
-    inputs, outputs = 5 * 16 * inner, 40
-    inputs = inputs if inputs % 32 == 0 else 2 * inputs
-    codes = torch.randint(0, 16, (outputs, inputs), dtype=torch.uint8)
-    scales = torch.ones(outputs, inputs // 32)
-    tiles = Tiles(codes, scales, torch.zeros_like(scales))
-    assert tiles.inner == inner
-    assert torch.equal(tiles.expand(0, 5).float(), codes.float() - 8)
-    assert torch.equal(tiles.expand(2, 4).float(), codes[16:32].float() - 8)
-
-
-def test_another_order_of_the_codes_is_an_error(kernel, monkeypatch):
-    check_tiles(torch.device("cpu"))
-    packed = kernel._convert_weight_to_int4pack
-
-    def swapped(pairs, inner):
-        return packed(pairs << 4 | pairs >> 4, inner)
-
-    monkeypatch.setattr(kernel, "_convert_weight_to_int4pack", swapped)
-    with pytest.raises(DeviceError, match="unknown way"):
-        check_tiles(torch.device("cpu"))
-    # a kernel that agrees with it does not help: prompts would be expanded wrongly
-    monkeypatch.setattr(
-        kernel, "_weight_int4pack_mm", lambda x, packed, *more: (
-            int4_kernel.multiply(x, _swap_halves(packed), *more)
-        ),
-    )  # fmt: skip
-    with pytest.raises(DeviceError, match="unknown way"):
-        check_tiles(torch.device("cpu"))
-
-
-def _swap_halves(packed):
-    return (packed << 16) | (packed >> 16 & 0xFFFF)
-
-
-@pytest.mark.parametrize("group", [32, 64, 128])
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("kind", ["tiled", "expanded", "half"])
-def test_linears_compute_what_their_codes_stand_for(kernel, monkeypatch, kind, bits, group):
-    monkeypatch.setattr(gptq_tiles, "STRETCH_ELEMENTS", 24 * 384)  # stretches that do not divide
-    torch.manual_seed(bits + group)
-    outputs, inputs = 100, 384
-    groups = inputs // group
-    codes = Codes(
-        torch.randint(0, 2**bits, (outputs, inputs), dtype=torch.uint8),
-        (torch.rand(outputs, groups) / 2**bits).half().float(),
-        torch.randint(0, 2**bits, (outputs, groups)).float(),
-        torch.randn(outputs),
-        torch.randperm(inputs),
-    )
-    way = WAYS[kind]
-    linear = way.linear(codes, bits)
-    assert isinstance(linear, {"tiled": TiledLinear, "expanded": ExpandedLinear}.get(kind, object))
-    x = torch.randn(150, inputs)
-    wanted = x @ codes.weights().T + codes.bias
-    for rows in (1, 3, gptq_tiles.FEW_ROWS, 150):
-        found = linear(x[:rows].to(way.type))
-        assert found.dtype == (torch.bfloat16 if kind == "tiled" else torch.float32)
-        error = (found.float() - wanted[:rows]).norm() / wanted[:rows].norm()
-        assert error < (0.015 if kind == "tiled" else 0.001), (rows, float(error))
-
-
-def test_what_float16_cannot_hold_comes_out_of_products_all_the_same():
-    linear = FloatLinear(torch.full((8, 64), 60_000.0).half())
-    assert linear(torch.full((1, 64), 2.0).half()).eq(64 * 2 * 60_000.0).all()
-
-
-# (out, in) of StarCoder2-3B, 7B and 15B: attention, up, down, head
-REAL = [
-    (3584, 3072), (12288, 3072), (3072, 12288), (49152, 3072), (5632, 4608), (18432, 4608),
-    (4608, 18432), (7168, 6144), (24576, 6144), (6144, 24576), (49152, 6144),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("outputs", "inputs"), REAL)
-def test_torchs_own_shapes_for_the_real_layers(outputs, inputs):
-    """The operations' meta functions, which refuse other types and shapes, need no GPU."""
-    groups = inputs // 128
-    meta = (torch.empty(outputs, n, device="meta") for n in (groups, groups))
-    codes = torch.empty(outputs, inputs, dtype=torch.uint8, device="meta")
-    tiles = Tiles(codes, *meta)
-    assert tiles.inner == 8
-    assert tiles.packed.shape == (outputs // 8, inputs // 128, 32, 4)
-    assert tiles.packed.nbytes == outputs * inputs // 2
-    assert tiles.many(torch.empty(512, inputs, dtype=torch.bfloat16, device="meta")).shape == (
-        512, outputs,
-    )  # fmt: skip
-    assert multiply_shapes(
-        torch.empty(3, inputs, dtype=torch.bfloat16, device="meta"), tiles.packed, 128,
-        tiles.scales_zeros,
-    ).shape == (3, outputs)  # fmt: skip
-
-
-def multiply_shapes(x, packed, group, scales_zeros):
-    """torch's meta function of the product, which wants tensors of its own kind."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode():
-        x, packed, scales_zeros = (
-            torch.empty(t.shape, dtype=t.dtype) for t in (x, packed, scales_zeros)
-        )
-        y = torch.ops.aten._weight_int4pack_mm(x, packed, group, scales_zeros)
-    return torch.empty(y.shape, dtype=y.dtype, device="meta")
+# The step of fixed shape
 
 
 @pytest.mark.parametrize("way", ["tiled", "half", "expanded", "float32"])
@@ -238,7 +69,7 @@ def test_a_step_asks_nothing_of_the_device_and_mixes_no_devices(made, monkeypatc
     """On the meta device, where there is nothing to read: a graph cannot read back either."""
     ops = types.SimpleNamespace(
         _convert_weight_to_int4pack=torch.ops.aten._convert_weight_to_int4pack,
-        _weight_int4pack_mm=multiply_shapes,
+        _weight_int4pack_mm=int4_kernel.multiply_shapes,
     )
     monkeypatch.setattr(gptq_tiles, "_ops", ops)
     _, path, *_ = made
@@ -250,9 +81,6 @@ def test_a_step_asks_nothing_of_the_device_and_mixes_no_devices(made, monkeypatc
         assert logits.device.type == "meta"
     chunk = model.forward(torch.arange(40), 3, range(0, 43), 0, last_only=False)
     assert (chunk.shape, chunk.device.type) == ((40, 320), "meta")
-
-
-# The step of fixed shape
 
 
 @pytest.mark.parametrize("sizes", [(1,), (5, 9, 17), (2, 4, 11, 16), (1, 40, 3, 17, 1, 1)], ids=str)
@@ -304,6 +132,41 @@ def test_a_token_beyond_the_reach_changes_not_one_bit(tmp_path):
         return backend
 
     check_reach(tmp_path, opened)
+
+
+def test_what_is_recorded_is_what_is_replayed(made, monkeypatch):
+    """Capturing with a graph that computes: how torch.cuda is called, and what stays in place."""
+    computing: list[Step] = []
+
+    class Graph:
+        def __init__(self) -> None:
+            self.step = computing[-1]
+
+        def replay(self) -> None:
+            self.step._logits.copy_(self.step.compute())
+
+    @contextlib.contextmanager
+    def record(*arguments, **named):
+        given = inspect.signature(real_graph).bind(*arguments, **named).arguments
+        assert given["pool"] == (0, 1)
+        yield
+
+    real_graph, stream = torch.cuda.graph, types.SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda given: contextlib.nullcontext())
+    floats, path, ids, reference = made
+    backend = stepping(path, floats, chunk_tokens=40)
+    for step in backend._steps:
+        computing.append(step)
+        step.capture((0, 1))
+    held = [step._logits.data_ptr() for step in backend._steps]
+    logits = np.concatenate([logits_of(backend, ids[:99], 3), logits_of(backend, ids[99:120], 1)])
+    assert np.abs(logits - reference[:120]).max() < MOST_ERROR
+    assert [step._logits.data_ptr() for step in backend._steps] == held
+    backend.close()
 
 
 @pytest.mark.parametrize("way", MOST_RMS)
@@ -447,10 +310,3 @@ def test_random_rewinds_in_float32_equal_a_fresh_run_on_the_device(made, device)
     backend = open_backend(path, floats, provider=device, chunk_tokens=24)
     assert [step.size for step in backend._steps] == ([] if device == "cpu" else [*STEP_IDS])
     check_rewinds(floats, backend, 2e-5)
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_both_ways_to_multiply_agree_on_the_device(device, request):
-    if device == "cpu":
-        request.getfixturevalue("kernel")
-    check_tiles(torch.device(device))

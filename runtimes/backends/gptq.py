@@ -133,7 +133,7 @@ class GptqBackend:
             if step.fits(count, cells.position, cells.filled):
                 return step(ids, cells.position, cells.filled, last_only)
         seen = range(cells.needed, cells.filled + count)
-        given = torch.from_numpy(ids)
+        given = torch.tensor(ids, dtype=torch.int64)
         return self._model.forward(given, cells.position, seen, cells.first, last_only).cpu()
 
     def _move(self, start: int, count: int) -> None:

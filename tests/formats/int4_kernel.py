@@ -52,3 +52,17 @@ def _places(n: int, k: int, inner: int) -> tuple[torch.Tensor, torch.Tensor]:
     lane = torch.arange(LANES)[:, None]
     word = torch.arange(inner // 2)
     return tile * N_TILE + lane // 4, (block * inner + 2 * word) * K_TILE // 2 + lane % 4
+
+
+def multiply_shapes(
+    x: torch.Tensor, packed: torch.Tensor, group: int, scales_zeros: torch.Tensor
+) -> torch.Tensor:
+    """torch's own meta function of the product, which wants tensors of its own kind."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        x, packed, scales_zeros = (
+            torch.empty(t.shape, dtype=t.dtype) for t in (x, packed, scales_zeros)
+        )
+        y = torch.ops.aten._weight_int4pack_mm(x, packed, group, scales_zeros)
+    return torch.empty(y.shape, dtype=y.dtype, device="meta")
