@@ -183,13 +183,18 @@ def test_steps_err_past_the_window_as_they_do_inside(made, kernel, way):
         assert rms(found[window:]) < 1.3 * rms(found[:window])
 
 
-def test_a_step_ends_where_the_context_or_the_cells_do(made):
+@pytest.mark.parametrize("context", [20, 100])  # all of it in cells, or more than they hold
+def test_a_step_ends_where_the_context_or_the_cells_do(made, context):
     floats, path, ids, reference = made
-    backend = stepping(path, floats, context=20, chunk_tokens=8)
+    backend = stepping(path, floats, context=context, chunk_tokens=8)
     taken = count_steps(backend)
-    logits = logits_of(backend, ids[:20], 4)
-    assert np.abs(logits - reference[:20]).max() < MOST_ERROR
-    assert taken == {1: 0, 5: 4, 9: 0, 17: 0}  # and the last four went the ordinary way
+    logits = logits_of(backend, ids[: context - 4], 4)
+    before = dict(taken)
+    assert before[5] >= 0.5 * (context / 4 - 1)
+    last = backend.forward(ids[context - 4 : context].tolist(), last_only=False)
+    assert taken == before  # no room for a fifth: the last four went the ordinary way
+    error = np.concatenate([logits, last]) - reference[:context]
+    assert np.abs(error).max() < MOST_ERROR
     backend.close()
 
 
