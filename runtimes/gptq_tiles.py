@@ -22,8 +22,8 @@ from runtimes.gptq_linear import MIDDLE, planes_of, wide_product
 
 TILE_OUTPUTS, TILE_INPUTS = 8, 16  # of a tensor core's matrix: m16n8k16
 INNER_TILES = (8, 4, 2)  # tiles of inputs that a thread reads at once; the more the better
-# Guessed from torchao's timings on an A6000 (4096 x 4096): 0.07 ms at 64 rows, 0.25 at 128 and
-# 0.52 at 256, where an ordinary product with the expansion before it comes to about 0.4.
+# Guessed from what torchao published for an A6000 (4096 x 4096, prototype/hqq): 0.07 ms at 64 rows,
+# 0.25 at 128, 0.52 at 256. Expanding and an ordinary product are estimated at 0.4 ms for all.
 FEW_ROWS = 128
 STRETCH_ELEMENTS = 1 << 24  # guessed: 32 MiB expanded, enough to keep a GPU busy
 _ops = torch.ops.aten
