@@ -7,6 +7,7 @@ model's configuration. Layout: AutoGPTQ's, versions 1 and 2. Knows nothing of ke
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,11 @@ class Codes:
     zeros: torch.Tensor
     bias: torch.Tensor
     order: torch.Tensor | None
+
+    def to(self, device: torch.device) -> Codes:
+        """The same on `device`."""
+        values = (getattr(self, name) for name in self.__slots__)
+        return Codes(*(value if value is None else value.to(device) for value in values))
 
     def weights(self) -> torch.Tensor:
         """What they stand for, float32 (out, in), inputs in their natural order."""
@@ -164,6 +170,14 @@ class Files:
         if name not in self._names:
             raise _bad(self.file, f"{name} is missing", "every tensor of the model")
         return self._open.get_slice(name).get_shape()[0]
+
+    def half_bytes(self) -> int:
+        """What all tensors would take in float16, each code expanded."""
+        total = 0
+        for name in self._names:
+            count = math.prod(self._open.get_slice(name).get_shape())
+            total += 2 * count * (WORD_BITS // self.config.bits if name.endswith(".qweight") else 1)
+        return total
 
     def codes(self, modules: list[str], shapes: list[tuple[int, int]]) -> Codes:
         """Linears of the same inputs as one, their rows one after another."""

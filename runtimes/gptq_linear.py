@@ -1,8 +1,9 @@
-"""Products with 4- and 8-bit weights, by the fastest path that torch has on the device.
+"""Products with 4- and 8-bit weights on a CPU, and with floats anywhere.
 
 Few rows go through torch's own int4 kernel. Many rows are cheaper as an ordinary product: stretches
 of the same packed weights are expanded just before they are used. So there is one copy of the
-weights. 8-bit codes are two planes of 4 bits: code = 16 high + low. Knows nothing of models.
+weights. 8-bit codes are two planes of 4 bits: code = 16 high + low. What GPUs do is in
+gptq_tiles.py. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from runtimes.errors import DeviceError
 from runtimes.gptq_files import Codes
 
 Linear = Callable[[torch.Tensor], torch.Tensor]
-"""(T, in) to (T, out), both of the type that the model computes in."""
+"""(T, in) to (T, out). Both of the type that the model computes in; of float16 comes float32."""
 
 # Measured on 3072 x 12288: up to about 64 rows the kernel is faster (benchmarks/LOG.md).
 FEW_ROWS = 48
@@ -56,6 +57,30 @@ def block_layout() -> torch.Tensor:
     )
 
 
+Plane = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""4-bit codes (out, in), scales (out, G), offsets (out, G): (code - MIDDLE) * scale + offset."""
+
+
+def planes_of(codes: Codes, bits: int) -> list[Plane]:
+    """Planes whose sum is what the codes stand for: one of 4 bits, or two for 8."""
+    if bits == 4:
+        return [(codes.codes, codes.scales, (MIDDLE - codes.zeros) * codes.scales)]
+    # scale (16 (high - 8) + (low - 8) + 136 - zero)
+    low = (17 * MIDDLE - codes.zeros) * codes.scales
+    high = (codes.codes >> 4, 16 * codes.scales, torch.zeros_like(low))
+    return [high, (codes.codes & 15, codes.scales, low)]
+
+
+def wide_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a @ b in float32, of two matrices or two batches of them, of any one type of float."""
+    if a.dtype == torch.float32:
+        return a @ b
+    if a.device.type == "cpu":  # there is no such product on CPUs
+        return a.float() @ b.float()
+    multiply = torch.mm if a.dim() == 2 else torch.bmm
+    return multiply(a, b, out_dtype=torch.float32)
+
+
 class PackedLinear:
     """A linear of 4- or 8-bit codes, computed in bfloat16 on a CPU."""
 
@@ -63,14 +88,7 @@ class PackedLinear:
         self.outputs, self.inputs = codes.codes.shape
         self.group = self.inputs // codes.scales.shape[1]
         self.bias, self.order = codes.bias.bfloat16(), codes.order
-        offset = (MIDDLE - codes.zeros) * codes.scales
-        if bits == 4:
-            planes = [(codes.codes, codes.scales, offset)]
-        else:  # scale (16 (high - 8) + (low - 8) + 136 - zero)
-            low = (17 * MIDDLE - codes.zeros) * codes.scales
-            high = (codes.codes >> 4, 16 * codes.scales, torch.zeros_like(low))
-            planes = [high, (codes.codes & 15, codes.scales, low)]
-        self.planes = [_Plane(*plane) for plane in planes]
+        self.planes = [_Plane(*plane) for plane in planes_of(codes, bits)]
 
     @property
     def nbytes(self) -> int:
@@ -155,11 +173,14 @@ def _kept(thread: int, shape: tuple[int, ...], kind: torch.dtype) -> torch.Tenso
 
 
 class FloatLinear:
-    """A linear of floats (out, in), in the type that they have."""
+    """A linear of floats (out, in), in the type that they have.
+
+    Of float16 the results are float32: what leaves a layer can be more than float16 holds.
+    """
 
     def __init__(self, weights: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        self.weights = weights
-        self.bias = None if bias is None else bias.to(weights.dtype)
+        self.weights, self.half = weights, weights.dtype == torch.float16
+        self.bias = bias if bias is None or self.half else bias.to(weights.dtype)
 
     @property
     def nbytes(self) -> int:
@@ -168,11 +189,14 @@ class FloatLinear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """As Linear."""
-        return F.linear(x, self.weights, self.bias)
+        if not self.half:
+            return F.linear(x, self.weights, self.bias)
+        y = wide_product(x, self.weights.T)
+        return y if self.bias is None else y + self.bias
 
 
 class ByteLinear:
-    """A linear of 8 bits with one scale per output, for the head."""
+    """A linear of 8 bits with one scale per output, for the head, on a CPU."""
 
     def __init__(self, weights: torch.Tensor) -> None:
         scales = weights.float().abs().amax(1, keepdim=True).clamp(min=1e-12) / 127

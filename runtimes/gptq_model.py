@@ -1,127 +1,207 @@
 """StarCoder2's forward over GPTQ weights, written plainly, with keys and values in given cells.
 
-Two ways to compute: "packed" in bfloat16 from the packed codes, which is fast, and "float32" from
-what the codes stand for, which is what every other way is compared with. Sums between the layers
-are float32 in both. Knows nothing of which position lies in which cell.
+There are several ways to compute, see WAYS: "float32" from what the codes stand for is what every
+other way is compared with. Sums between the layers are float32 in all of them. Knows nothing of
+which position lies in which cell.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from runtimes.errors import UsageError
-from runtimes.gptq_files import Codes, Config, Files
+from runtimes.gptq_files import GROUPS, Codes, Files
 from runtimes.gptq_linear import ByteLinear, FloatLinear, Linear, PackedLinear
+from runtimes.gptq_tiles import ExpandedLinear, TiledLinear
 from runtimes.rope import rope_tables
 
-WAYS = ("packed", "float32")
-HEAD_GROUP = 32
+HEAD_GROUP = 32  # of a 4-bit head
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How products are computed. type: of what goes into them. text: for a reader."""
+
+    type: torch.dtype
+    text: str
+    linear: Callable[[Codes, int], Linear]
+
+
+def _floats(kind: torch.dtype) -> Callable[[Codes, int], Linear]:
+    return lambda codes, bits: FloatLinear(codes.weights().to(kind), codes.bias)
+
+
+WAYS = {
+    "float32": Way(torch.float32, "float32 weights", _floats(torch.float32)),
+    # on a CPU
+    "packed": Way(
+        torch.bfloat16, "int4 kernel for few rows, expanded to bfloat16 for many", PackedLinear
+    ),
+    # on a GPU, as gptq_device.py chooses
+    "tiled": Way(
+        torch.bfloat16, "int4 kernel for few rows, expanded to bfloat16 for many", TiledLinear
+    ),
+    "half": Way(torch.float16, "float16 weights", _floats(torch.float16)),
+    "expanded": Way(torch.float16, "expanded to float16 for each product", ExpandedLinear),
+}
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""From q (T, heads, D), k and v (T, kv_heads, D), float32 or the way's type, to (T, heads * D)."""
 
 
 class Model:
     """Weights and caches of one sequence. cells: how many positions the caches hold."""
 
     def __init__(
-        self, folder: Path, config: Config, *, cells: int, positions: int, way: str
+        self, files: Files, *, cells: int, positions: int, way: str, device: torch.device
     ) -> None:
         if way not in WAYS:
-            raise UsageError(f"unknown way to compute {way!r}", expected=f"one of {WAYS}")
-        self.config, self.way = config, way
-        self.type = torch.bfloat16 if way == "packed" else torch.float32
-        files = Files(folder, config)
-        hidden = config.hidden
-        self.embedding = files.read("model.embed_tokens.weight", (config.vocab, hidden))
+            raise UsageError(f"unknown way to compute {way!r}", expected=f"one of {list(WAYS)}")
+        self.config, self.way, self.device = files.config, WAYS[way], device
+        self.type, config = self.way.type, files.config
+        shape = (config.vocab, config.hidden)
+        self.embedding = files.read("model.embed_tokens.weight", shape).to(device)
         self.layers = [_Layer(self, files, layer) for layer in range(config.layers)]
-        self.norm = _Norm(files, "model.norm", config)
+        self.norm = _Norm(files, "model.norm", device)
         head = self.embedding
         if not config.tied:
-            head = files.read("lm_head.weight", (config.vocab, hidden))
+            head = files.read("lm_head.weight", shape).to(device)
         self.head = self._head(head)
         shape = (2, config.kv_heads, cells, config.head_dim)
-        self.cache = [torch.zeros(shape, dtype=self.type) for _ in range(config.layers)]
+        self.cache = [
+            torch.zeros(shape, dtype=self.type, device=device) for _ in range(config.layers)
+        ]
         tables = rope_tables(positions, config.head_dim, config.rope_theta)
-        self.cos, self.sin = (torch.from_numpy(table)[:, None] for table in tables)
+        self.cos, self.sin = (torch.from_numpy(table)[:, None].to(device) for table in tables)
 
-    def linear(self, codes: Codes) -> PackedLinear | FloatLinear:
+    def linear(self, codes: Codes) -> Linear:
         """A linear of the layers, as this way computes it."""
-        if self.way == "packed":
-            return PackedLinear(codes, self.config.bits)
-        return FloatLinear(codes.weights(), codes.bias)
+        return self.way.linear(codes.to(self.device), self.config.bits)
 
     def _head(self, weights: torch.Tensor) -> Linear:
         bits = self.config.head_bits
-        if bits == 8:
-            return ByteLinear(weights)
-        if bits == 4:
-            return self.linear(_nearest(weights, self.config.vocab))
-        return FloatLinear(weights.to(self.type))
-
-    @property
-    def path(self) -> str:
-        """How products are computed, for a reader."""
-        if self.way == "float32":
-            return "float32 weights"
-        return "int4 kernel for few rows, expanded to bfloat16 for many"
+        if bits == 16:
+            return FloatLinear(weights.to(self.type))
+        if bits == 8 and self.way is WAYS["packed"]:
+            return ByteLinear(weights)  # what CUDA has for it is slow: one thread for each output
+        return self.way.linear(_rounded(weights, bits), bits)
 
     @property
     def weights_bytes(self) -> int:
-        """Memory of the weights, the embedding as it is mapped included."""
+        """Memory of the weights, the embedding as it is mapped or held included."""
         linears = [linear for layer in self.layers for linear in layer.linears]
-        return self.embedding.nbytes + sum(linear.nbytes for linear in [*linears, self.head])
+        total = sum(linear.nbytes for linear in [*linears, self.head])
+        shared = getattr(self.head, "weights", None) is self.embedding
+        return total if shared else total + self.embedding.nbytes
 
     @torch.inference_mode()
     def forward(
-        self, ids: list[int], position: int, seen: range, first: int, last_only: bool
+        self, ids: torch.Tensor, position: int, seen: range, first: int, last_only: bool
     ) -> torch.Tensor:
-        """Logits float32 (1 or T, vocab) of `ids` at positions from `position` on.
+        """Logits float32 (1 or T, vocab) of `ids`, int64 (T,), at positions from `position` on.
 
         Their keys and values are written to the last T cells of `seen`, the cells that the first of
         them sees and all after those; `first` is the position in cell 0.
         """
-        state = self.embedding[ids].float()
+        state = self.embedding[ids.to(self.device)].float()
         span = slice(position, position + len(ids))
-        turn = (self.cos[span], self.sin[span])
         mask = self._mask(position, seen, first, len(ids))
-        for layer, cache in zip(self.layers, self.cache, strict=True):
-            state = layer.forward(state, cache, seen, turn, mask)
-        if last_only:
-            state = state[-1:]
+        attend = [functools.partial(attend_seen, cache, seen, mask) for cache in self.cache]
+        state = self.through_layers(state, (self.cos[span], self.sin[span]), attend)
+        return self.logits(state[-1:] if last_only else state)
+
+    def through_layers(
+        self, state: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor], attend: list[Attend]
+    ) -> torch.Tensor:
+        """The state (T, hidden), float32, after all layers; turn: RoPE's factors, (T, 1, D / 2)."""
+        for layer, look in zip(self.layers, attend, strict=True):
+            state = layer.forward(state, turn, look)
+        return state
+
+    def logits(self, state: torch.Tensor) -> torch.Tensor:
+        """float32 (T, vocab) of what the last layer leaves."""
         return self.head(self.norm(state).to(self.type)).float()
 
     def _mask(self, position: int, seen: range, first: int, count: int) -> torch.Tensor | None:
         """What each query may see, additive (group * T, keys); None where it is everything."""
         if count == 1:
             return None
-        keys = torch.arange(first + seen.start, first + seen.stop)
-        distance = torch.arange(position, position + count)[:, None] - keys
+        queries = torch.arange(position, position + count, device=self.device)
+        keys = torch.arange(first + seen.start, first + seen.stop, device=self.device)
+        return self.visible(queries, keys, self.type)
+
+    def visible(self, queries: torch.Tensor, keys: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
+        """From positions (T,) and (keys,): 0 where a query sees a key and -inf where it does not.
+
+        (group * T, keys) of type `kind`: query heads that share a key are rows of one product.
+        """
+        distance = queries[:, None] - keys
         hidden = distance < 0
         if self.config.window_tokens is not None:
             hidden |= distance >= self.config.window_tokens
-        mask = torch.zeros(hidden.shape, dtype=self.type).masked_fill_(hidden, -torch.inf)
+        mask = torch.zeros_like(hidden, dtype=kind).masked_fill_(hidden, -torch.inf)
         return mask.repeat(self.config.heads // self.config.kv_heads, 1)
 
 
-def _nearest(weights: torch.Tensor, vocab: int) -> Codes:
-    """4-bit codes of the head, rounded to nearest in small groups."""
-    blocks = weights.float().view(vocab, -1, HEAD_GROUP)
+def attend_seen(
+    cache: torch.Tensor,
+    seen: range,
+    mask: torch.Tensor | None,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+) -> torch.Tensor:
+    """As Attend, over the cells `seen`; k and v are written to the last of them."""
+    new = slice(seen.stop - len(q), seen.stop)
+    cache[0, :, new] = k.transpose(0, 1)
+    cache[1, :, new] = v.transpose(0, 1)
+    keys, values = cache[:, None, :, seen.start : seen.stop]  # each (1, kv_heads, keys, D)
+    rows = as_rows(q.to(cache.dtype), len(keys[0]))[None]
+    return from_rows(F.scaled_dot_product_attention(rows, keys, values, mask)[0], len(q))
+
+
+def as_rows(q: torch.Tensor, kv_heads: int) -> torch.Tensor:
+    """(T, heads, D) to (kv_heads, group * T, D): those that share a key beside each other."""
+    count, _, width = q.shape
+    return q.view(count, kv_heads, -1, width).permute(1, 2, 0, 3).reshape(kv_heads, -1, width)
+
+
+def from_rows(mixed: torch.Tensor, count: int) -> torch.Tensor:
+    """(kv_heads, group * T, D) back to (T, heads * D)."""
+    kv_heads, _, width = mixed.shape
+    return mixed.view(kv_heads, -1, count, width).permute(2, 0, 1, 3).reshape(count, -1)
+
+
+def _rounded(weights: torch.Tensor, bits: int) -> Codes:
+    """Codes of the head (vocab, hidden), rounded to nearest in groups.
+
+    4 bits: small groups, each from its least to its greatest weight. 8: the largest, around zero.
+    """
+    vocab, hidden = weights.shape
+    group = HEAD_GROUP if bits == 4 else max(g for g in GROUPS if hidden % g == 0)
+    blocks = weights.float().view(vocab, -1, group)
     low, high = blocks.amin(2).clamp(max=0), blocks.amax(2).clamp(min=0)
-    scales = ((high - low) / 15).clamp(min=1e-12)
+    if bits == 8:
+        high = torch.maximum(high, -low)
+        low = -high
+    scales = ((high - low) / (2**bits - 1)).clamp(min=1e-12)
     zeros = (-low / scales).round()
     codes = (blocks / scales[:, :, None]).round() + zeros[:, :, None]
-    codes = codes.clamp(0, 15).to(torch.uint8).view(vocab, -1)
-    return Codes(codes, scales, zeros, torch.zeros(vocab), None)
+    codes = codes.clamp(0, 2**bits - 1).to(torch.uint8).view(vocab, -1)
+    return Codes(codes, scales, zeros, torch.zeros(vocab, device=weights.device), None)
 
 
 class _Norm:
     """LayerNorm in float32."""
 
-    def __init__(self, files: Files, name: str, config: Config) -> None:
-        self.shape, self.eps = (config.hidden,), config.norm_eps
+    def __init__(self, files: Files, name: str, device: torch.device) -> None:
+        self.shape, self.eps = (files.config.hidden,), files.config.norm_eps
         self.weight, self.bias = (
-            files.read(f"{name}.{k}", self.shape).float() for k in ("weight", "bias")
+            files.read(f"{name}.{k}", self.shape).float().to(device) for k in ("weight", "bias")
         )
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -143,37 +223,25 @@ class _Layer:
         self.up = model.linear(files.codes([f"{at}.mlp.c_fc"], [(inner, hidden)]))
         self.down = model.linear(files.codes([f"{at}.mlp.c_proj"], [(hidden, inner)]))
         self.linears = [self.qkv, self.out, self.up, self.down]
-        self.before_attention = _Norm(files, f"{at}.input_layernorm", config)
-        self.before_mlp = _Norm(files, f"{at}.post_attention_layernorm", config)
+        self.before_attention = _Norm(files, f"{at}.input_layernorm", model.device)
+        self.before_mlp = _Norm(files, f"{at}.post_attention_layernorm", model.device)
 
     def forward(
-        self,
-        state: torch.Tensor,
-        cache: torch.Tensor,
-        seen: range,
-        turn: tuple[torch.Tensor, torch.Tensor],
-        mask: torch.Tensor | None,
+        self, state: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor], attend: Attend
     ) -> torch.Tensor:
         """Attention and feed-forward, each added to the state (T, hidden)."""
-        count, config = len(state), self.config
+        config = self.config
         x = self.qkv(self.before_attention(state).to(self.type))
-        x = x.view(count, config.heads + 2 * config.kv_heads, config.head_dim)
+        x = x.view(len(state), config.heads + 2 * config.kv_heads, config.head_dim)
         q, k, v = x.split([config.heads, config.kv_heads, config.kv_heads], 1)
-        new = slice(seen.stop - count, seen.stop)
-        cache[0, :, new] = _rotate(k, *turn).transpose(0, 1)
-        cache[1, :, new] = v.transpose(0, 1)
-        keys, values = cache[:, None, :, seen.start : seen.stop]  # each (1, kv_heads, keys, D)
-        # query heads that share a key are rows of one product
-        q = _rotate(q, *turn).view(count, config.kv_heads, -1, config.head_dim)
-        rows = q.permute(1, 2, 0, 3).reshape(1, config.kv_heads, -1, config.head_dim)
-        mixed = F.scaled_dot_product_attention(rows, keys, values, mask)
-        mixed = mixed.view(config.kv_heads, -1, count, config.head_dim).permute(2, 0, 1, 3)
-        state = state + self.out(mixed.reshape(count, -1)).float()
+        mixed = attend(_rotate(q, *turn), _rotate(k, *turn), v)
+        state = state + self.out(mixed.to(self.type)).float()
         x = self.up(self.before_mlp(state).to(self.type))
-        return state + self.down(F.gelu(x, approximate="tanh")).float()
+        x = F.gelu(x, approximate="tanh")
+        return state + self.down(x.to(self.type)).float()
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """RoPE of (T, heads, D) in the NeoX layout, in float32."""
     a, b = x.float().chunk(2, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)

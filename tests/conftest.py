@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +43,20 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
+    """torch's int4 operations, which only CUDA has, computed slowly on any device."""
+    pytest.importorskip("torch")
+    from runtimes import gptq_tiles
+    from tests.formats import int4_kernel
+
+    ops = types.SimpleNamespace(
+        _convert_weight_to_int4pack=int4_kernel.convert, _weight_int4pack_mm=int4_kernel.multiply
+    )
+    monkeypatch.setattr(gptq_tiles, "_ops", ops)
+    return ops
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
 """GPTQ weights through torch: ids to logits over a window-bounded cache.
 
-Knows where in the cache each position lies (cells.py); the arithmetic is in gptq_model.py. Knows
-nothing of text or sampling. WINDOW: exact, since the attention is ours.
+Knows where in the cache each position lies (cells.py); the arithmetic is in gptq_model.py. On a GPU
+single ids and short guesses run as CUDA graphs (gptq_step.py). Knows nothing of text or sampling.
+WINDOW: exact, since the attention is ours.
 """
 
 from __future__ import annotations
@@ -15,15 +16,19 @@ import torch
 
 from runtimes.cells import Cells
 from runtimes.contract import BackendOptions, MemoryUse, Window
-from runtimes.errors import DeviceError
-from runtimes.gptq_files import read_config
+from runtimes.errors import DeviceError, UsageError
+from runtimes.gptq_device import Gpu, choose_way, find_gpu
+from runtimes.gptq_files import Files, read_config
 from runtimes.gptq_model import Model
+from runtimes.gptq_step import Step, steps_of
+from runtimes.gptq_tiles import check_tiles
 from runtimes.host import library_hashes, resident_bytes
 from runtimes.positions import check_rewind, check_whole, check_window, checked_ids
 
 # What importing them loads, found by listing sys.modules; torch declares more, for what we do not
 # use.
 REQUIRES = ("torch", "safetensors", "typing_extensions")
+PROVIDERS = ("cpu", "cuda")
 
 
 def engine_files() -> dict[str, str]:
@@ -32,9 +37,9 @@ def engine_files() -> dict[str, str]:
 
 
 def open_backend(
-    path: Path, window: Window, options: BackendOptions, *, way: str = "packed"
+    path: Path, window: Window, options: BackendOptions, *, way: str | None = None
 ) -> GptqBackend:
-    """Open the weights in the folder `path`; `way` as in gptq_model.WAYS.
+    """Open the weights in the folder `path`; `way` as in gptq_model.WAYS, or the device's best.
 
     Raises IntegrityError for files that are not such weights, DeviceError for a device that is not
     there, UsageError.
@@ -45,16 +50,16 @@ def open_backend(
 class GptqBackend:
     """One model with one sequence. Not for use from two threads at once."""
 
-    def __init__(self, path: Path, window: Window, options: BackendOptions, way: str) -> None:
+    def __init__(
+        self, path: Path, window: Window, options: BackendOptions, way: str | None
+    ) -> None:
         self._model: Model | None = None
+        self._steps: list[Step] = []
         check_whole(options)
-        if options.provider != "cpu":
-            raise DeviceError(
-                f"GPTQ does not run on {options.provider} yet",
-                expected="--provider cpu",
-                remedy="use a GGUF bundle with the CUDA engine on a GPU",
-            )
+        if options.provider not in PROVIDERS:
+            raise UsageError(f"unknown provider {options.provider!r}", expected=str(PROVIDERS))
         started = time.perf_counter()
+        self._gpu = find_gpu() if options.provider == "cuda" else None
         config = read_config(path)
         check_window(config.window_tokens, window, path)
         self.window, self.vocab_size = window, config.vocab
@@ -63,11 +68,32 @@ class GptqBackend:
         self._cells = Cells(window, self.context_tokens, self.chunk_tokens)
         self._threads = options.threads
         torch.set_num_threads(options.threads)
-        self._model = Model(
-            path, config, cells=self._cells.count, positions=self.context_tokens, way=way
-        )
+        self._load(Files(path, config), way)
         self._load_s = time.perf_counter() - started
         self._held = resident_bytes()
+
+    def _load(self, files: Files, way: str | None) -> None:
+        gpu = self._gpu
+        if way is None:
+            way = "packed"
+            if gpu is not None:
+                way = choose_way(gpu.capability, gpu.free_bytes, files.half_bytes())
+        device = torch.device("cpu") if gpu is None else gpu.device
+        try:
+            if way == "tiled":
+                check_tiles(device)
+            self._model = Model(
+                files, cells=self._cells.count, positions=self.context_tokens, way=way,
+                device=device,
+            )  # fmt: skip
+            if gpu is not None:
+                self._steps = steps_of(self._model)
+        except RuntimeError as error:  # what torch raises, out of memory included
+            raise DeviceError(
+                f"torch failed to load the model: {error}",
+                where=files.file,
+                remedy="if memory ran out, use a smaller recipe, --context or --provider cpu",
+            ) from None
 
     @property
     def position(self) -> int:
@@ -84,16 +110,31 @@ class GptqBackend:
         new = checked_ids(self, ids)
         cells, count = self._cells, len(new)
         cells.make_room(count, self._move)
-        seen = range(cells.needed, cells.filled + count)
         try:
-            logits = self._model.forward(new.tolist(), cells.position, seen, cells.first, last_only)
+            logits = self._compute(new, last_only).numpy()
         except RuntimeError as error:  # what torch raises, out of memory included
             raise DeviceError(
                 f"torch failed at position {cells.position}: {error}",
                 remedy="if memory ran out, use a smaller --context or recipe",
             ) from None
+        if self._model.type == torch.float16 and not np.isfinite(logits).all():
+            raise DeviceError(
+                f"at position {cells.position} a value is beyond the range of float16",
+                expected="a GPU with bfloat16 (compute capability 8.0), or another engine",
+                remedy="use --provider cpu, or another format",
+            )
         cells.position += count
-        return logits.numpy()
+        return logits
+
+    def _compute(self, ids: np.ndarray, last_only: bool) -> torch.Tensor:
+        """Logits on the CPU: of a step where one fits, or of an ordinary forward."""
+        cells, count = self._cells, len(ids)
+        for step in self._steps:
+            if step.fits(count, cells.position, cells.filled):
+                return step(ids, cells.position, cells.filled, last_only)
+        seen = range(cells.needed, cells.filled + count)
+        given = torch.tensor(ids, dtype=torch.int64)
+        return self._model.forward(given, cells.position, seen, cells.first, last_only).cpu()
 
     def _move(self, start: int, count: int) -> None:
         for cache in self._model.cache:
@@ -105,10 +146,19 @@ class GptqBackend:
         self._cells.rewind(position)
 
     def memory_bytes(self) -> MemoryUse:
-        """Weights, keys and values as allocated; computing as measured."""
+        """Weights, keys and values as allocated; computing as measured.
+
+        On a GPU that is what torch's allocator holds besides them, or what the device has lost
+        since the model was opened where that is more: libraries, but other processes too.
+        """
         cache = sum(cells.nbytes for cells in self._model.cache)
-        grown = resident_bytes() - self._held
-        return MemoryUse(self._model.weights_bytes, cache, max(grown - cache, 0))
+        weights = self._model.weights_bytes
+        if self._gpu is None:
+            grown = resident_bytes() - self._held
+            return MemoryUse(weights, cache, max(grown - cache, 0))
+        lost = self._gpu.free_bytes - self._gpu.free_now_bytes()
+        held = max(torch.cuda.memory_reserved(self._gpu.device), lost)
+        return MemoryUse(weights, cache, max(held - weights - cache, 0))
 
     def describe(self) -> dict[str, str]:
         """Engine, version, the window and the path that computes."""
@@ -116,12 +166,25 @@ class GptqBackend:
             "engine": "torch",
             "version": torch.__version__,
             "window_applied": str(self.window.size_tokens or "none"),
-            "path": self._model.path,
-            "capability": torch.backends.cpu.get_cpu_capability(),
+            "path": self._model.way.text,
+            **self._describe_device(self._gpu),
             "threads": str(self._threads),
             "load_s": f"{self._load_s:.2f}",
         }
 
+    def _describe_device(self, gpu: Gpu | None) -> dict[str, str]:
+        if gpu is None:
+            return {"capability": torch.backends.cpu.get_cpu_capability()}
+        sizes = ", ".join(str(step.size) for step in self._steps)
+        return {
+            "device": gpu.name,
+            "capability": "CUDA {}.{}".format(*gpu.capability),
+            "cuda_graphs": f"for up to {sizes} ids",
+            "device_free_bytes": str(gpu.free_now_bytes()),
+        }
+
     def close(self) -> None:
         """Give memory back. Safe to call twice."""
-        self._model = None
+        self._model, self._steps = None, []
+        if self._gpu is not None:
+            torch.cuda.empty_cache()

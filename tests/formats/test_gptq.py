@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import sys
 from pathlib import Path
@@ -214,7 +215,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_in_the_same_bytes(
     assert not out.exists()
     (work,) = tmp_path.glob("out.*.work")
     assert sorted(file.name for file in work.iterdir()) == [
-        "layer-0.npz", "lock", "states-1.f32", "states-2.partial",
+        "inputs.json", "layer-0.npz", "lock", "states-1.f32", "states-2.partial",
     ]  # fmt: skip
     seen: list[tuple[str, int, int]] = []
     resumed = convert(checkpoint, out, sources, progress=lambda *step: seen.append(step))
@@ -234,6 +235,32 @@ def test_other_settings_do_not_go_on_from_there(checkpoint, sources, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             convert(checkpoint, tmp_path / "out", sources, recipe, progress=die)
     assert len(list(tmp_path.glob("out.*.work"))) == 2
+
+
+def test_work_that_no_run_will_go_on_from_is_removed(checkpoint, sources, tmp_path, monkeypatch):
+    def die(*step: object) -> None:
+        raise KeyboardInterrupt
+
+    def stop(name: str, recipe: str) -> Path:
+        with pytest.raises(KeyboardInterrupt):
+            convert(checkpoint, tmp_path / name, sources, recipe, progress=die)
+        (work,) = (w for w in tmp_path.glob(f"{name}.*.work") if w not in kept)
+        kept.append(work)
+        return work
+
+    kept: list[Path] = []
+    old, running, foreign = stop("old", "w4g32"), stop("running", "w4g32"), stop("else", "w4g32")
+    before = stop("before", "w4g64")  # as versions left it that wrote no inputs.json
+    (before / "inputs.json").unlink()
+    (foreign / "thesis.txt").write_text("somebody's")
+    monkeypatch.setattr(gptq, "VERSION", gptq.VERSION + 1)
+    with (running / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        new = stop("new", "w4g32")
+    assert {*tmp_path.glob("*.work")} == {running, foreign, new}
+    assert stop("other", "w4g64").is_dir()
+    assert {*tmp_path.glob("*.work")} == {foreign, new, kept[-1]}
+    assert not old.exists()
 
 
 def test_two_runs_for_one_artifact(checkpoint, sources, tmp_path):

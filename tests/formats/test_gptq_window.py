@@ -268,10 +268,13 @@ def test_damaged_files_are_refused_with_the_reason(sound, tmp_path, damage, mess
     assert caught.value.remedy
 
 
-def test_what_is_not_here_is_an_error_and_no_fall_back(quantised, capfd):
+def test_what_is_not_here_is_an_error_and_no_fall_back(quantised, capfd, monkeypatch):
     floats, path, ids, _ = quantised
-    with pytest.raises(DeviceError, match="does not run on cuda"):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(DeviceError, match="a build without CUDA"):
         open_backend(path, floats, provider="cuda")
+    with pytest.raises(UsageError, match="unknown provider 'rocm'"):
+        open_backend(path, floats, provider="rocm")
     with pytest.raises(UsageError, match="gpu_layers"):
         open_backend(path, floats, gpu_layers=2)
     with pytest.raises(UsageError, match="unknown way"):
