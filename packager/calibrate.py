@@ -65,9 +65,11 @@ def read_source_files(folder: Path) -> list[tuple[str, str]]:
             continue
         if 0 < file.stat().st_size <= MAX_SOURCE_BYTES:
             try:
-                texts.append((file.suffix.lower(), file.read_text(encoding="utf-8")))
+                text = file.read_text(encoding="utf-8")
             except UnicodeDecodeError:
                 continue  # not text, whatever its name says
+            if "\0" not in text:  # as git tells text from other bytes
+                texts.append((file.suffix.lower(), text))
     if not texts:
         raise UsageError(
             "no source text to calibrate on",
