@@ -15,6 +15,7 @@ VENV     := .venv
 STARPACK := $(VENV)/bin/starpack
 PIP      := $(VENV)/bin/pip --disable-pip-version-check
 WHEELS   := build/wheels
+PEERS    ?= build/peers
 ENGINE   := packager/wheels.py packager/engine/llama-cpp-python.patch
 WANTED    = '$(MODEL)' --formats '$(FORMATS)' --out '$(OUT)' \
             $(if $(SOURCES),--sources '$(SOURCES)')
@@ -24,14 +25,14 @@ PLAN      = $(WANTED) \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup wheels plan matrix convert profile select bundle verify test bench lint clean \
-        distclean
+.PHONY: help setup wheels plan matrix convert profile select bundle verify test test-peers bench \
+        lint clean distclean
 
 help: ## show this text
 	@echo "make TARGET [VARIABLE=value ...]"
 	@echo
 	@echo "Targets (each does first what it needs, set-up included):"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-12s%s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-14s%s\n", $$1, $$2}'
 	@echo
 	@echo "Variables, with their values now:"
 	@echo "  MODEL       checkpoint folder                     $(MODEL)"
@@ -83,6 +84,17 @@ verify: setup ## check the bundle in OUT against its hashes
 
 test: setup ## run the tests
 	$(VENV)/bin/python -m pytest
+
+test-peers: $(PEERS)/.installed ## run the tests beside GPTQModel, in an environment of its own
+	$(PEERS)/bin/python -m pytest tests/peers
+
+# GPTQModel is built from its source, and that asks for torch to be there first.
+$(PEERS)/.installed: tests/peers/requirements.txt tests/peers/constraints.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --constraint tests/peers/constraints.txt torch setuptools wheel ninja
+	$(PEERS)/bin/pip install --constraint tests/peers/constraints.txt --no-build-isolation \
+	    --requirement tests/peers/requirements.txt
+	@touch $@
 
 bench: setup ## the figures of `profile` as JSON
 	$(STARPACK) profile $(PLAN) --json

@@ -73,9 +73,11 @@ def read_named_sources(folder: Path) -> list[tuple[str, str]]:
             continue
         if 0 < file.stat().st_size <= MAX_SOURCE_BYTES:
             try:
-                texts.append((file.relative_to(folder).as_posix(), file.read_text("utf-8")))
+                text = file.read_text(encoding="utf-8")
             except UnicodeDecodeError:
                 continue  # not text, whatever its name says
+            if "\0" not in text:  # as git tells text from other bytes
+                texts.append((file.relative_to(folder).as_posix(), text))
     if not texts:
         raise UsageError(
             "no source text is there",

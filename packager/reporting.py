@@ -26,7 +26,6 @@ from packager.select import room_bytes
 from packager.versions import tool_versions
 
 TIMES = ("first_token_s", "per_token_s", "completion_s")
-CURVE_STEPS = 16  # contexts of the memory plot
 
 
 def write_selection_report(
@@ -132,8 +131,9 @@ def _curve(name: str, proof: WindowProof) -> ProofCurve:
 
 
 def _contexts(checkpoint: Checkpoint) -> list[int]:
+    """Powers of two up to what the model was trained to, and that."""
     longest = checkpoint.context_tokens
-    return [max(1, longest * i // CURVE_STEPS) for i in range(CURVE_STEPS + 1)]
+    return [2**i for i in range(6, longest.bit_length()) if 2**i < longest] + [longest]
 
 
 def _comparisons(measurement: Measurement, settings: Settings) -> Iterable[Comparison]:

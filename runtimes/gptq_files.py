@@ -92,8 +92,11 @@ def read_config(folder: Path) -> Config:
     if settings.get("bits") not in (4, 8) or settings.get("group_size") not in GROUPS:
         found = f"{settings.get('bits')!r} bits in groups of {settings.get('group_size')!r}"
         raise _bad(folder, found, f"4 or 8 bits in groups of {GROUPS}")
-    if format not in ("gptq", "gptq_v2") or settings.get("quant_method", "gptq") != "gptq":
+    if format not in ("gptq", "gptq_v2"):
         raise _bad(folder, f"the layout is {format!r}", "gptq or gptq_v2")
+    for key, value in (("quant_method", "gptq"), ("pack_dtype", "int32"), ("lm_head", False)):
+        if settings.get(key, value) not in (value, None):
+            raise _bad(folder, f"{key} is {settings[key]!r}", f"{key} {value}")
     head_bits = (settings.get("meta") or {}).get("head_bits", 16)
     if head_bits not in (4, 8, 16):
         raise _bad(folder, f"head_bits is {head_bits!r}", "4, 8 or 16")
@@ -200,6 +203,8 @@ class Files:
         qzeros = self.read(f"{module}.qzeros", (groups, outputs // words), whole)
         scales = self.read(f"{module}.scales", (groups, outputs)).float().T.contiguous()
         zeros = _unpack(qzeros, bits).T.float() + (1 if self.config.version == 1 else 0)
+        if zeros.max() >= 1 << bits:
+            raise _bad(self.file, f"{module} has the zero point 0", "1 or more, in version 1")
         codes = _unpack(qweight.T, bits)
         group_of = self.read(f"{module}.g_idx", (inputs,), whole)
         order = group_of.argsort(stable=True)

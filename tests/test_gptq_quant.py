@@ -120,6 +120,17 @@ def test_a_column_that_was_never_active_is_rounded_to_nearest():
     np.testing.assert_array_equal(found.codes[:, 17], expected)
 
 
+def test_a_singular_hessian_is_damped_and_still_worth_more_than_rounding():
+    """Three tokens for 256 columns: all but three directions were never seen."""
+    w, x = weight(), inputs(0, tokens=3)
+    known = factor(x)
+    assert known.damping == gptq.DAMPINGS[0]
+    found = gptq.quantize(w, known, 4, 64)
+    nearest = blocks.quantize(w, 4, 64, symmetric=True, search=True)
+    lost, lost_nearest = (np.linalg.norm(x.numpy() @ (b.weights() - w).T) for b in (found, nearest))
+    assert lost < 0.2 * lost_nearest
+
+
 def test_matrices_of_zeros_stay_zeros():
     zeros = np.zeros((ROWS, COLUMNS), np.float32)
     assert not gptq.quantize(zeros, factor(torch.zeros(10, COLUMNS)), 4, 64).weights().any()

@@ -38,12 +38,20 @@ RECIPES = tuple(
     f"w{bits}g{group}{kind}" for kind in ("", "-asym") for bits in (4, 8) for group in (128, 64, 32)
 )
 DEFAULT_RECIPES = ("w4g128",)
-VERSION = 1  # of what this module writes: part of the key of its artifacts
+VERSION = 2  # of what this module writes: part of the key of its artifacts
 QUANTIZE_CONFIG_NAME = "quantize_config.json"
 HEAD_GROUP = 32  # of a 4-bit head, as runtimes/gptq_model.py packs it
 SLAB_ROWS = 1024  # of the embedding per step: 25 MB in float32 for StarCoder2-15B
 ARRAYS = {"qweight": "I32", "qzeros": "I32", "scales": "F16", "g_idx": "I32"}
 HEAD_BITS = (4, 8, 16)
+# The packed matrices, in the order in which they are. vLLM looks its own name for three of them up
+# here (get_linear_quant_method), and takes what it does not find for unquantised.
+MODULES = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.qkv_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.c_fc",),
+    ("mlp.c_proj",),
+)
 STORED_TYPE = "F16"  # of all that is not packed; what every kernel for these files takes
 
 
@@ -152,6 +160,7 @@ def quantize_config(
         "lm_head": False,
         "damp_percent": damping,
         "pack_dtype": "int32",
+        "modules_in_block_to_quantize": [list(modules) for modules in MODULES],
         "meta": {
             "quantizer": [f"starpack:{tool_versions().get('starpack', 'unknown')}"],
             "static_groups": True,

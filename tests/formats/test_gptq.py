@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -109,12 +110,22 @@ def test_the_configs_say_what_the_files_are(checkpoint, sources, artifact):
         "lm_head": False,
         "damp_percent": 0.05,
         "pack_dtype": "int32",
+        "modules_in_block_to_quantize": settings["modules_in_block_to_quantize"],
     }
     calibrated = meta["calibration"]
     assert calibrated["sources_sha256"] == gptq.calibration_sha256(sources)
     assert calibrated["longest_tokens"] == 192
     assert meta["checkpoint_sha256"] == checkpoint.sha256
     assert "return" not in json.dumps(config | settings | meta)  # no text of the sources
+
+
+def test_the_settings_name_every_packed_matrix_and_what_servers_join_them_to(checkpoint, artifact):
+    settings = json.loads((artifact.path / "quantize_config.json").read_bytes())
+    named = [name for part in settings["modules_in_block_to_quantize"] for name in part]
+    packed = {name.split(".", 3)[3].removesuffix(".weight") for name in matrices(checkpoint)}
+    assert set(named) - packed == {"self_attn.qkv_proj"}
+    assert packed < set(named)
+    assert not [name for name in named if name in "lm_head model.embed_tokens model.norm"]
 
 
 @pytest.mark.parametrize("recipe", ["w4g32", "w4g64", "w8g32", "w4g64-asym", "w8g64-asym"])
@@ -302,9 +313,10 @@ def test_sources_that_cannot_be_calibrated_on(checkpoint, tmp_path):
     folder.mkdir()
     with pytest.raises(UsageError, match="no source text"):
         convert(checkpoint, tmp_path / "out", folder)
-    (folder / "a.py").write_bytes(b"\x80\x81" * 9999)
-    with pytest.raises(UsageError, match="no source text"):
-        convert(checkpoint, tmp_path / "out", folder)
+    for binary in (b"\x80\x81", b"\0\1"):
+        (folder / "a.py").write_bytes(binary * 9999)
+        with pytest.raises(UsageError, match="no source text"):
+            convert(checkpoint, tmp_path / "out", folder)
     (folder / "b.py").write_text("x = 1\n" * 12)
     with pytest.raises(UsageError, match=r"have only \d+ tokens") as caught:
         convert(checkpoint, tmp_path / "out", folder)
@@ -321,6 +333,13 @@ def test_checkpoints_that_cannot_be_quantised(checkpoint, sources, artifact, tmp
     set_config(again, quantization_config=settings)
     with pytest.raises(CheckpointError, match="already quantised"):
         read_checkpoint(again)
+    # as some tools leave it: the settings in their own file alone
+    shutil.copytree(artifact.path, tmp_path / "alone")
+    shutil.copyfile(checkpoint.path / "config.json", tmp_path / "alone" / "config.json")
+    shutil.copyfile(checkpoint.path / "tokenizer.json", tmp_path / "alone" / "tokenizer.json")
+    with pytest.raises(CheckpointError, match="qweight has dtype 'I32'") as caught:
+        read_checkpoint(tmp_path / "alone")
+    assert "unquantised checkpoint" in caught.value.remedy
     big = write_checkpoint(tmp_path / "big", layers=1)
     data = bytearray((big / "model.safetensors").read_bytes())
     start = 8 + int.from_bytes(data[:8], "little")
