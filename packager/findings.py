@@ -117,6 +117,11 @@ class Steps:
         """Their median and 90th percentile."""
         return percentiles(self.seconds)
 
+    @property
+    def p95_s(self) -> float:
+        """Their 95th percentile."""
+        return float(np.percentile(self.seconds, 95))
+
 
 @dataclass(frozen=True, slots=True)
 class Speed:

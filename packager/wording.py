@@ -138,8 +138,8 @@ def _speed_lines(measurement: Measurement) -> list[str]:
             f"tokens, {work.warm_prefix_tokens} of them warm"
         )
         lines += [
-            f"  per token      {times(steps.limit)} after {steps.depth_tokens} tokens, "
-            f"{speed.threads} threads"
+            f"  per token      {times(steps.limit)} (p95 {duration(steps.p95_s)}) after "
+            f"{steps.depth_tokens} tokens, {speed.threads} threads"
             for steps in speed.steps
         ]
         lines.append(

@@ -57,10 +57,14 @@ print("{MARK}" + json.dumps([complete(ids) for ids in job["prompts"]]) + "{MARK}
 def bundle(tmp_path_factory) -> Path:
     """The demo as a float and a small bundle of each format, made by the command line."""
     out = tmp_path_factory.mktemp("demo")
+    device = out / "device.json"
+    assert main(["device", "detect", "--kind", "cpu", "--out", str(device)]) == 0
     for name, recipes in (("exact", EXACT), ("small", SMALL)):
         for format, recipe in recipes.items():
+            (out / name / format).mkdir(parents=True)
+            shutil.copy(device, out / name / format)  # measured once, not for each
             words = ["pack", DEMO, "--formats", f"{format}:{recipe}", "--out", out / name / format]
-            words += ["--sources", ROOT / "packager"]
+            words += ["--sources", ROOT / "packager", "--holes", "2"]
             assert main([str(word) for word in words]) == 0
     return out
 
@@ -162,6 +166,27 @@ def test_the_window_proof_is_in_the_manifest(bundle, format):
         assert proof["verdict"] == "holds" and proof["window_tokens"] == WINDOW
         assert proof["beyond_reach"] == 0
         assert proof["from_full_nats"] > 5 * proof["past_nats"]
+
+
+def test_the_quality_floor_blocks_packing_and_an_override_stands_in_the_manifest(
+    bundle, tmp_path, capsys
+):
+    floor = tmp_path / "floor.json"
+    floor.write_text(json.dumps({"schema": 1, "name": "floor", "divergence_nats": 1e-9}))
+    out = bundle / "small" / "gguf"
+    words = [DEMO, "--formats", f"gguf:{SMALL['gguf']}", "--out", out, "--budget", floor]
+    words += ["--holes", "2"]
+    words = [str(word) for word in words]
+    assert main(["select", *words]) == 4
+    assert "no artifact passes the quality gate" in capsys.readouterr().err
+    assert "diverges by" in (out / "report.html").read_text("utf-8")
+    before = (out / "bundle" / "bundle.json").read_bytes()
+    assert main(["pack", *words]) == 4
+    assert (out / "bundle" / "bundle.json").read_bytes() == before
+    assert main(["pack", *words, "--accept-quality"]) == 0
+    manifest = json.loads((out / "bundle" / "bundle.json").read_bytes())
+    (override,) = manifest["measured"]["selection"]["overrides"]
+    assert override.startswith("quality: it diverges by")
 
 
 @pytest.mark.parametrize("format", sorted(SMALL))
