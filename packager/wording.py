@@ -105,7 +105,7 @@ def proof_lines(proof: WindowProof) -> list[str]:
 def quality_lines(quality: Quality) -> list[str]:
     """The gate's figures."""
     lines = []
-    for name, score in (("held-out code", quality.inside), ("past the window", quality.past)):
+    for name, score in (("held-out code", quality.inside), ("past it", quality.past)):
         if score is not None:
             lines.append(
                 f"  {name:15}perplexity {score.perplexity:.2f} (checkpoint "
