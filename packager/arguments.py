@@ -9,9 +9,9 @@ from pathlib import Path
 from packager import pipeline
 from packager.budget import load_budget
 from packager.checkpoint import read_checkpoint
+from packager.device_choice import target_device
 from packager.gate import Extent
 from packager.records import Checkpoint, Progress, Variant
-from packager.target import target_device
 from runtimes.host import default_threads
 
 DEFAULT_CONTEXT_TOKENS = 16_384  # what StarCoder2 was trained to; longer only on request
