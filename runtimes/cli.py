@@ -1,7 +1,7 @@
 """The command line of a bundle: flags, help, exit codes. The commands are in cli_*.py.
 
-Exit codes: 0 done, 2 usage, 5 a bundle that is not whole, 7 engine or memory missing, 130
-interrupted; runtimes/errors.py has them all.
+Exit codes: 0 done, 2 usage, 5 a bundle that is not whole, 6 something tried to use the network,
+7 engine or memory missing, 130 interrupted; runtimes/errors.py has them all.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from runtimes.console import Console
 from runtimes.contract import MANIFEST_NAME
 from runtimes.errors import Cancelled, DeviceError, StarpackError, UsageError
+from runtimes.installation import Version
 
 DESCRIPTION = "Generate and infill code with the model of a starpack bundle, without a network."
 EXAMPLES = """examples (of an installed bundle, say DIR/run for `python -m runtimes`):
@@ -27,7 +28,7 @@ EXAMPLES = """examples (of an installed bundle, say DIR/run for `python -m runti
   python -m runtimes infill --prefix-file head.py --suffix-file tail.py \\
       --repo-name me/tools --repo-file tools/text.py --path tools/main.py
   python -m runtimes repl --temperature 0.2 --seed 7
-  python -m runtimes verify
+  python -m runtimes verify --full
   python -m runtimes doctor --json
 """
 
@@ -36,14 +37,16 @@ MODULES = {
     "infill": "runtimes.cli_generate",
     "repl": "runtimes.cli_generate",
     "verify": "runtimes.cli_inspect",
+    "rollback": "runtimes.cli_inspect",
     "doctor": "runtimes.cli_inspect",
 }
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns its exit code."""
+def main(argv: list[str] | None = None, version: Version | None = None) -> int:
+    """Run one command; returns its exit code. version: the installed one that this belongs to."""
     args = parser().parse_args(argv)
     console = Console(args.json, args.quiet)
+    args.version = version if args.bundle is None else None
     try:
         args.bundle = _bundle_folder(args.bundle)
         _command(args.command)(args, console)
@@ -96,7 +99,12 @@ def parser() -> argparse.ArgumentParser:
     infill = command("infill", "fill in the text at a cursor")
     _add_gap(infill)
     repl = command("repl", "write a text in turns with the model")
-    command("verify", "check every byte of the bundle against its manifest")
+    verify = command("verify", "check every byte of the bundle against its manifest")
+    verify.add_argument(
+        "--full", action="store_true",
+        help="also what has not been touched since it was last checked",
+    )  # fmt: skip
+    command("rollback", "go back to the version that was installed before this one")
     doctor = command("doctor", "show what runs the model, its window and its memory")
     for sub in (generate, infill, repl):
         _add_generation(sub)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from runtimes import bundle as bundles
 from runtimes.console import Console
 from runtimes.contract import Manifest, read_manifest
+from runtimes.errors import UsageError
 
 if TYPE_CHECKING:
     from runtimes.runtime import Runtime
@@ -23,14 +24,27 @@ MIB = 1024 * 1024
 
 
 def verify(args: argparse.Namespace, console: Console) -> None:
-    """Check every byte of the bundle."""
+    """Check every byte of the bundle, and where it is installed, of its unpacked packages."""
+    progress = console.meter("verify", "MiB", MIB)
     manifest = read_manifest(args.bundle)
-    bundles.verify_files(args.bundle, manifest, console.meter("verify", "MiB", MIB))
-    total = sum(entry.bytes for entry in manifest.files)
-    if console.as_json:
-        console.data({"bundle": str(args.bundle), "files": len(manifest.files), "bytes": total})
+    entries = list(manifest.files)
+    if args.version is None:
+        bundles.verify_files(args.bundle, manifest, progress)
     else:
-        console.text(f"whole: {len(manifest.files)} files, {total} bytes\n")
+        args.version.verify(full=args.full, progress=progress)
+        entries += args.version.package_files()
+    total = sum(entry.bytes for entry in entries)
+    if console.as_json:
+        console.data({"bundle": str(args.bundle), "files": len(entries), "bytes": total})
+    else:
+        console.text(f"whole: {len(entries)} files, {total} bytes\n")
+
+
+def rollback(args: argparse.Namespace, console: Console) -> None:
+    """Where nothing is installed. Of an installation, start.py does it before it checks this."""
+    raise UsageError(
+        "only an installation has an earlier version", remedy="type DIR/run rollback, with no flags"
+    )
 
 
 def doctor(args: argparse.Namespace, console: Console) -> None:
@@ -62,6 +76,7 @@ def open_model(args: argparse.Namespace, console: Console) -> Runtime:
         provider=args.provider,
         gpu_layers=args.gpu_layers,
         verify=args.verify,
+        cache=None if args.version is None else args.version.bundle_cache(),
         progress=console.meter("verify", "MiB", MIB),
     )
 
