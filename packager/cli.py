@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from packager import commands
+from packager import bundle_commands, commands
 from packager.errors import StarpackError
 from runtimes.bundle import MAX_CONTEXT_TOKENS
 
@@ -29,6 +29,8 @@ The way a model takes, one command each:
   select    choose the best one within a budget
   pack      all of these, then write the bundle
   bundle    all of these, then install the bundle and let it answer
+  archive   write a bundle as one file, or in volumes; unpack, join: the way back
+  diff      write only what changed between two bundles
 """
 EPILOG = """\
 examples:
@@ -36,6 +38,7 @@ examples:
   starpack bundle examples/demo --out artifacts
   starpack convert models/starcoder2-3b --formats gguf:Q4_K_M,onnx --out artifacts --json
   starpack calibrate models/starcoder2-3b --sources src/ --out importance.gguf
+  starpack archive artifacts/bundle --out starcoder2.tar --split 4G
 
 exit codes: 0 ok, 2 usage, 3 nothing fits the budget, 4 quality or window, 5 integrity, 6 no
 network, 7 device or engine, 8 checkpoint refused, 9 an outside tool failed, 130 interrupted
@@ -143,8 +146,10 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--licence-file", type=Path, help="the model's licence, if not in its folder"
         )
+        bundle_commands.add_archive_flags(sub)
     sub = add("verify", commands.verify)
     sub.add_argument("bundle", type=Path, help="folder of a bundle")
+    bundle_commands.add_commands(add)
     return top
 
 

@@ -148,7 +148,9 @@ def bundle(arguments: argparse.Namespace, progress: Progress) -> Report:
 
 def _pack(arguments: argparse.Namespace, progress: Progress) -> tuple[Report, Path]:
     from packager.ship import pack_selection, prepare
+    from packager.volumes import check_flags, write_files
 
+    check_flags(arguments.archive, arguments.split)
     checkpoint, licence_file = _checkpoint(arguments, progress), arguments.licence_file
     settings = _settings(arguments, checkpoint)
     formats = [variant.format for variant in _plan(arguments)]
@@ -161,6 +163,9 @@ def _pack(arguments: argparse.Namespace, progress: Progress) -> tuple[Report, Pa
     notes = _beyond_training(checkpoint, settings)
     text = [_measurement_text(selection.chosen), *notes, f"bundle: {folder}"]
     data = {"bundle": str(folder), "selection": to_plain(selection), "notes": notes}
+    if arguments.archive:
+        data["archive"] = write_files(folder, arguments.archive, arguments.split, progress)
+        text.append("\n".join(["archive:", *data["archive"]]))
     return Report(data, "\n\n".join(text)), folder
 
 

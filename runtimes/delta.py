@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from runtimes.contract import (
     COPY_AGAIN,
@@ -38,7 +39,7 @@ def source_of_every_file(delta: Path, installed: Sequence[Path]) -> Callable[[Fi
     Raises IntegrityError for a delta that is not whole; the function returned raises it for a file
     that is in neither.
     """
-    value = _read(delta)
+    value = read_delta(delta)
     verify_names(delta, file_entries(value["files"], "files"), UNLISTED | {DELTA_NAME})
     known = {}
     for bundle in installed:
@@ -64,7 +65,8 @@ def source_of_every_file(delta: Path, installed: Sequence[Path]) -> Callable[[Fi
     return source
 
 
-def _read(delta: Path) -> dict:
+def read_delta(delta: Path) -> dict[str, Any]:
+    """The record of a delta; its list of files is not checked yet. Raises IntegrityError."""
     file = delta / DELTA_NAME
     try:
         if file.stat().st_size > 2 * MAX_MANIFEST_BYTES:
@@ -74,7 +76,7 @@ def _read(delta: Path) -> dict:
             raise ValueError(f"it should have the keys {sorted(KEYS)}")
         if value["schema_version"] != DELTA_VERSION:
             raise ValueError(f"it should have schema version {DELTA_VERSION}")
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise IntegrityError(
             f"not the record of a delta: {error}", where=file, remedy=COPY_AGAIN
         ) from None

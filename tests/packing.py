@@ -50,8 +50,11 @@ def write_wheel(folder: Path, code: str = "VALUE = 1\n", package: str = PACKAGE)
     folder.mkdir(exist_ok=True)
     file = folder / f"{package}-1.0-py3-none-any.whl"
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr(f"{package}/__init__.py", code)
-        archive.writestr(f"{package}-1.0.dist-info/METADATA", f"Name: {package}\n")
+        for name, text in (
+            (f"{package}/__init__.py", code),
+            (f"{package}-1.0.dist-info/METADATA", f"Name: {package}\n"),
+        ):
+            archive.writestr(zipfile.ZipInfo(name), text)  # which is of 1980, always
     return file
 
 
