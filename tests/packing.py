@@ -24,6 +24,11 @@ def write_checkpoint(folder: Path) -> Checkpoint:
     (folder / "tokenizer.json").write_text("{}")
     (folder / "README.md").write_text("the model's card")
     (folder / "LICENSE").write_text("the model's licence")
+    return checkpoint_in(folder)
+
+
+def checkpoint_in(folder: Path) -> Checkpoint:
+    """The record of what `write_checkpoint` has written."""
     return Checkpoint(
         path=folder,
         revision="main",
@@ -40,6 +45,11 @@ def write_artifact(folder: Path, weights: bytes = b"weights" * 100) -> Artifact:
     """A GGUF artifact of any bytes."""
     folder.mkdir()
     (folder / "model.gguf").write_bytes(weights)
+    return artifact_in(folder)
+
+
+def artifact_in(folder: Path) -> Artifact:
+    """The record of what `write_artifact` has written."""
     entry = file_entry(folder, "model.gguf")
     variant = Variant("gguf", "Q4_K_M", 4.8, None)
     return Artifact(variant, "a" * 64, folder, (entry,), {"python": "3.11.7"})
@@ -63,11 +73,19 @@ def write_bundle(
 ) -> Path:
     """Pack a bundle to `out`, from parts that are left in `work`; returns `out`."""
     work.mkdir()
+    write_artifact(work / "artifact", weights)
+    write_checkpoint(work / "model")
+    write_wheel(work, code, package)
+    return pack_parts(work, out)
+
+
+def pack_parts(work: Path, out: Path) -> Path:
+    """Pack what `write_bundle` has left in `work` once more."""
     pack(
-        write_artifact(work / "artifact", weights),
-        write_checkpoint(work / "model"),
+        artifact_in(work / "artifact"),
+        checkpoint_in(work / "model"),
         out,
-        wheels=[write_wheel(work, code, package)],
+        wheels=list(work.glob("*.whl")),
         evidence={"proof": {"holds": True}},
     )
     return out
