@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from packager import bundle_commands, commands
+from packager import bundle_commands, commands, trust_commands
 from packager.errors import StarpackError
 from runtimes.bundle import MAX_CONTEXT_TOKENS
 
@@ -29,6 +29,7 @@ The way a model takes, one command each:
   select    choose the best one within a budget
   pack      all of these, then write the bundle
   bundle    all of these, then install the bundle and let it answer
+  sign      sign a bundle with your key; verify --public-key checks it
   archive   write a bundle as one file, or in volumes; unpack, join: the way back
   diff      write only what changed between two bundles
 """
@@ -38,6 +39,7 @@ examples:
   starpack bundle examples/demo --out artifacts
   starpack convert models/starcoder2-3b --formats gguf:Q4_K_M,onnx --out artifacts --json
   starpack calibrate models/starcoder2-3b --sources src/ --out importance.gguf
+  starpack sign artifacts/bundle --key release.pem
   starpack archive artifacts/bundle --out starcoder2.tar --split 4G
 
 exit codes: 0 ok, 2 usage, 3 nothing fits the budget, 4 quality or window, 5 integrity, 6 no
@@ -149,6 +151,8 @@ def parser() -> argparse.ArgumentParser:
         bundle_commands.add_archive_flags(sub)
     sub = add("verify", commands.verify)
     sub.add_argument("bundle", type=Path, help="folder of a bundle")
+    trust_commands.add_key(sub)
+    trust_commands.add_commands(add)
     bundle_commands.add_commands(add)
     return top
 

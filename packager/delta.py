@@ -19,6 +19,7 @@ from runtimes.contract import (
     Manifest,
     manifest_bytes,
     read_manifest,
+    unlisted_files,
 )
 from runtimes.delta import BLOBS, DELTA_NAME, DELTA_VERSION
 from runtimes.installer import EXECUTABLE
@@ -40,9 +41,10 @@ class Delta:
 def write_delta(old: Path, new: Path, out: Path, progress: Progress = no_progress) -> Delta:
     """Write to the folder `out` what turns an installed `old` into `new`.
 
-    old: the old bundle's folder; its bundle.json and the hash beside it are enough. Progress counts
-    bytes. An earlier delta at `out` is replaced. Raises IntegrityError where a bundle is not whole,
-    UsageError where something else is at `out`, or both bundles are the same.
+    old: the old bundle's folder; its bundle.json with the hash and the signature beside it are
+    enough. Progress counts bytes. An earlier delta at `out` is replaced. Raises IntegrityError
+    where a bundle is not whole, UsageError where something else is at `out`, or both bundles are
+    the same.
     """
     if out.exists() and not (out / DELTA_NAME).is_file():
         raise UsageError(
@@ -58,7 +60,7 @@ def write_delta(old: Path, new: Path, out: Path, progress: Progress = no_progres
     blobs = {entry.sha256: entry for entry in after.files if entry.sha256 not in had}
     with atomic_folder(out) as folder:
         files = list(_copy(new, folder, after, blobs, progress))
-        for name in UNLISTED:
+        for name in unlisted_files(new):
             shutil.copyfile(new / name, folder / name)
         record = {
             "schema_version": DELTA_VERSION,

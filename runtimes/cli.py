@@ -104,6 +104,10 @@ def parser() -> argparse.ArgumentParser:
         "--full", action="store_true",
         help="also what has not been touched since it was last checked",
     )  # fmt: skip
+    verify.add_argument(
+        "--public-key", type=Path, metavar="FILE",
+        help="check that its owner has signed the bundle; needs the system's openssl",
+    )  # fmt: skip
     command("rollback", "go back to the version that was installed before this one")
     doctor = command("doctor", "show what runs the model, its window and its memory")
     for sub in (generate, infill, repl):

@@ -16,6 +16,7 @@ from runtimes import bundle as bundles
 from runtimes.console import Console
 from runtimes.contract import Manifest, read_manifest
 from runtimes.errors import UsageError
+from runtimes.signature import verify_signature
 
 if TYPE_CHECKING:
     from runtimes.runtime import Runtime
@@ -24,7 +25,8 @@ MIB = 1024 * 1024
 
 
 def verify(args: argparse.Namespace, console: Console) -> None:
-    """Check every byte of the bundle, and where it is installed, of its unpacked packages."""
+    """Check every byte of the bundle, of its unpacked packages where it is installed, and who
+    signed it, where a key is given."""
     progress = console.meter("verify", "MiB", MIB)
     manifest = read_manifest(args.bundle)
     entries = list(manifest.files)
@@ -33,11 +35,16 @@ def verify(args: argparse.Namespace, console: Console) -> None:
     else:
         args.version.verify(full=args.full, progress=progress)
         entries += args.version.package_files()
+    if args.public_key is not None:
+        verify_signature(args.bundle, manifest, args.public_key)
+    signed_by = None if args.public_key is None else str(args.public_key)
     total = sum(entry.bytes for entry in entries)
     if console.as_json:
-        console.data({"bundle": str(args.bundle), "files": len(entries), "bytes": total})
+        data = {"bundle": str(args.bundle), "files": len(entries), "bytes": total}
+        console.data(data | {"signed_by": signed_by})
     else:
         console.text(f"whole: {len(entries)} files, {total} bytes\n")
+        console.text(f"signed with the key of {signed_by}\n" if signed_by else "")
 
 
 def rollback(args: argparse.Namespace, console: Console) -> None:

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "bundle.json"
 MANIFEST_HASH_NAME = "bundle.json.sha256"  # as `sha256sum` writes it, and checks it with -c
-UNLISTED = frozenset({MANIFEST_NAME, MANIFEST_HASH_NAME})  # all that the manifest does not list
+SIGNATURE_NAME = "bundle.json.sig"  # where the bundle is signed; see runtimes/signature.py
+# all that the manifest does not list
+UNLISTED = frozenset({MANIFEST_NAME, MANIFEST_HASH_NAME, SIGNATURE_NAME})
+MAX_SIGNATURE_BYTES = 8 * 1024 * 1024  # guessed: it names each file, in base64
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024  # guessed: a manifest of 10,000 files is under 2 MB
 MAX_MANIFEST_FILES = 10_000
 COPY_AGAIN = "copy or pack the bundle again"
@@ -168,21 +171,40 @@ def manifest_bytes(bundle: Path) -> bytes:
     beside = bundle / MANIFEST_HASH_NAME
     if beside.is_symlink() or not beside.is_file():
         raise IntegrityError("the manifest's hash is missing", where=beside, remedy=COPY_AGAIN)
-    if beside.stat().st_size != len(manifest_hash(data)) or (
-        beside.read_bytes() != manifest_hash(data)
-    ):
+    expected = manifest_hash(data, signature_bytes(bundle))
+    if beside.stat().st_size != len(expected) or beside.read_bytes() != expected:
         raise IntegrityError(
-            f"{MANIFEST_NAME}, or its hash in {MANIFEST_HASH_NAME}, has changed",
+            f"{MANIFEST_NAME}, its signature, or their hashes in {MANIFEST_HASH_NAME}, has changed",
             where=file,
-            expected=f"its SHA-256 to be as {MANIFEST_HASH_NAME} has it",
+            expected=f"their SHA-256 to be as {MANIFEST_HASH_NAME} has it",
             remedy=COPY_AGAIN,
         )
     return data
 
 
-def manifest_hash(data: bytes) -> bytes:
-    """What bundle.json.sha256 holds for a manifest of these bytes."""
-    return f"{hashlib.sha256(data).hexdigest()}  {MANIFEST_NAME}\n".encode()
+def signature_bytes(bundle: Path) -> bytes | None:
+    """The signature as it is written, unchecked; None where there is none."""
+    file = bundle / SIGNATURE_NAME
+    if file.is_symlink() or not file.is_file():
+        return None
+    if file.stat().st_size > MAX_SIGNATURE_BYTES:
+        raise IntegrityError(
+            "the signature is too large", where=file, expected=f"<= {MAX_SIGNATURE_BYTES} bytes"
+        )
+    return file.read_bytes()
+
+
+def manifest_hash(data: bytes, signature: bytes | None = None) -> bytes:
+    """What bundle.json.sha256 holds for a manifest of these bytes, and for its signature."""
+    lines = f"{hashlib.sha256(data).hexdigest()}  {MANIFEST_NAME}\n"
+    if signature is not None:
+        lines += f"{hashlib.sha256(signature).hexdigest()}  {SIGNATURE_NAME}\n"
+    return lines.encode()
+
+
+def unlisted_files(bundle: Path) -> list[str]:
+    """Those of UNLISTED that are there: the signature need not be."""
+    return sorted(name for name in UNLISTED if (bundle / name).is_file())
 
 
 def file_entries(value: object, key: str, most: int = MAX_MANIFEST_FILES) -> tuple[FileEntry, ...]:

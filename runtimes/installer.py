@@ -27,7 +27,15 @@ from pathlib import Path
 
 from runtimes.checker import CHECKER, STARTER
 from runtimes.console import Console
-from runtimes.contract import UNLISTED, FileEntry, Manifest, manifest_bytes, read_manifest
+from runtimes.contract import (
+    UNLISTED,
+    FileEntry,
+    Manifest,
+    manifest_bytes,
+    read_manifest,
+    signature_bytes,
+    unlisted_files,
+)
 from runtimes.delta import DELTA_NAME, source_of_every_file
 from runtimes.errors import (
     Cancelled,
@@ -152,9 +160,11 @@ def _existing(here: Path, installation: Installation, console: Console) -> Versi
         say(f"checking version {version.name}, which is installed already")
         with suppress(StarpackError, OSError):
             version.verify(full=True, progress=console.meter("checking", "MiB", MIB))
-            if manifest_bytes(version.bundle) == manifest_bytes(here):
+            if manifest_bytes(version.bundle) == manifest_bytes(here) and (
+                signature_bytes(version.bundle) == signature_bytes(here)
+            ):
                 return version
-        say("it is damaged; installing it again")
+        say("it is damaged, or was signed otherwise; installing it again")
     return None
 
 
@@ -219,7 +229,7 @@ def _copy(here: Path, manifest: Manifest, source: Sources, bundle: Path) -> None
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source(entry), copy, follow_symlinks=False)
         copy.chmod(0o755 if entry.path in EXECUTABLE else 0o644)
-    for name in UNLISTED:
+    for name in unlisted_files(here):
         shutil.copyfile(here / name, bundle / name)
 
 
