@@ -2,12 +2,14 @@
 
     bundle.json     the manifest: every other file with its size and SHA-256
     bundle.json.sha256  the manifest's own, for `sha256sum -c`
-    README.md       for whoever receives it;  MODEL_CARD.md  the checkpoint's own, where it has one
+    README.md       for whoever receives it
+    NOTICE          what was modified; MODEL_CARD.md, beside the checkpoint's own; sbom.cdx.json
     install run     POSIX shell; start.py is what both start (see bundle_files/)
     model/          the artifact;  tokenizer.json  the checkpoint's own
     runtimes/       this Python package, with the backend of this format alone
     wheels/         the engine and the packages that run beside it
-    licence/        model/: the model's licence;  starpack/: that of the runtime
+    licence/        model/: the model's licence;  starpack/: that of the runtime;  wheels/: theirs
+    deploy/         systemd units, a container recipe, clients' configurations
 
 What `./install --to DIR` makes of it is in runtimes/installation.py: a bundle is always exactly
 what its manifest lists, wherever it is. Knows nothing of any format but its name. The same inputs
@@ -20,11 +22,12 @@ import os
 import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import jsonschema
 
 from packager.bundle_parts import artifact_path, model_licences, sources_of, written_files
+from packager.documents import documents
 from packager.errors import IntegrityError, UsageError
 from packager.files import atomic_folder, file_entry, write_json
 from packager.profiles_folder import read_schema
@@ -49,13 +52,15 @@ def pack(
     evidence: Mapping[str, object],
     target: Target | None = None,
     licence_file: Path | None = None,
+    provenance: Mapping[str, object] | None = None,
     progress: Progress = no_progress,
 ) -> Manifest:
     """Write the bundle to the folder `out` and return its manifest.
 
     evidence: what was measured and proved, for the manifest. target: what the wheels are for, where
     it is not this machine. licence_file: the model's licence, where the checkpoint's folder holds
-    none. Progress counts bytes.
+    none. provenance: what the manifest's is to have beside what is known here. Progress counts
+    bytes.
 
     An earlier bundle at `out` is replaced once the new one is whole. Raises UsageError where
     something else is there, CheckpointError without a licence, IntegrityError where the artifact
@@ -64,17 +69,22 @@ def pack(
     _check_out(out)
     _check_wheels(wheels)
     target = target or this_machine()
+    provenance = provenance or {}
     sources = dict(sources_of(artifact, checkpoint, licence_file, wheels))
+    texts = documents(artifact, checkpoint, wheels, evidence, provenance, target)
     with atomic_folder(out) as folder:
         _copy(sources, folder, progress)
         for name, text in written_files(artifact, checkpoint, sources, target).items():
             (folder / name).write_text(text, encoding="utf-8")
+        for name, data in texts.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
         for name in EXECUTABLE:
             (folder / name).chmod(0o755)
         paths = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
         entries = tuple(file_entry(folder, path) for path in paths)
         _check_artifact(artifact, entries)
-        manifest = _manifest(artifact, checkpoint, entries, wheels, evidence, target)
+        manifest = _manifest(artifact, checkpoint, entries, wheels, evidence, provenance, target)
         check_manifest(manifest)
         write_json(folder / MANIFEST_NAME, manifest.to_json())
         data = (folder / MANIFEST_NAME).read_bytes()
@@ -157,6 +167,7 @@ def _manifest(
     entries: tuple[FileEntry, ...],
     wheels: Sequence[Path],
     evidence: Mapping[str, object],
+    provenance: Mapping[str, object],
     target: Target,
 ) -> Manifest:
     adapter = checkpoint.adapter
@@ -178,7 +189,13 @@ def _manifest(
             "adapter_sha256": None if adapter is None else adapter.sha256,
             "bits": artifact.variant.bits,
             "group_size": artifact.variant.group_size,
-            "licences": [e.path for e in entries if PurePosixPath(e.path).parts[0] == "licence"],
+            # what whoever uses the model has to be shown; those of the wheels go along unread
+            "licences": [
+                entry.path
+                for entry in entries
+                if entry.path.startswith(("licence/model/", "licence/starpack/"))
+            ],
+            **provenance,
         },
         measured=dict(evidence),
         versions={

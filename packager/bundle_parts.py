@@ -11,6 +11,8 @@ from pathlib import Path
 import runtimes
 from packager.errors import CheckpointError, IntegrityError, UsageError
 from packager.files import sha256_file
+from packager.law import CARD_NAME, check_full_text, model_name
+from packager.model_card import ORIGINAL_CARD_NAME
 from packager.records import Artifact, Checkpoint
 from packager.target import Target
 from runtimes.bundle import TOKENIZER_NAME
@@ -18,7 +20,6 @@ from runtimes.checker import CHECKER, STARTER
 
 BUNDLE_FILES = Path(__file__).parent / "bundle_files"
 LICENCE_NAMES = re.compile(r"(licen[cs]e|copying)([._-].*)?", re.IGNORECASE)
-MODEL_CARD_NAME = "README.md"  # as the Hugging Face hub has it
 
 
 def sources_of(
@@ -28,9 +29,9 @@ def sources_of(
     for entry in artifact.files:
         yield f"model/{entry.path}", artifact.path / entry.path
     yield TOKENIZER_NAME, checkpoint.path / TOKENIZER_NAME
-    card = checkpoint.path / MODEL_CARD_NAME
+    card = checkpoint.path / CARD_NAME
     if card.is_file():
-        yield "MODEL_CARD.md", card
+        yield ORIGINAL_CARD_NAME, card
     for file in model_licences(checkpoint, licence_file):
         yield f"licence/model/{file.name}", file
     yield "licence/starpack/LICENSE", _own_licence()
@@ -46,6 +47,7 @@ def model_licences(checkpoint: Checkpoint, licence_file: Path | None) -> list[Pa
     if licence_file is not None:
         if not licence_file.is_file():
             raise UsageError("no such file", where=licence_file, expected="the model's licence")
+        check_full_text(checkpoint, [licence_file])
         return [licence_file]
     found = sorted(
         file
@@ -60,6 +62,7 @@ def model_licences(checkpoint: Checkpoint, licence_file: Path | None) -> list[Pa
             remedy="name it with --licence-file. The model's card names its licence and links to "
             "the text; StarCoder2's is the BigCode OpenRAIL-M v1 licence agreement",
         )
+    check_full_text(checkpoint, found)
     return found
 
 
@@ -96,14 +99,12 @@ def written_files(
     install = (BUNDLE_FILES / "install").read_text()
     window = checkpoint.window.size_tokens
     readme = string.Template((BUNDLE_FILES / "README.md").read_text(encoding="utf-8"))
-    # the name of a folder may hold anything; a backtick or a line break would spoil the text
-    model = re.sub(r"[^\w. -]", "_", checkpoint.path.resolve().name)
     return {
         "install": install.replace("@PYTHON@", target.python).replace(
             "@CHECKER@", "\n".join(checked)
         ),
         "README.md": readme.substitute(
-            model=model,
+            model=model_name(checkpoint),
             format=artifact.variant.format,
             recipe=artifact.variant.recipe,
             window="none: full attention" if window is None else f"{window} tokens, exact",

@@ -18,6 +18,7 @@ from packager.calibrate import (
 )
 from packager.checkpoint import describe, read_checkpoint
 from packager.errors import QualityError
+from packager.provenance import recorded
 from packager.records import Checkpoint, Measurement, Progress, Variant
 from packager.select import read_budget
 from packager.store import to_plain
@@ -158,7 +159,13 @@ def _pack(arguments: argparse.Namespace, progress: Progress) -> tuple[Report, Pa
     measurements = _measure_all(arguments, checkpoint, settings, progress)
     selection = pipeline.choose(measurements, settings)
     folder = pack_selection(
-        checkpoint, selection, settings, wheels, licence_file=licence_file, progress=progress
+        checkpoint,
+        selection,
+        settings,
+        wheels,
+        licence_file=licence_file,
+        arguments=recorded(arguments),
+        progress=progress,
     )
     notes = _beyond_training(checkpoint, settings)
     text = [_measurement_text(selection.chosen), *notes, f"bundle: {folder}"]

@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from packager.bundle import check_parts, pack
 from packager.errors import DeviceError, StarpackError, UsageError
 from packager.pipeline import Settings, convert
+from packager.provenance import provenance_of
 from packager.records import Checkpoint, Progress, Selection
 from packager.store import to_plain
 from packager.wheelhouse import collect_wheels
@@ -122,9 +123,13 @@ def pack_selection(
     wheels: Mapping[str, list[Path]],
     *,
     licence_file: Path | None,
+    arguments: Mapping[str, object],
     progress: Progress,
 ) -> Path:
-    """Pack the chosen variant into `out`/bundle, with its evidence; returns the folder."""
+    """Pack the chosen variant into `out`/bundle, with its evidence; returns the folder.
+
+    arguments: of the command, for the manifest; see provenance.py.
+    """
     artifact = convert(checkpoint, selection.chosen.variant, settings, progress)
     out = settings.out / "bundle"
     pack(
@@ -134,6 +139,7 @@ def pack_selection(
         wheels=wheels[artifact.variant.format],
         evidence=to_plain(selection.chosen),
         licence_file=licence_file,
+        provenance=provenance_of(checkpoint, artifact, settings.calibrations, arguments),
         progress=progress,
     )
     return out

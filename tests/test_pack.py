@@ -22,6 +22,14 @@ from runtimes.bundle import verify_files
 from runtimes.contract import Manifest, Window, read_manifest
 from tests.packing import WHEEL, write_artifact, write_checkpoint, write_wheel
 
+DEPLOY = {
+    f"deploy/{name}"
+    for name in (
+        "Containerfile README.md continue.yaml starcoder2.service starcoder2-verify.service "
+        "starcoder2-verify.timer tabby/config.toml tabby/tabby.json"
+    ).split()
+}
+
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Checkpoint:
@@ -51,16 +59,20 @@ def test_exact_list_of_files(
     out = tmp_path / "bundle"
     manifest = pack(artifact, checkpoint, out, wheels=[wheel], evidence={"proof": {"holds": True}})
     found = {file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file()}
-    assert found == runtime_files() | {
+    assert found == runtime_files() | DEPLOY | {
         "MODEL_CARD.md",
+        "MODEL_CARD_ORIGINAL.md",
+        "NOTICE",
         "README.md",
         "bundle.json",
         "bundle.json.sha256",
         "install",
         "licence/model/LICENSE",
         "licence/starpack/LICENSE",
+        "licence/wheels/demo-package/METADATA",
         "model/model.gguf",
         "run",
+        "sbom.cdx.json",
         "start.py",
         "tokenizer.json",
         f"wheels/{WHEEL}",
