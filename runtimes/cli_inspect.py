@@ -1,4 +1,4 @@
-"""The commands that look at a bundle: verify, doctor. Also opens it, for all commands.
+"""The commands verify and rollback. Also opens the bundle, for all commands.
 
 Imports the standard library alone, so that a bundle can be checked where nothing is installed.
 """
@@ -6,15 +6,11 @@ Imports the standard library alone, so that a bundle can be checked where nothin
 from __future__ import annotations
 
 import argparse
-import platform
-from dataclasses import asdict
-from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtimes import bundle as bundles
 from runtimes.console import Console
-from runtimes.contract import Manifest, read_manifest
+from runtimes.contract import read_manifest
 from runtimes.errors import UsageError
 from runtimes.signature import verify_signature
 
@@ -54,20 +50,6 @@ def rollback(args: argparse.Namespace, console: Console) -> None:
     )
 
 
-def doctor(args: argparse.Namespace, console: Console) -> None:
-    """Open the bundle and say what runs it, with which window, in how much memory."""
-    manifest = read_manifest(args.bundle)
-    with open_model(args, console) as runtime:
-        facts = _facts(args.bundle, manifest, runtime)
-    if console.as_json:
-        console.data(facts)
-        return
-    for section, values in facts.items():
-        console.text(f"{section}\n")
-        for name, value in values.items():
-            console.text(f"  {name:24} {value}\n")
-
-
 def open_model(args: argparse.Namespace, console: Console) -> Runtime:
     """Open the bundle as the flags say; warns where they go beyond the model's training."""
     trained = read_manifest(args.bundle).context_tokens
@@ -86,31 +68,3 @@ def open_model(args: argparse.Namespace, console: Console) -> Runtime:
         cache=None if args.version is None else args.version.bundle_cache(),
         progress=console.meter("verify", "MiB", MIB),
     )
-
-
-def _facts(bundle: Path, manifest: Manifest, runtime: Runtime) -> dict[str, dict[str, object]]:
-    backend = runtime.backend
-    return {
-        "bundle": {
-            "path": str(bundle),
-            "format": manifest.format,
-            "recipe": manifest.recipe,
-            **manifest.versions,
-        },
-        "window": {
-            "window_tokens": backend.window.size_tokens or "none",
-            "reach_tokens": backend.window.reach_tokens(manifest.layers) or "none",
-            "context_tokens": backend.context_tokens,
-            "trained_context_tokens": manifest.context_tokens,
-            "chunk_tokens": backend.chunk_tokens,
-        },
-        "memory as the engine reports it": asdict(backend.memory_bytes()),
-        "engine": dict(backend.describe()),
-        "machine": {
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "default_threads": bundles.default_threads(),
-            "numpy": metadata.version("numpy"),
-            "tokenizers": metadata.version("tokenizers"),
-        },
-    }

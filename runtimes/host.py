@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 CPUS = Path("/sys/devices/system/cpu")
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
+MEMORY = Path("/proc/meminfo")
 
 
 def default_threads() -> int:
@@ -20,11 +22,11 @@ def default_threads() -> int:
     return max(1, min(_physical_cores(), _quota_cores()))
 
 
-def resident_bytes() -> int:
-    """Memory of this process that is in RAM now, mapped files included; 0 where unknown."""
+def resident_bytes(process: int | str = "self") -> int:
+    """Memory of a process that is in RAM now, mapped files included; 0 where unknown, or gone."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
+        pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    except (OSError, IndexError):
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")
 
@@ -39,6 +41,20 @@ def peak_resident_bytes() -> int:
     except OSError:
         return 0
     return int(found[1]) * 1024 if found else 0
+
+
+def machine_memory_bytes() -> tuple[int, int]:
+    """The memory that this process may use at all, and what of it is available now; 0 if unknown.
+
+    MemTotal and MemAvailable (man 5 proc), no more than its cgroups allow. Of what a cgroup uses,
+    files that were not read lately are given up first and count as available, as in Kubernetes'
+    working set.
+    """
+    found = dict(re.findall(r"(\w+):\s*(\d+) kB", _read(MEMORY)))
+    total, available = (int(found.get(name, 0)) * 1024 for name in ("MemTotal", "MemAvailable"))
+    for limit, used, idle in _memory_groups():
+        total, available = min(total, limit), min(available, limit - used + idle)
+    return total, max(0, available)
 
 
 def library_hashes(folder: Path) -> dict[str, str]:
@@ -67,12 +83,7 @@ def _core_of(cpu: int) -> tuple[str, ...]:
 
 def _quota_cores() -> int:
     """Whole cores of CPU time in the strictest quota of this cgroup and those above it."""
-    try:
-        lines = OWN_CGROUP.read_text().splitlines()
-    except OSError:
-        lines = []
-    # "0::/path" is version 2; "4:cpu,cpuacct:/path" is version 1 (man 7 cgroups)
-    own = {kinds: path for _, kinds, path in (line.split(":", 2) for line in lines)}
+    own = _own_groups()
     cores = [float(os.cpu_count() or 1)]
     for folder in _with_parents(CGROUPS, own.get("", "/")):
         cores.append(_ratio(_read(folder / "cpu.max")))
@@ -82,6 +93,31 @@ def _quota_cores() -> int:
                 quota = _read(folder / "cpu.cfs_quota_us")
                 cores.append(_ratio(f"{quota} {_read(folder / 'cpu.cfs_period_us')}"))
     return int(min(cores))
+
+
+def _memory_groups() -> Iterator[tuple[int, int, int]]:
+    """(limit, used, idle files) in bytes of each cgroup of this process that has a limit."""
+    own = _own_groups()
+    places = [(folder, "memory.max", "memory.current", "inactive_file")
+              for folder in _with_parents(CGROUPS, own.get("", "/"))]  # fmt: skip
+    for kinds, path in own.items():
+        if "memory" in kinds.split(","):
+            places += [
+                (folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+                for folder in _with_parents(CGROUPS / "memory", path)
+            ]
+    for folder, limit, used, idle in places:
+        given, taken = _read(folder / limit), _read(folder / used)
+        if given.isdecimal() and taken.isdecimal():  # not "max"
+            found = re.search(rf"^{idle} (\d+)$", _read(folder / "memory.stat"), re.MULTILINE)
+            yield int(given), int(taken), int(found[1]) if found else 0
+
+
+def _own_groups() -> dict[str, str]:
+    """The path of this process's cgroup by its controllers; "" is version 2's (man 7 cgroups)."""
+    # "0::/path" is version 2; "4:cpu,cpuacct:/path" is version 1
+    lines = _read(OWN_CGROUP).splitlines()
+    return {kinds: path for _, kinds, path in (line.split(":", 2) for line in lines)}
 
 
 def _with_parents(root: Path, path: str) -> list[Path]:

@@ -42,3 +42,28 @@ def test_threads_where_linux_hides_everything(
     monkeypatch.setattr(host.os, "sched_getaffinity", lambda pid: {0, 2, 5}, raising=False)
     monkeypatch.setattr(host.os, "cpu_count", lambda: 8)
     assert host.default_threads() == 3
+
+
+def test_memory_is_what_the_cgroup_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 8000 kB\nMemFree: 1 kB\nMemAvailable: 6000 kB\n")
+    group = tmp_path / "cgroup"
+    inner, older = group / "box" / "inner", group / "memory" / "old"
+    for folder in (inner, older):
+        folder.mkdir(parents=True)
+    (tmp_path / "own").write_text("4:cpuset,memory:/old\n0::/box/inner\n")
+    monkeypatch.setattr(host, "MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr(host, "CGROUPS", group)
+    monkeypatch.setattr(host, "OWN_CGROUP", tmp_path / "own")
+    assert host.machine_memory_bytes() == (8000 * 1024, 6000 * 1024)
+    (inner / "memory.max").write_text("max\n")
+    (inner / "memory.current").write_text("1\n")
+    assert host.machine_memory_bytes() == (8000 * 1024, 6000 * 1024)
+    (group / "box" / "memory.max").write_text("5000000\n")  # a group above counts as well
+    (group / "box" / "memory.current").write_text("2000000\n")
+    (group / "box" / "memory.stat").write_text("anon 7\ninactive_file 500000\n")
+    assert host.machine_memory_bytes() == (5000000, 3500000)
+    (older / "memory.limit_in_bytes").write_text("1000000\n")  # version 1
+    (older / "memory.usage_in_bytes").write_text("1200000\n")
+    assert host.machine_memory_bytes() == (1000000, 0)
+    monkeypatch.setattr(host, "MEMORY", tmp_path / "absent")
+    assert host.machine_memory_bytes() == (0, 0)
