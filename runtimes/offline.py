@@ -24,6 +24,7 @@ SETTINGS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_DATASETS_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
+    "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime 1.32 does, on Linux too; see its Privacy.md
     "DO_NOT_TRACK": "1",
     "NO_PROXY": "*",
 }

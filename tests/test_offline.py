@@ -80,6 +80,9 @@ CALL = "__import__('socket').create_connection(('192.0.2.1', 443), 0.1)"
 SWALLOWED = f"try:\n    {CALL}\nexcept Exception:\n    pass\n"
 
 
+UNTOLD = "import onnxruntime"
+
+
 @pytest.mark.parametrize("code", [CALL, SWALLOWED])
 def test_a_package_that_calls_home_is_not_installed(tmp_path: Path, code: str) -> None:
     bundle = write_bundle(tmp_path / "parts", tmp_path / "bundle", code=code)
@@ -101,3 +104,12 @@ def test_a_command_in_which_a_library_calls_home_fails(tmp_path: Path, code: str
     refused = sh(tmp_path / "target" / "run", "doctor")
     assert refused.returncode == 6, refused.stderr
     assert "numpy/__init__.py" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_onnx_runtime_leaves_no_identifier_of_the_machine(tmp_path: Path) -> None:
+    """As published it writes one into the user's cache as it is imported, and would send events."""
+    pytest.importorskip("onnxruntime")
+    environment = {"HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    for code, left in (("import runtimes.ort; runtimes.ort.engine()", False), (UNTOLD, True)):
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+        assert (tmp_path / "home").exists() == left
