@@ -30,6 +30,7 @@ from packager.files import atomic_folder, file_entry, write_json
 from packager.profiles_folder import read_schema
 from packager.records import Artifact, Checkpoint, Progress, no_progress
 from packager.target import Target, this_machine
+from packager.wheelhouse import newest_glibc
 from runtimes.contract import (
     MANIFEST_HASH_NAME,
     MANIFEST_NAME,
@@ -186,6 +187,7 @@ def _manifest(
             **{name.lower().replace("_", "-"): version for name, version in names},
             "wheels_python": target.python,
             "wheels_machine": target.machine,
+            "wheels_glibc": newest_glibc(wheels),
         },
     )
 

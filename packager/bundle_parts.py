@@ -13,6 +13,7 @@ from packager.errors import CheckpointError, IntegrityError, UsageError
 from packager.files import sha256_file
 from packager.records import Artifact, Checkpoint
 from packager.target import Target
+from packager.wheelhouse import newest_glibc
 from runtimes.bundle import TOKENIZER_NAME
 from runtimes.checker import CHECKER, STARTER
 
@@ -112,6 +113,7 @@ def written_files(
             megabytes=f"{artifact.bytes / 1e6:.1f}",
             machine=target.machine,
             python=target.python,
+            glibc=newest_glibc([file for path, file in sources.items() if path[-4:] == ".whl"]),
         ),
     }
 

@@ -17,7 +17,7 @@ from packager.calibrate import (
     write_importance,
 )
 from packager.checkpoint import describe, read_checkpoint
-from packager.errors import QualityError
+from packager.errors import QualityError, UsageError
 from packager.records import Checkpoint, Measurement, Progress, Variant
 from packager.select import read_budget
 from packager.store import to_plain
@@ -135,6 +135,10 @@ def bundle(arguments: argparse.Namespace, progress: Progress) -> Report:
     """Pack, then install the bundle and let it answer: the whole way."""
     from packager.ship import try_bundle
 
+    if arguments.target or arguments.target_python:
+        raise UsageError(
+            "a bundle for another machine cannot be tried on this one", remedy="use `starpack pack`"
+        )
     packed, folder = _pack(arguments, progress)
     trial = try_bundle(folder, folder.with_name("installed"), progress)
     shown = [
@@ -148,17 +152,25 @@ def bundle(arguments: argparse.Namespace, progress: Progress) -> Report:
 
 def _pack(arguments: argparse.Namespace, progress: Progress) -> tuple[Report, Path]:
     from packager.ship import pack_selection, prepare
+    from packager.target import read_target
     from packager.volumes import check_flags, write_files
 
     check_flags(arguments.archive, arguments.split)
+    target = read_target(arguments.target, arguments.target_python)
     checkpoint, licence_file = _checkpoint(arguments, progress), arguments.licence_file
     settings = _settings(arguments, checkpoint)
     formats = [variant.format for variant in _plan(arguments)]
-    wheels = prepare(checkpoint, formats, settings, licence_file, progress)
+    wheels = prepare(checkpoint, formats, settings, target, licence_file, progress)
     measurements = _measure_all(arguments, checkpoint, settings, progress)
     selection = pipeline.choose(measurements, settings)
     folder = pack_selection(
-        checkpoint, selection, settings, wheels, licence_file=licence_file, progress=progress
+        checkpoint,
+        selection,
+        settings,
+        wheels,
+        target=target,
+        licence_file=licence_file,
+        progress=progress,
     )
     notes = _beyond_training(checkpoint, settings)
     text = [_measurement_text(selection.chosen), *notes, f"bundle: {folder}"]

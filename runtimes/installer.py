@@ -14,6 +14,7 @@ import compileall
 import hashlib
 import json
 import os
+import platform
 import py_compile
 import shutil
 import subprocess
@@ -201,7 +202,7 @@ def _stage(
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(staged.bundle / path, copy)
     say("trying them")
-    _try_packages(staged, wheels)
+    _try_packages(staged, wheels, manifest.versions.get("wheels_glibc", "?"))
     staged.verify()  # from here on only what is touched is hashed again
     os.sync()  # a version that is named must survive a power cut
 
@@ -248,7 +249,7 @@ def _unpack(wheels: list[Path], packages: Path) -> list[FileEntry]:
     return entries
 
 
-def _try_packages(staged: Version, wheels: list[Path]) -> None:
+def _try_packages(staged: Version, wheels: list[Path], glibc: str) -> None:
     """Import each package once: a shared library that this machine lacks shows here."""
     names = set()
     for wheel in wheels:
@@ -263,6 +264,7 @@ def _try_packages(staged: Version, wheels: list[Path]) -> None:
         raise DeviceError(
             "a package of the bundle cannot be loaded here: "
             + (done.stderr.strip().splitlines() or ["no message"])[-1],
+            expected=f"glibc {glibc} or newer; this machine has {' '.join(platform.libc_ver())}",
             remedy="install the system library that is named (libgomp.so.1 is in libgomp1, "
             "libstdc++.so.6 in libstdc++6), or, where glibc is too old, use a newer system",
         )
