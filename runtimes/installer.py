@@ -111,6 +111,7 @@ def install(here: Path, target: Path, console: Console) -> None:
     check_machine(manifest, here)
     installation = Installation(target)
     _check_target(here, installation)
+    made = [installation.versions, *([] if target.is_dir() else [target])]
     try:
         installation.versions.mkdir(parents=True, exist_ok=True)
         with installation.locked():
@@ -122,7 +123,7 @@ def install(here: Path, target: Path, console: Console) -> None:
             installation.switch(version)
             installation.clear()
     except BaseException:
-        for folder in (installation.versions, target):  # what is empty is of no use to anyone
+        for folder in made:  # where nothing is installed in them
             with suppress(OSError):
                 folder.rmdir()
         raise
@@ -221,7 +222,7 @@ def _copy(here: Path, manifest: Manifest, source: Sources, bundle: Path) -> None
         shutil.copyfile(source(entry), copy, follow_symlinks=False)
         copy.chmod(0o755 if entry.path in EXECUTABLE else 0o644)
     for name in UNLISTED:
-        shutil.copyfile(here / name, bundle / name)
+        shutil.copyfile(here / name, bundle / name, follow_symlinks=False)
 
 
 def _unpack(wheels: list[Path], packages: Path) -> list[FileEntry]:
