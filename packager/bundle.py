@@ -118,12 +118,20 @@ def _check_wheels(wheels: Sequence[Path]) -> None:
     """Every wheel must be installable by unpacking it, which is all that ./install does."""
     for wheel in wheels:
         with zipfile.ZipFile(wheel) as archive:
-            outside = [name for name in archive.namelist() if ".data/" in name.split("/")[0] + "/"]
+            names = archive.namelist()
+        outside = [name for name in names if ".data/" in name.split("/")[0] + "/"]
         if outside:
             raise IntegrityError(
                 f"a wheel has files for outside of site-packages: {outside[0]}",
                 where=wheel,
                 expected="a wheel that is installed by unpacking it",
+            )
+        started = [name for name in names if "/" not in name and name.endswith(".pth")]
+        if started:
+            raise IntegrityError(
+                f"a wheel has a file that only a site-packages folder obeys: {started[0]}",
+                where=wheel,
+                expected="a wheel whose packages are imported from where they are",
             )
 
 
