@@ -21,10 +21,8 @@ from packager.errors import IntegrityError, UsageError
 from packager.files import atomic_folder
 from packager.records import Progress, no_progress
 from runtimes.contract import (
-    MANIFEST_HASH_NAME,
-    MANIFEST_NAME,
     MAX_MANIFEST_FILES,
-    SIGNATURE_NAME,
+    UNLISTED,
     FileEntry,
     file_entries,
     manifest_bytes,
@@ -37,7 +35,7 @@ from runtimes.verify import damaged, verify_folder, verify_names
 MAX_EPOCH_S = 0o77777777777  # specified: what a tar header's field for the time holds
 MAX_EXTENDED_BYTES = 64 * 1024  # guessed: a member's extended header holds a path and a size
 _EXTENDED = b"xgXLK"  # specified: the types of such headers (POSIX pax, GNU)
-_FIRST = (MANIFEST_NAME, MANIFEST_HASH_NAME, SIGNATURE_NAME, DELTA_NAME)
+_FIRST = (*sorted(UNLISTED), DELTA_NAME)  # so that what follows can be judged
 
 
 def source_date_epoch() -> int:

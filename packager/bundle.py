@@ -33,6 +33,7 @@ from packager.files import atomic_folder, file_entry, write_json
 from packager.profiles_folder import read_schema
 from packager.records import Artifact, Checkpoint, Progress, no_progress
 from packager.target import Target, this_machine
+from packager.wheelhouse import newest_glibc
 from runtimes.contract import (
     MANIFEST_HASH_NAME,
     MANIFEST_NAME,
@@ -127,12 +128,20 @@ def _check_wheels(wheels: Sequence[Path]) -> None:
     """Every wheel must be installable by unpacking it, which is all that ./install does."""
     for wheel in wheels:
         with zipfile.ZipFile(wheel) as archive:
-            outside = [name for name in archive.namelist() if ".data/" in name.split("/")[0] + "/"]
+            names = archive.namelist()
+        outside = [name for name in names if ".data/" in name.split("/")[0] + "/"]
         if outside:
             raise IntegrityError(
                 f"a wheel has files for outside of site-packages: {outside[0]}",
                 where=wheel,
                 expected="a wheel that is installed by unpacking it",
+            )
+        started = [name for name in names if "/" not in name and name.endswith(".pth")]
+        if started:
+            raise IntegrityError(
+                f"a wheel has a file that only a site-packages folder obeys: {started[0]}",
+                where=wheel,
+                expected="a wheel whose packages are imported from where they are",
             )
 
 
@@ -203,6 +212,7 @@ def _manifest(
             **{name.lower().replace("_", "-"): version for name, version in names},
             "wheels_python": target.python,
             "wheels_machine": target.machine,
+            "wheels_glibc": newest_glibc(wheels),
         },
     )
 

@@ -15,6 +15,15 @@ from packager.store import to_plain
 from packager.volumes import INDEX, check_flags, join_volumes, parse_size, write_files
 
 
+def add_target_flags(sub: argparse.ArgumentParser) -> None:
+    """What the bundle's packages are for, where it is not this machine."""
+    sub.add_argument(
+        "--target", metavar="PLATFORM",
+        help="manylinux_2_28_x86_64: a Linux of that processor with glibc 2.28 or newer",
+    )  # fmt: skip
+    sub.add_argument("--target-python", metavar="3.N", help="the Python there (this one)")
+
+
 def add_archive_flags(sub: argparse.ArgumentParser, name: str = "--archive") -> None:
     """Where the archive goes, and in how large volumes."""
     sub.add_argument(

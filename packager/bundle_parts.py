@@ -15,6 +15,7 @@ from packager.law import CARD_NAME, check_full_text, model_name
 from packager.model_card import ORIGINAL_CARD_NAME
 from packager.records import Artifact, Checkpoint
 from packager.target import Target
+from packager.wheelhouse import newest_glibc
 from runtimes.bundle import TOKENIZER_NAME
 from runtimes.checker import CHECKER, STARTER
 
@@ -113,6 +114,7 @@ def written_files(
             megabytes=f"{artifact.bytes / 1e6:.1f}",
             machine=target.machine,
             python=target.python,
+            glibc=newest_glibc([file for path, file in sources.items() if path[-4:] == ".whl"]),
         ),
     }
 

@@ -148,6 +148,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--licence-file", type=Path, help="the model's licence, if not in its folder"
         )
+        bundle_commands.add_target_flags(sub)
         bundle_commands.add_archive_flags(sub)
     sub = add("verify", commands.verify)
     sub.add_argument("bundle", type=Path, help="folder of a bundle")

@@ -17,7 +17,7 @@ from packager.calibrate import (
     write_importance,
 )
 from packager.checkpoint import describe, read_checkpoint
-from packager.errors import QualityError
+from packager.errors import QualityError, UsageError
 from packager.provenance import recorded
 from packager.records import Checkpoint, Measurement, Progress, Variant
 from packager.select import read_budget
@@ -136,6 +136,10 @@ def bundle(arguments: argparse.Namespace, progress: Progress) -> Report:
     """Pack, then install the bundle and let it answer: the whole way."""
     from packager.ship import try_bundle
 
+    if arguments.target or arguments.target_python:
+        raise UsageError(
+            "a bundle for another machine cannot be tried on this one", remedy="use `starpack pack`"
+        )
     packed, folder = _pack(arguments, progress)
     trial = try_bundle(folder, folder.with_name("installed"), progress)
     shown = [
@@ -149,13 +153,15 @@ def bundle(arguments: argparse.Namespace, progress: Progress) -> Report:
 
 def _pack(arguments: argparse.Namespace, progress: Progress) -> tuple[Report, Path]:
     from packager.ship import pack_selection, prepare
+    from packager.target import read_target
     from packager.volumes import check_flags, write_files
 
     check_flags(arguments.archive, arguments.split)
+    target = read_target(arguments.target, arguments.target_python)
     checkpoint, licence_file = _checkpoint(arguments, progress), arguments.licence_file
     settings = _settings(arguments, checkpoint)
     formats = [variant.format for variant in _plan(arguments)]
-    wheels = prepare(checkpoint, formats, settings, licence_file, progress)
+    wheels = prepare(checkpoint, formats, settings, target, licence_file, progress)
     measurements = _measure_all(arguments, checkpoint, settings, progress)
     selection = pipeline.choose(measurements, settings)
     folder = pack_selection(
@@ -163,6 +169,7 @@ def _pack(arguments: argparse.Namespace, progress: Progress) -> tuple[Report, Pa
         selection,
         settings,
         wheels,
+        target=target,
         licence_file=licence_file,
         arguments=recorded(arguments),
         progress=progress,

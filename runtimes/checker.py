@@ -14,6 +14,7 @@ STARTER = "start.py"
 CHECKER = tuple(
     f"runtimes/{name}.py"
     for name in (
-        "__init__ checker console contract delta errors installation installer offline verify"
+        "__init__ checker console contract delta errors installation installer offline seccomp "
+        "verify"
     ).split()
 )

@@ -64,9 +64,9 @@ class Version:
     def python(self) -> Path:
         return self.folder / "python"
 
-    def bundle_cache(self) -> HashCache:
+    def bundle_cache(self, *, fresh: bool = False) -> HashCache:
         """The hashes of the bundle's files that have not been touched since."""
-        return HashCache(self.folder / "checked-bundle.json")
+        return HashCache(self.folder / "checked-bundle.json", fresh=fresh)
 
     def verify(self, *, full: bool = False, progress: BytesProgress = no_progress) -> Manifest:
         """Check every byte of the bundle and of its unpacked packages; raises IntegrityError.
@@ -75,11 +75,10 @@ class Version:
         """
         manifest = read_manifest(self.bundle)
         packages = self.package_files()
-        caches = self.bundle_cache(), HashCache(self.folder / "checked-packages.json")
-        if full:
-            caches = None, None
-        verify_files(self.bundle, manifest, progress, caches[0])
-        verify_folder(self.packages, packages, (), progress, caches[1])
+        bundle_cache = self.bundle_cache(fresh=full)
+        packages_cache = HashCache(self.folder / "checked-packages.json", fresh=full)
+        verify_files(self.bundle, manifest, progress, bundle_cache)
+        verify_folder(self.packages, packages, (), progress, packages_cache)
         return manifest
 
     def package_files(self) -> tuple[FileEntry, ...]:

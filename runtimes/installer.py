@@ -14,6 +14,7 @@ import compileall
 import hashlib
 import json
 import os
+import platform
 import py_compile
 import shutil
 import subprocess
@@ -118,6 +119,7 @@ def install(here: Path, target: Path, console: Console) -> None:
     check_machine(manifest, here)
     installation = Installation(target)
     _check_target(here, installation)
+    made = [installation.versions, *([] if target.is_dir() else [target])]
     try:
         installation.versions.mkdir(parents=True, exist_ok=True)
         with installation.locked():
@@ -129,7 +131,7 @@ def install(here: Path, target: Path, console: Console) -> None:
             installation.switch(version)
             installation.clear()
     except BaseException:
-        for folder in (installation.versions, target):  # what is empty is of no use to anyone
+        for folder in made:  # where nothing is installed in them
             with suppress(OSError):
                 folder.rmdir()
         raise
@@ -211,7 +213,7 @@ def _stage(
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(staged.bundle / path, copy)
     say("trying them")
-    _try_packages(staged, wheels)
+    _try_packages(staged, wheels, manifest.versions.get("wheels_glibc", "?"))
     staged.verify()  # from here on only what is touched is hashed again
     os.sync()  # a version that is named must survive a power cut
 
@@ -230,7 +232,7 @@ def _copy(here: Path, manifest: Manifest, source: Sources, bundle: Path) -> None
         shutil.copyfile(source(entry), copy, follow_symlinks=False)
         copy.chmod(0o755 if entry.path in EXECUTABLE else 0o644)
     for name in unlisted_files(here):
-        shutil.copyfile(here / name, bundle / name)
+        shutil.copyfile(here / name, bundle / name, follow_symlinks=False)
 
 
 def _unpack(wheels: list[Path], packages: Path) -> list[FileEntry]:
@@ -258,7 +260,7 @@ def _unpack(wheels: list[Path], packages: Path) -> list[FileEntry]:
     return entries
 
 
-def _try_packages(staged: Version, wheels: list[Path]) -> None:
+def _try_packages(staged: Version, wheels: list[Path], glibc: str) -> None:
     """Import each package once: a shared library that this machine lacks shows here."""
     names = set()
     for wheel in wheels:
@@ -273,6 +275,7 @@ def _try_packages(staged: Version, wheels: list[Path]) -> None:
         raise DeviceError(
             "a package of the bundle cannot be loaded here: "
             + (done.stderr.strip().splitlines() or ["no message"])[-1],
+            expected=f"glibc {glibc} or newer; this machine has {' '.join(platform.libc_ver())}",
             remedy="install the system library that is named (libgomp.so.1 is in libgomp1, "
             "libstdc++.so.6 in libstdc++6), or, where glibc is too old, use a newer system",
         )

@@ -1,10 +1,10 @@
 """No network: libraries are told so, and one that tries all the same is found out.
 
 Python reports every use of a socket by Python code to its audit hooks (PEP 578). The hook here
-refuses what leaves this process: connecting, sending without a connection, looking a name up, and,
-unless it serves, waiting for connections. A library may swallow that refusal, so it is remembered
-too, and the process ends with OfflineError's exit code. Sockets that compiled code opens by itself
-are not reported: against those the machine has to be without a route, as it is behind an air gap.
+refuses what leaves this process, and sockets of the internet altogether unless it serves. A library
+may swallow that refusal, so it is remembered too, and the process ends with OfflineError's exit
+code. Compiled code opens sockets without Python's knowledge: to that the kernel refuses them, see
+runtimes/seccomp.py. Such an attempt fails, but nobody hears of it.
 
 Standard library only.
 """
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from ipaddress import ip_address
 
 from runtimes.errors import OfflineError
+from runtimes.seccomp import refuse_network
 
 # What keeps these libraries from trying in the first place: downloads, look-ups, telemetry.
 SETTINGS = {
@@ -24,11 +25,14 @@ SETTINGS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_DATASETS_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
+    "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime 1.32 does, on Linux too; see its Privacy.md
     "DO_NOT_TRACK": "1",
     "NO_PROXY": "*",
 }
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-_INTERNET = (2, 10)  # specified: Linux's AF_INET and AF_INET6
+# Specified by Linux's headers: AF_INET, AF_INET6; SOCK_STREAM, and the bits that are no flags.
+_INTERNET = (2, 10)
+_STREAM, _KIND_BITS = 1, 0xF
 
 _attempts: list[OfflineError] = []
 
@@ -42,6 +46,7 @@ def forbid_network(*, serving: bool = False) -> None:
     for name in PROXIES:
         os.environ.pop(name, None)
     sys.addaudithook(_hook(serving))
+    refuse_network(serving=serving)
 
 
 def attempts() -> tuple[OfflineError, ...]:
@@ -53,8 +58,7 @@ def _hook(serving: bool) -> Callable[[str, tuple[object, ...]], None]:
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         if event.startswith("socket.") and _leaves(event, arguments, serving):
             error = OfflineError(
-                f"something tried to use the network: {event.removeprefix('socket.')} "
-                f"{_target(arguments)}",
+                f"something tried to use the network: {_describe(event, arguments)}",
                 where=_culprit(),
                 expected="no network at install or run time",
                 remedy="report it: a bundle has to work without; nothing was sent",
@@ -69,8 +73,9 @@ def _leaves(event: str, arguments: tuple[object, ...], serving: bool) -> bool:
     match event:
         case "socket.connect" | "socket.sendto" | "socket.sendmsg":
             return _is_internet(arguments[0])
-        case "socket.bind":
-            return _is_internet(arguments[0]) and not serving
+        case "socket.__new__":
+            _, family, kind, _ = arguments
+            return family in _INTERNET and not (serving and kind & _KIND_BITS == _STREAM)
         case "socket.getaddrinfo" | "socket.gethostbyname":
             return not _is_literal(arguments[0])
         case "socket.gethostbyaddr" | "socket.getnameinfo":
@@ -94,8 +99,11 @@ def _is_literal(host: object) -> bool:
     return True
 
 
-def _target(arguments: tuple[object, ...]) -> str:
-    return ", ".join(str(value) for value in arguments if isinstance(value, (tuple, str, bytes)))
+def _describe(event: str, arguments: tuple[object, ...]) -> str:
+    if event == "socket.__new__":
+        return "it asked for a socket of the internet"
+    what = [str(value) for value in arguments if isinstance(value, (tuple, str, bytes))]
+    return " ".join([event.removeprefix("socket."), *what])
 
 
 def _culprit() -> str:

@@ -43,12 +43,16 @@ def no_progress(done_bytes: int, total_bytes: int) -> None:
 class HashCache:
     """SHA-256 by a file's stamp, kept in a JSON file, which need not exist or be writable.
 
-    Put it where only those may write who may also write the files.
+    Put it where only those may write who may also write the files. fresh: forget what it holds, now
+    and for good, since what has rotted on the disk has the stamp that it had.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, fresh: bool = False) -> None:
         self._file = file
-        self._known = _load(file)
+        if fresh:
+            with suppress(OSError):
+                file.unlink()
+        self._known = {} if fresh else _load(file)
         self._used: dict[str, str] = {}
 
     def get(self, info: os.stat_result) -> str | None:

@@ -227,6 +227,25 @@ def test_what_was_checked_is_not_read_again_until_it_is_touched(
     assert len(set(read)) == 2  # the bundle, and its packages
 
 
+def test_a_full_check_finds_what_rots_on_the_disk_and_it_stays_found(
+    bundle: Path, tmp_path: Path
+) -> None:
+    version = installed(bundle, tmp_path / "target").current()
+    file, cache = version.bundle / "tokenizer.json", version.folder / "checked-bundle.json"
+    known = json.loads(cache.read_text())
+    before = f"{file.stat().st_ino}:"
+    damage(file)
+    info = file.stat()
+    # as if nobody had written: the file's stamp of now, with the hash of what was there
+    (stamp,) = [stamp for stamp in known if stamp.startswith(before)]
+    fooled = f"{info.st_ino}:{info.st_size}:{info.st_mtime_ns}:{info.st_ctime_ns}"
+    cache.write_text(json.dumps(known | {fooled: known[stamp]}))
+    assert sh(tmp_path / "target" / "run", "verify").returncode == 0
+    for flags in (["--full"], []):
+        refused = sh(tmp_path / "target" / "run", "verify", *flags)
+        assert refused.returncode == 5 and str(file) in refused.stderr
+
+
 def test_a_place_that_cannot_be_written_is_explained(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     refused = sh(bundle / "install", "--to", tmp_path / "file" / "target")

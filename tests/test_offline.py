@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from tests.packing import sh, write_bundle
 
+MACHINES = ("x86_64", "aarch64")
 ROOT = Path(__file__).parents[1]
 GUARD = f"""
 import os, socket, sys
@@ -26,7 +28,10 @@ def refused(call):
     except OSError:
         pass
     return False
-tcp, udp = socket.socket(), socket.socket(type=socket.SOCK_DGRAM)
+def tcp():
+    return socket.socket()
+def udp():
+    return socket.socket(type=socket.SOCK_DGRAM)
 """
 
 
@@ -37,15 +42,16 @@ def guarded(code: str, serving: bool = False) -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        "tcp.connect(('127.0.0.1', 9))",  # a proxy or a collector of telemetry, on this machine
-        "tcp.connect(('192.0.2.1', 443))",
-        "tcp.connect_ex(('192.0.2.1', 443))",
+        "tcp().connect(('127.0.0.1', 9))",  # a proxy or a collector of telemetry, on this machine
+        "tcp().connect(('192.0.2.1', 443))",
+        "tcp().connect_ex(('192.0.2.1', 443))",
         "socket.create_connection(('192.0.2.1', 443), 0.1)",
-        "udp.sendto(b'x', ('192.0.2.1', 53))",
-        "udp.sendmsg([b'x'], [], 0, ('192.0.2.1', 53))",
+        "udp().sendto(b'x', ('192.0.2.1', 53))",
+        "udp().sendmsg([b'x'], [], 0, ('192.0.2.1', 53))",
         "socket.getaddrinfo('huggingface.example', 443)",
         "socket.gethostbyname('huggingface.example')",
         "socket.gethostbyaddr('192.0.2.1')",
+        "udp().connect(('192.0.2.1', 53))",
         "__import__('urllib.request').request.urlopen('http://192.0.2.1/')",
     ],
 )
@@ -55,7 +61,7 @@ def test_nothing_leaves(call: str, serving: bool) -> None:
 
 
 def test_only_a_server_waits_for_connections() -> None:
-    guarded("assert refused(lambda: tcp.bind(('127.0.0.1', 0)))")
+    guarded("assert refused(lambda: tcp().bind(('127.0.0.1', 0)))")
     guarded(
         "socket.getaddrinfo('localhost', 8000); socket.getaddrinfo('127.0.0.1', 8000)\n"
         "import asyncio\n"
@@ -80,12 +86,42 @@ CALL = "__import__('socket').create_connection(('192.0.2.1', 443), 0.1)"
 SWALLOWED = f"try:\n    {CALL}\nexcept Exception:\n    pass\n"
 
 
+# what a library written in C does: Python does not hear of it, so it does not end the process
+NATIVE = """
+import ctypes, errno
+libc = ctypes.CDLL(None, use_errno=True)
+address = (ctypes.c_ubyte * 16)(2, 0, 0, 9, 127, 0, 0, 1)
+def fails(family, kind):
+    made = libc.socket(family, kind, 0)
+    if made < 0:
+        return ctypes.get_errno() == errno.ENETUNREACH
+    return libc.connect(made, address, 16) < 0 and ctypes.get_errno() == errno.ENETUNREACH
+assert all(fails(family, kind) for family in (2, 10) for kind in (1, 2, 1 | 0o4000, 3))
+assert libc.syscall(425, 1, 0) < 0 and ctypes.get_errno() == errno.ENETUNREACH
+assert libc.socket(1, 1, 0) > 0
+import subprocess
+code = "import socket; socket.create_connection(('127.0.0.1', 9))"
+done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
+assert "unreachable" in done.stderr, done.stderr
+assert not offline.attempts()
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in MACHINES, reason="no filter for this machine")
+@pytest.mark.parametrize("serving", [False, True])
+def test_compiled_code_and_children_find_no_network(serving: bool) -> None:
+    guarded(NATIVE, serving)
+
+
+UNTOLD = "import onnxruntime"
+
+
 @pytest.mark.parametrize("code", [CALL, SWALLOWED])
 def test_a_package_that_calls_home_is_not_installed(tmp_path: Path, code: str) -> None:
     bundle = write_bundle(tmp_path / "parts", tmp_path / "bundle", code=code)
     refused = sh(bundle / "install", "--to", tmp_path / "target")
     assert refused.returncode == 6, refused.stderr
-    assert "demo_package/__init__.py" in refused.stderr and "192.0.2.1" in refused.stderr
+    assert "demo_package/__init__.py" in refused.stderr and "the network" in refused.stderr
     assert not (tmp_path / "target").exists()
 
 
@@ -101,3 +137,12 @@ def test_a_command_in_which_a_library_calls_home_fails(tmp_path: Path, code: str
     refused = sh(tmp_path / "target" / "run", "doctor")
     assert refused.returncode == 6, refused.stderr
     assert "numpy/__init__.py" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_onnx_runtime_leaves_no_identifier_of_the_machine(tmp_path: Path) -> None:
+    """As published it writes one into the user's cache as it is imported, and would send events."""
+    pytest.importorskip("onnxruntime")
+    environment = {"HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    for code, left in (("import runtimes.ort; runtimes.ort.engine()", False), (UNTOLD, True)):
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+        assert (tmp_path / "home").exists() == left

@@ -152,12 +152,19 @@ def test_only_a_bundle_is_replaced_and_only_by_a_whole_one(
     assert not list(tmp_path.glob("bundle.*"))
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("demo_package-1.0.data/scripts/tool", "outside of site-packages"),
+        ("demo_package.pth", "only a site-packages folder obeys"),
+    ],
+)
 def test_wheel_that_unpacking_cannot_install_is_refused(
-    artifact: Artifact, checkpoint: Checkpoint, wheel: Path, tmp_path: Path
+    artifact: Artifact, checkpoint: Checkpoint, wheel: Path, tmp_path: Path, name: str, message: str
 ) -> None:
     with zipfile.ZipFile(wheel, "a") as archive:
-        archive.writestr("demo_package-1.0.data/scripts/tool", "")
-    with pytest.raises(IntegrityError, match="outside of site-packages"):
+        archive.writestr(name, "")
+    with pytest.raises(IntegrityError, match=message):
         pack(artifact, checkpoint, tmp_path / "bundle", wheels=[wheel], evidence={})
 
 
