@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import runtimes
-from packager.errors import CheckpointError, IntegrityError, UsageError
+from packager.errors import CheckpointError, UsageError
 from packager.files import sha256_file
-from packager.law import CARD_NAME, check_full_text, model_name
+from packager.law import CARD_NAME, check_full_text, model_name, own_licence
 from packager.model_card import ORIGINAL_CARD_NAME
 from packager.records import Artifact, Checkpoint
 from packager.target import Target
@@ -35,7 +34,7 @@ def sources_of(
         yield ORIGINAL_CARD_NAME, card
     for file in model_licences(checkpoint, licence_file):
         yield f"licence/model/{file.name}", file
-    yield "licence/starpack/LICENSE", _own_licence()
+    yield "licence/starpack/LICENSE", own_licence()
     for path, file in _runtime_files(artifact.variant.format):
         yield path, file
     for wheel in wheels:
@@ -65,22 +64,6 @@ def model_licences(checkpoint: Checkpoint, licence_file: Path | None) -> list[Pa
         )
     check_full_text(checkpoint, found)
     return found
-
-
-def _own_licence() -> Path:
-    """The licence of starpack itself: in the checkout, or in the installed distribution."""
-    checkout = Path(__file__).parent.parent / "LICENSE"
-    if checkout.is_file():
-        return checkout
-    try:
-        files = distribution("starpack").files or []
-        return next(Path(file.locate()) for file in files if file.name == "LICENSE")
-    except (PackageNotFoundError, StopIteration):
-        raise IntegrityError(
-            "starpack's own licence is missing from this installation",
-            where=checkout,
-            remedy="install starpack again",
-        ) from None
 
 
 def _runtime_files(format: str) -> Iterator[tuple[str, Path]]:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from packager.deploy import deploy_files
-from packager.law import notice
+from packager.law import notice, own_licence
 from packager.model_card import model_card
 from packager.records import Artifact, Checkpoint
 from packager.sbom import SBOM_NAME, bill_of_materials
 from packager.target import Target
 from packager.versions import tool_versions
-from packager.wheel_facts import read_wheel
+from packager.wheel_facts import WheelFacts, read_wheel
 
 LICENCE_FOLDER = "licence/wheels"
 
@@ -37,6 +37,13 @@ def documents(
     }
     files = {path: text.encode() for path, text in texts.items()}
     for wheel in facts:
-        for name, data in wheel.texts.items():
+        for name, data in (_own_text(wheel) | wheel.texts).items():
             files[f"{LICENCE_FOLDER}/{wheel.name}/{name}"] = data
     return files
+
+
+def _own_text(wheel: WheelFacts) -> dict[str, bytes]:
+    """The text of a licence that a wheel names and does not bring; that of starpack is the same."""
+    if wheel.licence == "Apache-2.0" and set(wheel.texts) == {"METADATA"}:
+        return {"LICENSE": own_licence().read_bytes()}
+    return {}

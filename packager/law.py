@@ -11,10 +11,11 @@ import os
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from packager.archive import source_date_epoch
-from packager.errors import CheckpointError
+from packager.errors import CheckpointError, IntegrityError
 from packager.records import Artifact, Checkpoint
 
 CARD_NAME = "README.md"  # the checkpoint's model card, as the Hugging Face hub has it
@@ -100,3 +101,19 @@ def _card(checkpoint: Checkpoint) -> str:
     if not file.is_file() or file.stat().st_size > MAX_CARD_BYTES:
         return ""
     return file.read_text(encoding="utf-8", errors="replace")
+
+
+def own_licence() -> Path:
+    """The licence of starpack itself: in the checkout, or in the installed distribution."""
+    checkout = Path(__file__).parent.parent / "LICENSE"
+    if checkout.is_file():
+        return checkout
+    try:
+        files = distribution("starpack").files or []
+        return next(Path(file.locate()) for file in files if file.name == "LICENSE")
+    except (PackageNotFoundError, StopIteration):
+        raise IntegrityError(
+            "starpack's own licence is missing from this installation",
+            where=checkout,
+            remedy="install starpack again",
+        ) from None

@@ -257,6 +257,19 @@ def test_licence_texts_of_wheels_wherever_they_are(
     }
 
 
+def test_the_apache_licence_is_added_where_a_wheel_only_names_it(
+    artifact: Artifact, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    name, metadata = "thing-2.0-py3-none-any.whl", "Name: thing\nLicense: {}\n"
+    for words, texts in (("Apache 2.0", {"LICENSE", "METADATA"}), ("MIT", {"METADATA"})):
+        wheel = write_any_wheel(tmp_path / name, metadata.format(words))
+        bundle = packed(artifact, checkpoint, tmp_path / "bundle", wheels=[wheel])
+        folder = bundle / "licence" / "wheels" / "thing"
+        assert {file.name for file in folder.iterdir()} == texts
+        if len(texts) == 2:
+            assert (folder / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+
+
 def test_a_wheel_without_metadata_is_refused(tmp_path: Path) -> None:
     wheel = tmp_path / "thing-2.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
