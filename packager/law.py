@@ -72,7 +72,7 @@ def notice(artifact: Artifact, checkpoint: Checkpoint, starpack_version: str) ->
         "",
         f"Modification: its weights were converted to {artifact.variant.format} with the recipe "
         f"{artifact.variant.recipe}",
-        f"({artifact.variant.bits:g} bits for each weight on average) by starpack "
+        f"(nominally {artifact.variant.bits:g} bits for each weight) by starpack "
         f"{starpack_version}" + (f" on {date}." if date else "."),
     ]
     if checkpoint.adapter is not None:

@@ -71,7 +71,8 @@ def _changes(
     return [
         ("method", METHODS.get(variant.format, variant.format)),
         ("recipe", variant.recipe),
-        ("bits for each weight", f"{variant.bits:g}"),
+        ("bits for each weight, nominally", f"{variant.bits:g}"),
+        ("bits of the files for each parameter", f"{_bits(artifact, checkpoint):.2f}"),
         ("weights that share a scale", variant.group_size or "as the recipe has it"),
         ("head and embedding", f"{variant.head_bits} bits" if variant.head_bits else "as the rest"),
         ("calibrated on data with SHA-256", calibration or "none: not calibrated"),
@@ -82,6 +83,11 @@ def _changes(
         ("made with", ", ".join(f"{n} {v}" for n, v in sorted(artifact.versions.items()))),
         *[(f"SHA-256 of {entry.path}", entry.sha256) for entry in artifact.files],
     ]
+
+
+def _bits(artifact: Artifact, checkpoint: Checkpoint) -> float:
+    """With scales, norms, biases and what else is in the files."""
+    return 8 * artifact.bytes / checkpoint.geometry.parameters
 
 
 def _measured(measured: Mapping[str, Any]) -> str:

@@ -98,6 +98,9 @@ def test_units_are_walled_in(name: str) -> None:
     serving = "serve" in FILES[name]
     assert ("PrivateNetwork=yes" in lines) != serving
     assert ("IPAddressDeny=any" in lines) == serving
+    assert "MemoryDenyWriteExecute=yes" in lines
+    with_torch = deploy_files("gptq", Target("3.11", "x86_64"))[name]
+    assert ("MemoryDenyWriteExecute=no" in with_torch) == serving
 
 
 def test_systemd_accepts_the_units(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A bundle of a toy format whose model answers at once."""
     module = SimpleNamespace(**module_with(random_logits(), []))
     monkeypatch.setattr(bundles, "backend_module", lambda format: module)
-    monkeypatch.setattr(cli_doctor, "USUAL", Extent(32, 4, 5, 5))
+    monkeypatch.setattr(cli_doctor, "USUAL", Extent(32, 3, 4, 5, 5))
     return write_bundle(tmp_path / "bundle")
 
 
@@ -105,7 +105,7 @@ def test_a_measure_ends_at_its_limit(bundle: Path, capsys, monkeypatch) -> None:
 
     module = SimpleNamespace(**module_with(slow, []))
     monkeypatch.setattr(bundles, "backend_module", lambda format: module)
-    monkeypatch.setattr(cli_doctor, "QUICK", Extent(64, 50, 0.0, 0.0))
+    monkeypatch.setattr(cli_doctor, "QUICK", Extent(64, 3, 50, 0.0, 0.0))
     write_manifest(bundle, measured={"speed": {"prompt_tokens": 1024, "first_token_s": 1024e-6}})
     _, report, _ = doctor(bundle, capsys, "--quick")
     assert report["measured here"]["steps"] == 1
