@@ -97,19 +97,26 @@ def convert(arguments: argparse.Namespace, progress: Progress) -> Report:
 
 
 def verify(arguments: argparse.Namespace, progress: Progress) -> Report:
-    """Check every byte of a bundle against its manifest."""
+    """Check every byte of a bundle against its manifest, and its signature against a key."""
+    from packager.signing import check_signature
     from runtimes.bundle import verify_files
     from runtimes.contract import read_manifest
 
     manifest = read_manifest(arguments.bundle)
     verify_files(arguments.bundle, manifest, progress=lambda d, t: progress("verify", d, t))
+    signed = ""
+    if arguments.public_key is not None:
+        check_signature(arguments.bundle, arguments.public_key)
+        signed = f"; signed with the key of {arguments.public_key}"
     data = {
         "bundle": str(arguments.bundle),
         "files": len(manifest.files),
         "bytes": sum(entry.bytes for entry in manifest.files),
         "verified": True,
+        "signed": bool(signed),
     }
-    return Report(data, f"{data['files']} files, {data['bytes']} bytes: every one as packed")
+    text = f"{data['files']} files, {data['bytes']} bytes: every one as packed{signed}"
+    return Report(data, text)
 
 
 def table(data: dict[str, Any], indent: str = "") -> str:

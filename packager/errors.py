@@ -9,6 +9,7 @@ from runtimes.errors import (
     Cancelled,
     DeviceError,
     IntegrityError,
+    OfflineError,
     StarpackError,
     UsageError,
     WindowError,
@@ -31,12 +32,6 @@ class QualityError(SelectionError):
     """An artifact diverges from the checkpoint, or its window is not exact."""
 
     exit_code = 4
-
-
-class OfflineError(StarpackError):
-    """The network was needed and is not there, or not allowed."""
-
-    exit_code = 6
 
 
 class CheckpointError(StarpackError):

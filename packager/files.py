@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from runtimes.contract import FileEntry
 
@@ -32,6 +33,23 @@ def atomic_folder(out: Path) -> Iterator[Path]:
         _replace(partial, out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def atomic_file(out: Path) -> Iterator[BinaryIO]:
+    """A file to write; it becomes `out` when the block ends well, and vanishes otherwise."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f"{out.name}.", suffix=".partial", dir=out.parent)
+    try:
+        with open(descriptor, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(descriptor)
+        os.chmod(name, 0o644)  # mkstemp keeps it to this user
+        os.replace(name, out)
+    except BaseException:
+        os.unlink(name)
         raise
 
 

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from packager import (
+    bundle_commands,
     commands,
     device_commands,
     estimate_commands,
@@ -15,6 +16,7 @@ from packager import (
     plan_commands,
     profile_commands,
     quality_commands,
+    trust_commands,
 )
 
 DESCRIPTION = """\
@@ -29,6 +31,9 @@ The way a model takes, one command each:
   select    choose the best one for a device within a budget, with reasons and a report
   pack      all of these, then write the bundle
   bundle    all of these, then install the bundle and let it answer
+  sign      sign a bundle with your key; verify --public-key checks it
+  archive   write a bundle as one file, or in volumes; unpack, join: the way back
+  diff      write only what changed between two bundles
 """
 EPILOG = """\
 examples:
@@ -37,6 +42,8 @@ examples:
   starpack plan --device rtx-3060-12gb --budget inline --explain
   starpack convert models/starcoder2-3b --formats gguf:Q4_K_M,onnx --out artifacts --json
   starpack calibrate models/starcoder2-3b --sources src/ --out importance.gguf
+  starpack sign artifacts/bundle --key release.pem
+  starpack archive artifacts/bundle --out starcoder2.tar --split 4G
 
 exit codes: 0 ok, 2 usage, 3 nothing fits the budget, 4 quality or window, 5 integrity, 6 no
 network, 7 device or engine, 8 checkpoint refused, 9 an outside tool failed, 130 interrupted
@@ -94,6 +101,8 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--licence-file", type=Path, help="the model's licence, if not in its folder"
         )
+        bundle_commands.add_target_flags(sub)
+        bundle_commands.add_archive_flags(sub)
     sub = add("quality", quality_commands.quality)
     flags.add_judged(sub)
     sub.add_argument(
@@ -148,6 +157,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--write", action="store_true", help="keep the constants as fitted anew")
     sub = add("verify", commands.verify)
     sub.add_argument("bundle", type=Path, help="folder of a bundle")
+    trust_commands.add_key(sub)
+    trust_commands.add_commands(add)
+    bundle_commands.add_commands(add)
     return top
 
 

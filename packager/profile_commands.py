@@ -8,8 +8,9 @@ from pathlib import Path
 from packager import pipeline
 from packager.arguments import checkpoint_of, settings_of, variants_of
 from packager.commands import Report
-from packager.errors import QualityError, SelectionError
+from packager.errors import QualityError, SelectionError, UsageError
 from packager.findings import Measurement, Selection
+from packager.provenance import recorded
 from packager.records import Checkpoint, Progress
 from packager.store import to_plain
 from packager.wording import measurement_text, selection_text
@@ -51,6 +52,10 @@ def bundle(arguments: argparse.Namespace, progress: Progress) -> Report:
     """Pack, then install the bundle and let it answer: the whole way."""
     from packager.ship import try_bundle
 
+    if arguments.target or arguments.target_python:
+        raise UsageError(
+            "a bundle for another machine cannot be tried on this one", remedy="use `starpack pack`"
+        )
     packed, folder = _pack(arguments, progress)
     trial = try_bundle(folder, folder.with_name("installed"), progress)
     shown = [
@@ -64,11 +69,15 @@ def bundle(arguments: argparse.Namespace, progress: Progress) -> Report:
 
 def _pack(arguments: argparse.Namespace, progress: Progress) -> tuple[Report, Path]:
     from packager.ship import pack_selection, prepare
+    from packager.target import read_target
+    from packager.volumes import check_flags, write_files
 
+    check_flags(arguments.archive, arguments.split)
+    target = read_target(arguments.target, arguments.target_python)
     checkpoint, licence_file = checkpoint_of(arguments, progress), arguments.licence_file
     settings = settings_of(arguments, checkpoint, progress)
     formats = [variant.format for variant in variants_of(arguments)]
-    wheels = prepare(checkpoint, formats, settings, licence_file, progress)
+    wheels = prepare(checkpoint, formats, settings, target, licence_file, progress)
     measurements = _measure_all(arguments, checkpoint, settings, progress)
     selection, page = _choose(checkpoint, measurements, settings)
     chosen = next(m for m in measurements if m.variant == selection.chosen.variant)
@@ -78,7 +87,9 @@ def _pack(arguments: argparse.Namespace, progress: Progress) -> tuple[Report, Pa
         selection,
         settings,
         wheels,
+        target=target,
         licence_file=licence_file,
+        arguments=recorded(arguments),
         progress=progress,
     )
     notes = _notes(checkpoint, settings)
@@ -96,6 +107,9 @@ def _pack(arguments: argparse.Namespace, progress: Progress) -> tuple[Report, Pa
         "report": str(page),
         "notes": notes,
     }
+    if arguments.archive:
+        data["archive"] = write_files(folder, arguments.archive, arguments.split, progress)
+        text.append("\n".join(["archive:", *data["archive"]]))
     return Report(data, "\n\n".join(text)), folder
 
 

@@ -20,8 +20,10 @@ from packager.bundle import check_parts, pack
 from packager.errors import DeviceError, StarpackError, UsageError
 from packager.findings import Measurement, Selection
 from packager.pipeline import Settings, convert
+from packager.provenance import provenance_of
 from packager.records import Checkpoint, Progress
 from packager.store import to_plain
+from packager.target import Target
 from packager.wheelhouse import collect_wheels
 from packager.wheels import build_engine
 
@@ -54,10 +56,13 @@ def prepare(
     checkpoint: Checkpoint,
     formats: Iterable[str],
     settings: Settings,
+    target: Target,
     licence_file: Path | None,
     progress: Progress,
 ) -> dict[str, list[Path]]:
     """All that packing needs but the artifact, before the long work; the wheels of each format.
+
+    For another target than this machine they have the versions that measure, in another build.
 
     Raises CheckpointError without a licence, UsageError for a GPU (no bundle for one yet) or an
     output that is something else, DeviceError where the installed engine, which measures, is not
@@ -77,8 +82,9 @@ def prepare(
         built = []
         if format == "gguf":  # the one engine that is on no index as we need it
             built = [build_engine(settings.out / "wheels", progress=progress)]
-        wheels[format] = collect_wheels(backend.REQUIRES, built, progress=progress)
-        _check_engine(backend.engine_files(), wheels[format])
+        wheels[format] = collect_wheels(backend.REQUIRES, built, target=target, progress=progress)
+        if target.is_here:
+            _check_engine(backend.engine_files(), wheels[format])
     return wheels
 
 
@@ -123,10 +129,15 @@ def pack_selection(
     settings: Settings,
     wheels: Mapping[str, list[Path]],
     *,
+    target: Target,
     licence_file: Path | None,
+    arguments: Mapping[str, object],
     progress: Progress,
 ) -> Path:
-    """Pack the chosen variant into `out`/bundle, with the evidence for it; returns the folder."""
+    """Pack the chosen variant into `out`/bundle, with the evidence for it; returns the folder.
+
+    arguments: of the command, for the manifest; see provenance.py.
+    """
     artifact = convert(checkpoint, chosen.variant, settings, progress)
     out = settings.out / "bundle"
     pack(
@@ -135,7 +146,9 @@ def pack_selection(
         out,
         wheels=wheels[artifact.variant.format],
         evidence=to_plain(chosen) | {"selection": _selection(selection)},
+        target=target,
         licence_file=licence_file,
+        provenance=provenance_of(checkpoint, artifact, settings.calibrations, arguments),
         progress=progress,
     )
     return out

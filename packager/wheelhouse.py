@@ -16,15 +16,18 @@ import re
 import signal
 import subprocess
 import sys
+import zipfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from packager.errors import BuildError
-from packager.files import atomic_folder, cache_folder
+from packager.errors import BuildError, IntegrityError, UsageError
+from packager.files import atomic_folder, cache_folder, sha256_file, write_json
 from packager.records import Progress, no_progress
+from packager.target import Target, this_machine
 
 # What every format needs. tokenizers also declares huggingface-hub, but only to download with.
 COMMON_PACKAGES = ("numpy", "tokenizers")
@@ -127,29 +130,97 @@ def collect_wheels(
     built: Sequence[Path] = (),
     cache: Path | None = None,
     *,
+    target: Target | None = None,
     progress: Progress = no_progress,
 ) -> list[Path]:
     """The wheels that run a backend which `requires` these packages, and those `built`, by name.
 
-    They fit this Python's minor version and this kind of machine. Downloaded once per set of
-    versions. Raises BuildError.
+    They fit `target`, by default this Python's minor version and this kind of machine. Downloaded
+    once per set of versions: pip checks each against the hash that the index states, and from then
+    on against the hash that it had. Raises BuildError; UsageError where what is `built` here does
+    not run on the target; IntegrityError where the cache is not what was downloaded.
     """
     cache = cache or cache_folder()
+    target = target or this_machine()
+    _check_built(built, target)
     pins = shipped_pins(requires)
-    key = content_key([pins, sys.implementation.cache_tag, platform.machine(), _libc()])
+    key = content_key(
+        [pins, sys.implementation.cache_tag, platform.machine(), _libc()]
+        if target.is_here
+        else [pins, target.python, target.machine, target.glibc, _libc()]
+    )
     folder = cache / "packages" / key
     with locked(folder.with_suffix(".lock"), progress):
         if not folder.is_dir():
             progress("downloading wheels", 0, len(pins))
             with atomic_folder(folder) as partial:
-                options = ["--no-deps", "--only-binary", ":all:", "--dest", str(partial)]
                 run_logged(
-                    pip("download", *options, *pins),
+                    pip("download", *_options(target), "--dest", str(partial), *pins),
                     folder.with_suffix(".log"),
                     what="downloading wheels",
                 )
             progress("downloading wheels", len(pins), len(pins))
-    return sorted([*built, *folder.glob("*.whl")], key=lambda wheel: wheel.name)
+        found = sorted(folder.glob("*.whl"))
+        _check_cached(found, folder / "sha256.json")
+    return sorted([*built, *found], key=lambda wheel: wheel.name)
+
+
+def _options(target: Target) -> list[str]:
+    """What has pip choose wheels for the target, and nothing but wheels."""
+    options = ["--no-deps", "--only-binary", ":all:"]
+    if not target.is_here:
+        options += ["--implementation", "cp", "--python-version", target.python]
+        options += [word for tag in target.platforms for word in ("--platform", tag)]
+    return options
+
+
+def _check_cached(wheels: Sequence[Path], record: Path) -> None:
+    """Check the wheels against their hashes, which are recorded the first time."""
+    found = {wheel.name: sha256_file(wheel) for wheel in wheels}
+    if not record.exists():
+        write_json(record, found)
+    if json.loads(record.read_bytes()) != found:
+        raise IntegrityError(
+            "the cached wheels are not those that were downloaded",
+            where=record.parent,
+            expected=record.name,
+            remedy="delete that folder and run it again",
+        )
+
+
+def _check_built(built: Sequence[Path], target: Target) -> None:
+    """What is compiled here runs on machines of this kind, with this C library or a newer one."""
+    for wheel in built:
+        needed = glibc_needed(wheel)
+        if target.machine != platform.machine() or (
+            target.glibc is not None and target.glibc < needed
+        ):
+            raise UsageError(
+                f"{wheel.name} is compiled here, and does not run on that target",
+                expected=f"a {platform.machine()} with glibc 2.{needed} or newer",
+                remedy="pack it on a machine like the target, or take a format whose packages are "
+                "published for it: onnx or gptq",
+            )
+
+
+@lru_cache(maxsize=64)
+def glibc_needed(wheel: Path) -> int:
+    """The minor version of glibc 2 that the libraries in a wheel ask for; 0 where they do not.
+
+    By the names of symbol versions in them, such as GLIBC_2.34.
+    """
+    newest = 0
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            if ".so" in PurePosixPath(name).suffixes:
+                found = re.findall(rb"GLIBC_2\.(\d+)", archive.read(name))
+                newest = max([newest, *map(int, found)])
+    return newest
+
+
+def newest_glibc(wheels: Sequence[Path]) -> str:
+    """The version of glibc that all these wheels run with."""
+    return f"2.{max(map(glibc_needed, wheels), default=0)}"
 
 
 def _libc() -> str:

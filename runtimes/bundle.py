@@ -6,15 +6,9 @@ the bundle: the tokenizer library, numpy and the engine are imported after that.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import os
 import re
-import stat
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Event, Lock
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -22,27 +16,18 @@ from runtimes.contract import (
     MANIFEST_NAME,
     Backend,
     BackendOptions,
-    FileEntry,
     Manifest,
     read_manifest,
 )
-from runtimes.errors import Cancelled, ContextError, DeviceError, IntegrityError, UsageError
+from runtimes.errors import ContextError, DeviceError, IntegrityError, UsageError
 from runtimes.host import default_threads
+from runtimes.verify import BytesProgress, HashCache, no_progress, verify_files
 
 if TYPE_CHECKING:
     from runtimes.runtime import Runtime
 
 TOKENIZER_NAME = "tokenizer.json"  # at the top of the bundle
 MAX_CONTEXT_TOKENS = 131_072  # specified: the longest context that starpack offers
-HASH_BLOCK_BYTES = 1 << 20  # guessed: large enough to let other threads run while hashing
-HASH_THREADS = 8  # guessed: more than one disk can feed
-
-BytesProgress = Callable[[int, int], None]
-"""progress(done_bytes, total_bytes), from several threads but never two at once."""
-
-
-def no_progress(done_bytes: int, total_bytes: int) -> None:
-    """The progress of a caller that shows none."""
 
 
 def open_bundle(
@@ -55,14 +40,16 @@ def open_bundle(
     chunk_tokens: int = 512,
     flash_attention: bool = True,
     verify: bool = True,
+    cache: HashCache | None = None,
     progress: BytesProgress = no_progress,
 ) -> Runtime:
     """Check the bundle in folder `bundle` and load its model.
 
     What is None comes from the manifest (context_tokens) or this machine (threads); for the
     others see BackendOptions. `verify=False` skips the hashes, for a caller that has just checked
-    them. Raises IntegrityError for a bundle that is not whole, ContextError, UsageError, and
-    DeviceError where the engine or its memory is missing.
+    them; `cache` skips those of files that have not been touched since. Raises IntegrityError for a
+    bundle that is not whole, ContextError, UsageError, and DeviceError where the engine or its
+    memory is missing.
     """
     manifest = read_manifest(bundle)
     options = BackendOptions(
@@ -76,31 +63,8 @@ def open_bundle(
     _check_options(options)
     _check_parts(bundle, manifest)
     if verify:
-        verify_files(bundle, manifest, progress)
+        verify_files(bundle, manifest, progress, cache)
     return _load(bundle, manifest, options)
-
-
-def verify_files(bundle: Path, manifest: Manifest, progress: BytesProgress = no_progress) -> None:
-    """Check that the bundle holds the manifest's files, every byte of them, and nothing else.
-
-    Only the manifest itself is exempt. Raises IntegrityError naming the first file that is
-    unknown, missing, changed, or not a plain file. What is read later may have changed since: a
-    folder that others can write to cannot be trusted however often it is checked.
-    """
-    found = _plain_files(bundle)
-    expected = {entry.path: entry for entry in manifest.files}
-    for path in sorted(found.keys() | expected.keys()):
-        if path not in expected:
-            raise _unknown(bundle / path)
-        if path not in found:
-            raise _damaged(bundle / path, "a file of the bundle is missing")
-        if found[path] != expected[path].bytes:
-            raise _damaged(
-                bundle / path,
-                f"a file of the bundle has {found[path]} bytes",
-                f"{expected[path].bytes} bytes",
-            )
-    _check_hashes(bundle, sorted(manifest.files, key=lambda entry: entry.path), progress)
 
 
 def known_formats() -> list[str]:
@@ -174,80 +138,3 @@ def _check_parts(bundle: Path, manifest: Manifest) -> None:
                 where=bundle / MANIFEST_NAME,
                 remedy="pack the bundle again",
             )
-
-
-def _plain_files(bundle: Path) -> dict[str, int]:
-    """Path to size in bytes of every file below `bundle` but the manifest."""
-    return {path: size for path, size in _walk(bundle, "") if path != MANIFEST_NAME}
-
-
-def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda e: e.name):
-            path = prefix + entry.name
-            info = entry.stat(follow_symlinks=False)
-            if stat.S_ISDIR(info.st_mode):
-                yield from _walk(Path(entry.path), path + "/")
-            elif stat.S_ISREG(info.st_mode):
-                yield path, info.st_size
-            else:
-                kind = "a link" if entry.is_symlink() else "neither a file nor a folder"
-                raise _damaged(Path(entry.path), f"the bundle holds {kind}", "plain files only")
-
-
-def _check_hashes(bundle: Path, entries: list[FileEntry], progress: BytesProgress) -> None:
-    total = sum(entry.bytes for entry in entries)
-    done = 0
-    lock = Lock()
-    stopped = Event()
-
-    def add(count: int) -> None:
-        nonlocal done
-        if stopped.is_set():
-            raise Cancelled("hashing was stopped")
-        with lock:
-            done += count
-            progress(done, total)
-
-    with ThreadPoolExecutor(min(HASH_THREADS, default_threads())) as pool:
-        hashes = pool.map(lambda entry: _sha256(bundle / entry.path, add), entries)
-        try:
-            for entry, sha256 in zip(entries, hashes, strict=True):
-                if sha256 != entry.sha256:
-                    raise _damaged(
-                        bundle / entry.path,
-                        f"a file of the bundle has changed: its SHA-256 is {sha256}",
-                        entry.sha256,
-                    )
-        except BaseException:  # the first failure is enough, and Ctrl-C must not wait for the rest
-            stopped.set()
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _sha256(file: Path, add: Callable[[int], None]) -> str:
-    digest = hashlib.sha256()
-    try:
-        with open(file, "rb") as stream:
-            while block := stream.read(HASH_BLOCK_BYTES):
-                digest.update(block)
-                add(len(block))
-    except OSError as error:
-        raise _damaged(file, f"a file of the bundle cannot be read: {error.strerror}") from None
-    return digest.hexdigest()
-
-
-def _unknown(file: Path) -> IntegrityError:
-    if "__pycache__" in file.parts:
-        return IntegrityError(
-            "Python has left compiled files in the bundle, which nobody has checked",
-            where=file,
-            remedy="delete the __pycache__ folders; start with `run`, or with `python -B`",
-        )
-    return _damaged(file, "the bundle holds a file that it was not packed with")
-
-
-def _damaged(file: Path, what: str, expected: str | None = None) -> IntegrityError:
-    return IntegrityError(
-        what, where=file, expected=expected, remedy="copy or pack the bundle again"
-    )

@@ -1,7 +1,7 @@
 """The command line of a bundle: flags, help, exit codes. The commands are in cli_*.py.
 
-Exit codes: 0 done, 2 usage, 5 a bundle that is not whole, 7 engine or memory missing, 130
-interrupted; runtimes/errors.py has them all.
+Exit codes: 0 done, 2 usage, 5 a bundle that is not whole, 6 something tried to use the network,
+7 engine or memory missing, 130 interrupted; runtimes/errors.py has them all.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from runtimes.console import Console
 from runtimes.contract import MANIFEST_NAME
 from runtimes.errors import Cancelled, DeviceError, StarpackError, UsageError
+from runtimes.installation import Version
 
 DESCRIPTION = "Generate and infill code with the model of a starpack bundle, without a network."
 EXAMPLES = """examples (of an installed bundle, say DIR/run for `python -m runtimes`):
@@ -27,8 +28,10 @@ EXAMPLES = """examples (of an installed bundle, say DIR/run for `python -m runti
   python -m runtimes infill --prefix-file head.py --suffix-file tail.py \\
       --repo-name me/tools --repo-file tools/text.py --path tools/main.py
   python -m runtimes repl --temperature 0.2 --seed 7
-  python -m runtimes verify
+  python -m runtimes verify --full --public-key release.pub
   python -m runtimes doctor --json
+  python -m runtimes bench --prompt-tokens 1024 --depths 1024,8192
+  python -m runtimes --licence
 """
 
 MODULES = {
@@ -36,14 +39,21 @@ MODULES = {
     "infill": "runtimes.cli_generate",
     "repl": "runtimes.cli_generate",
     "verify": "runtimes.cli_inspect",
-    "doctor": "runtimes.cli_inspect",
+    "rollback": "runtimes.cli_inspect",
+    "licence": "runtimes.cli_licence",
+    "doctor": "runtimes.cli_doctor",
+    "bench": "runtimes.cli_bench",
 }
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns its exit code."""
-    args = parser().parse_args(argv)
+def main(argv: list[str] | None = None, version: Version | None = None) -> int:
+    """Run one command; returns its exit code. version: the installed one that this belongs to."""
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["--licence"]:
+        words = ["licence", *words[1:]]
+    args = parser().parse_args(words)
     console = Console(args.json, args.quiet)
+    args.version = version if args.bundle is None else None
     try:
         args.bundle = _bundle_folder(args.bundle)
         _command(args.command)(args, console)
@@ -79,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    top.add_argument("--licence", action="store_true", help="the same as the command licence")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
@@ -96,12 +107,25 @@ def parser() -> argparse.ArgumentParser:
     infill = command("infill", "fill in the text at a cursor")
     _add_gap(infill)
     repl = command("repl", "write a text in turns with the model")
-    command("verify", "check every byte of the bundle against its manifest")
-    doctor = command("doctor", "show what runs the model, its window and its memory")
+    verify = command("verify", "check every byte of the bundle against its manifest")
+    verify.add_argument(
+        "--full", action="store_true",
+        help="also what has not been touched since it was last checked",
+    )  # fmt: skip
+    verify.add_argument(
+        "--public-key", type=Path, metavar="FILE",
+        help="check that its owner has signed the bundle; needs the system's openssl",
+    )  # fmt: skip
+    command("rollback", "go back to the version that was installed before this one")
+    command("licence", "show the model's licence and its use restrictions")
+    doctor = command("doctor", "show what runs the model, and whether it does what was promised")
+    doctor.add_argument("--quick", action="store_true", help="measure for seconds, not a minute")
+    bench = command("bench", "time prompts of several lengths, and tokens at several depths")
+    _add_bench(bench)
     for sub in (generate, infill, repl):
         _add_generation(sub)
         _add_context(sub)
-    for sub in (generate, infill, repl, doctor):
+    for sub in (generate, infill, repl, doctor, bench):
         _add_model(sub)
     return top
 
@@ -113,6 +137,28 @@ def _add_gap(sub: argparse.ArgumentParser) -> None:
     gap.add_argument("--file", metavar="FILE", help="the whole text (default: standard input)")
     gap.add_argument("--cursor", metavar="LINE:COLUMN", help="the gap in it, both counted from 1")
     gap.add_argument("--marker", metavar="TEXT", help="or the text that stands for the gap in it")
+
+
+def _add_bench(sub: argparse.ArgumentParser) -> None:
+    add = sub.add_argument_group("what to time").add_argument
+    add(
+        "--prompt-tokens", type=_counts, metavar="N,...",
+        help="lengths of prompts (128,512,1024, as far as they fit)",
+    )  # fmt: skip
+    add(
+        "--depths", type=_counts, metavar="N,...",
+        help="tokens before the single steps (128,1024,4096,8192, as far as they fit)",
+    )  # fmt: skip
+    add("--steps", type=int, default=32, metavar="N", help="at each depth (%(default)s)")
+    add("--repeat", type=int, default=3, metavar="N", help="of each prompt (%(default)s)")
+
+
+def _counts(text: str) -> list[int]:
+    """Whole numbers between commas, for argparse."""
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdecimal() and len(part) < 10 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers like 128,1024")
+    return [int(part) for part in parts]
 
 
 def _add_generation(sub: argparse.ArgumentParser) -> None:

@@ -83,7 +83,7 @@ def _answer(runtime: Runtime, stream: Stream, console: Console) -> None:
             console.text(chunk.text)
     completion = join(chunks)
     if console.as_json:
-        console.data(asdict(completion))
+        console.data(asdict(completion) | {"machine_generated": True})
     elif not completion.text.endswith("\n"):
         console.remark("")  # so that the next line on a terminal starts at its left
     console.remark(describe_timings(completion.timings, completion.finish_reason))

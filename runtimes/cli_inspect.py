@@ -1,4 +1,4 @@
-"""The commands that look at a bundle: verify, doctor. Also opens it, for all commands.
+"""The commands verify and rollback. Also opens the bundle, for all commands.
 
 Imports the standard library alone, so that a bundle can be checked where nothing is installed.
 """
@@ -6,15 +6,13 @@ Imports the standard library alone, so that a bundle can be checked where nothin
 from __future__ import annotations
 
 import argparse
-import platform
-from dataclasses import asdict
-from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtimes import bundle as bundles
 from runtimes.console import Console
-from runtimes.contract import Manifest, read_manifest
+from runtimes.contract import read_manifest
+from runtimes.errors import UsageError
+from runtimes.signature import verify_signature
 
 if TYPE_CHECKING:
     from runtimes.runtime import Runtime
@@ -23,28 +21,33 @@ MIB = 1024 * 1024
 
 
 def verify(args: argparse.Namespace, console: Console) -> None:
-    """Check every byte of the bundle."""
+    """Check every byte of the bundle, of its unpacked packages where it is installed, and who
+    signed it, where a key is given."""
+    progress = console.meter("verify", "MiB", MIB)
     manifest = read_manifest(args.bundle)
-    bundles.verify_files(args.bundle, manifest, console.meter("verify", "MiB", MIB))
-    total = sum(entry.bytes for entry in manifest.files)
-    if console.as_json:
-        console.data({"bundle": str(args.bundle), "files": len(manifest.files), "bytes": total})
+    entries = list(manifest.files)
+    if args.version is None:
+        bundles.verify_files(args.bundle, manifest, progress)
     else:
-        console.text(f"whole: {len(manifest.files)} files, {total} bytes\n")
-
-
-def doctor(args: argparse.Namespace, console: Console) -> None:
-    """Open the bundle and say what runs it, with which window, in how much memory."""
-    manifest = read_manifest(args.bundle)
-    with open_model(args, console) as runtime:
-        facts = _facts(args.bundle, manifest, runtime)
+        args.version.verify(full=args.full, progress=progress)
+        entries += args.version.package_files()
+    if args.public_key is not None:
+        verify_signature(args.bundle, manifest, args.public_key)
+    signed_by = None if args.public_key is None else str(args.public_key)
+    total = sum(entry.bytes for entry in entries)
     if console.as_json:
-        console.data(facts)
-        return
-    for section, values in facts.items():
-        console.text(f"{section}\n")
-        for name, value in values.items():
-            console.text(f"  {name:24} {value}\n")
+        data = {"bundle": str(args.bundle), "files": len(entries), "bytes": total}
+        console.data(data | {"signed_by": signed_by})
+    else:
+        console.text(f"whole: {len(entries)} files, {total} bytes\n")
+        console.text(f"signed with the key of {signed_by}\n" if signed_by else "")
+
+
+def rollback(args: argparse.Namespace, console: Console) -> None:
+    """Where nothing is installed. Of an installation, start.py does it before it checks this."""
+    raise UsageError(
+        "only an installation has an earlier version", remedy="type DIR/run rollback, with no flags"
+    )
 
 
 def open_model(args: argparse.Namespace, console: Console) -> Runtime:
@@ -62,33 +65,6 @@ def open_model(args: argparse.Namespace, console: Console) -> Runtime:
         provider=args.provider,
         gpu_layers=args.gpu_layers,
         verify=args.verify,
+        cache=None if args.version is None else args.version.bundle_cache(),
         progress=console.meter("verify", "MiB", MIB),
     )
-
-
-def _facts(bundle: Path, manifest: Manifest, runtime: Runtime) -> dict[str, dict[str, object]]:
-    backend = runtime.backend
-    return {
-        "bundle": {
-            "path": str(bundle),
-            "format": manifest.format,
-            "recipe": manifest.recipe,
-            **manifest.versions,
-        },
-        "window": {
-            "window_tokens": backend.window.size_tokens or "none",
-            "reach_tokens": backend.window.reach_tokens(manifest.layers) or "none",
-            "context_tokens": backend.context_tokens,
-            "trained_context_tokens": manifest.context_tokens,
-            "chunk_tokens": backend.chunk_tokens,
-        },
-        "memory as the engine reports it": asdict(backend.memory_bytes()),
-        "engine": dict(backend.describe()),
-        "machine": {
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "default_threads": bundles.default_threads(),
-            "numpy": metadata.version("numpy"),
-            "tokenizers": metadata.version("tokenizers"),
-        },
-    }

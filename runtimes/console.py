@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from runtimes.completion import Timings
 
 NOTICE = (
-    "Machine-generated code; review it before use. "
-    "Licence and use restrictions: see licence/ in the bundle."
+    "Machine-generated code: review it before use, and say so where you publish it. "
+    "Licence and use restrictions: run --licence."
 )
 PATIENCE_S = 2.0  # specified: work that takes longer shows its progress
 REFRESH_S = 0.1  # guessed: smooth to the eye

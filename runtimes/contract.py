@@ -6,6 +6,7 @@ Knows nothing of any format, engine or prompt.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -19,8 +20,14 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "bundle.json"
+MANIFEST_HASH_NAME = "bundle.json.sha256"  # as `sha256sum` writes it, and checks it with -c
+SIGNATURE_NAME = "bundle.json.sig"  # where the bundle is signed; see runtimes/signature.py
+# all that the manifest does not list
+UNLISTED = frozenset({MANIFEST_NAME, MANIFEST_HASH_NAME, SIGNATURE_NAME})
+MAX_SIGNATURE_BYTES = 8 * 1024 * 1024  # guessed: it names each file, in base64
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024  # guessed: a manifest of 10,000 files is under 2 MB
 MAX_MANIFEST_FILES = 10_000
+COPY_AGAIN = "copy or pack the bundle again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +119,7 @@ class Manifest:
                 expected=f"schema version {SCHEMA_VERSION}",
                 remedy="run the bundle with the runtime that it carries",
             )
-        entries = data["files"]
-        if not isinstance(entries, list) or not 0 < len(entries) <= MAX_MANIFEST_FILES:
-            raise _bad("files", entries, f"a list of 1 to {MAX_MANIFEST_FILES} files")
-        files = tuple(_file_entry(entry, f"files[{i}]") for i, entry in enumerate(entries))
-        if len({entry.path for entry in files}) != len(files):
-            raise _bad("files", "a path twice", "each path once")
+        files = file_entries(data["files"], "files")
         window = _record(data["window"], "window", {"size_tokens"})["size_tokens"]
         ids = _record(data["special_ids"], "special_ids", {f.name for f in fields(SpecialIds)})
         vocab_size = _count(data["vocab_size"], "vocab_size")
@@ -143,6 +145,18 @@ class Manifest:
 def read_manifest(bundle: Path) -> Manifest:
     """Read and check `bundle`/bundle.json; raises IntegrityError."""
     file = bundle / MANIFEST_NAME
+    try:
+        return Manifest.from_json(json.loads(manifest_bytes(bundle)))
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"the manifest is not JSON: {error}", where=file) from None
+
+
+def manifest_bytes(bundle: Path) -> bytes:
+    """The manifest as it is written, checked against the hash beside it; raises IntegrityError.
+
+    That hash finds damage. It cannot find forgery, since whoever changes one can change both.
+    """
+    file = bundle / MANIFEST_NAME
     if file.is_symlink() or not file.is_file():
         raise IntegrityError(
             "not a bundle: it has no manifest",
@@ -153,11 +167,54 @@ def read_manifest(bundle: Path) -> Manifest:
         raise IntegrityError(
             "the manifest is too large", where=file, expected=f"<= {MAX_MANIFEST_BYTES} bytes"
         )
-    try:
-        value = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise IntegrityError(f"the manifest is not JSON: {error}", where=file) from None
-    return Manifest.from_json(value)
+    data = file.read_bytes()
+    beside = bundle / MANIFEST_HASH_NAME
+    if beside.is_symlink() or not beside.is_file():
+        raise IntegrityError("the manifest's hash is missing", where=beside, remedy=COPY_AGAIN)
+    expected = manifest_hash(data, signature_bytes(bundle))
+    if beside.stat().st_size != len(expected) or beside.read_bytes() != expected:
+        raise IntegrityError(
+            f"{MANIFEST_NAME}, its signature, or their hashes in {MANIFEST_HASH_NAME}, has changed",
+            where=file,
+            expected=f"their SHA-256 to be as {MANIFEST_HASH_NAME} has it",
+            remedy=COPY_AGAIN,
+        )
+    return data
+
+
+def signature_bytes(bundle: Path) -> bytes | None:
+    """The signature as it is written, unchecked; None where there is none."""
+    file = bundle / SIGNATURE_NAME
+    if file.is_symlink() or not file.is_file():
+        return None
+    if file.stat().st_size > MAX_SIGNATURE_BYTES:
+        raise IntegrityError(
+            "the signature is too large", where=file, expected=f"<= {MAX_SIGNATURE_BYTES} bytes"
+        )
+    return file.read_bytes()
+
+
+def manifest_hash(data: bytes, signature: bytes | None = None) -> bytes:
+    """What bundle.json.sha256 holds for a manifest of these bytes, and for its signature."""
+    lines = f"{hashlib.sha256(data).hexdigest()}  {MANIFEST_NAME}\n"
+    if signature is not None:
+        lines += f"{hashlib.sha256(signature).hexdigest()}  {SIGNATURE_NAME}\n"
+    return lines.encode()
+
+
+def unlisted_files(bundle: Path) -> list[str]:
+    """Those of UNLISTED that are there: the signature need not be."""
+    return sorted(name for name in UNLISTED if (bundle / name).is_file())
+
+
+def file_entries(value: object, key: str, most: int = MAX_MANIFEST_FILES) -> tuple[FileEntry, ...]:
+    """Check a decoded list of files, 1 to `most` with each path once; raises IntegrityError."""
+    if not isinstance(value, list) or not 0 < len(value) <= most:
+        raise _bad(key, value, f"a list of 1 to {most} files")
+    entries = tuple(_file_entry(entry, f"{key}[{i}]") for i, entry in enumerate(value))
+    if len({entry.path for entry in entries}) != len(entries):
+        raise _bad(key, "a path twice", "each path once")
+    return entries
 
 
 def safe_path(value: object, key: str) -> str:

@@ -54,6 +54,12 @@ class IntegrityError(StarpackError):
     exit_code = 5
 
 
+class OfflineError(StarpackError):
+    """The network was needed and is not there, or was used where that is not allowed."""
+
+    exit_code = 6
+
+
 class DeviceError(StarpackError):
     """The engine, device or memory that was asked for is not there."""
 

@@ -1,4 +1,7 @@
-"""The ONNX Runtime engine as a library: a known version, silent, on the device that was asked for.
+"""The ONNX Runtime engine as a library: a known version, on the device that was asked for.
+
+Silent in both senses: as published it sends usage events to its maker, on Linux too, and writes an
+identifier of the machine into the user's cache.
 
 The only file on the device that imports onnxruntime.
 """
@@ -7,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +29,8 @@ FATAL = 4  # onnxruntime's severities: errors come as exceptions too
 @functools.cache
 def engine() -> ModuleType:
     """Import onnxruntime on first use. Raises DeviceError where it is missing or too old."""
+    # read once, when it is loaded (its Privacy.md): no events, no identifier
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
         module = importlib.import_module("onnxruntime")
     except ImportError as error:

@@ -14,11 +14,14 @@ from runtimes import bundle as bundles
 from runtimes.bundle import known_formats, open_bundle, verify_files
 from runtimes.completion import GenerateOptions
 from runtimes.contract import (
+    MANIFEST_HASH_NAME,
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
+    UNLISTED,
     FileEntry,
     Manifest,
     Window,
+    manifest_hash,
     read_manifest,
 )
 from runtimes.errors import ContextError, DeviceError, IntegrityError, UsageError
@@ -44,7 +47,7 @@ def write_manifest(folder: Path, **changes: object) -> None:
             hashlib.sha256(file.read_bytes()).hexdigest(),
         )
         for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name != MANIFEST_NAME
+        if file.is_file() and file.name not in UNLISTED
     )
     manifest = Manifest(
         format="toy",
@@ -58,7 +61,13 @@ def write_manifest(folder: Path, **changes: object) -> None:
         special_ids=IDS,
     )
     value = manifest.to_json() | changes
-    (folder / MANIFEST_NAME).write_text(json.dumps(value), encoding="utf-8")
+    write_manifest_bytes(folder, json.dumps(value).encode())
+
+
+def write_manifest_bytes(folder: Path, data: bytes) -> None:
+    """With the right hash beside it."""
+    (folder / MANIFEST_NAME).write_bytes(data)
+    (folder / MANIFEST_HASH_NAME).write_bytes(manifest_hash(data))
 
 
 @pytest.fixture
@@ -191,8 +200,8 @@ def test_a_manifest_that_lies_is_refused(bundle: Path, opened: list, changes: di
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"format": NaN'])
 def test_a_manifest_that_is_none_is_refused(bundle: Path, data: bytes) -> None:
-    (bundle / MANIFEST_NAME).write_bytes(data)
-    with pytest.raises(IntegrityError):
+    write_manifest_bytes(bundle, data)
+    with pytest.raises(IntegrityError, match=r"JSON|manifest is"):
         open_bundle(bundle)
 
 

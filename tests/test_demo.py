@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -28,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "examples" / "demo"
 WINDOW = 256
 NEW_TOKENS = 40
+PYTHON = sys._base_executable  # without the packages of this environment
 # By format: two ids whose logits are nearer than this may change places. llama.cpp's half-precision
 # GELU table moves a logit of this model by less (see benchmarks/LOG.md); ONNX Runtime's by 1e-4.
 TIE = {"gguf": 0.02, "onnx": 0.0005}
@@ -190,13 +190,19 @@ def test_the_quality_floor_blocks_packing_and_an_override_stands_in_the_manifest
 
 
 @pytest.mark.parametrize("format", sorted(SMALL))
-def test_an_installed_bundle_works_without_network_home_or_checkout(bundle, tmp_path, format):
+def test_an_installed_bundle_works_without_network_home_compiler_or_checkout(
+    bundle, tmp_path, format
+):
     isolated = ["unshare", "--user", "--map-root-user", "--net"]
     if shutil.which("unshare") is None or subprocess.run([*isolated, "true"]).returncode:
         pytest.skip("needs network namespaces for users")
     carried = tmp_path / "carried"
     shutil.copytree(bundle / "small" / format / "bundle", carried)
-    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path / "nobody")}
+    tools = tmp_path / "tools"  # all that is on the PATH: what the two scripts call
+    tools.mkdir()
+    for name in ("dirname", "readlink", "unshare"):
+        (tools / name).symlink_to(shutil.which(name))
+    environment = {"PATH": str(tools), "HOME": str(tmp_path / "nobody"), "PYTHON": PYTHON}
 
     def run(*command: object, text: str = "") -> str:
         words = [*isolated, *map(str, command)]
@@ -224,9 +230,11 @@ def test_an_installed_bundle_works_without_network_home_or_checkout(bundle, tmp_
     assert completion["text"]
     doctor = json.loads(run(installed / "run", "doctor", "--json"))
     assert "256" in json.dumps(doctor)
-    run(installed / "run", "verify")
+    run(installed / "run", "verify", "--full")
+    assert not (tmp_path / "nobody").exists()
     # one changed byte, anywhere, and nothing is loaded
-    model = max((installed / "bundle" / "model").iterdir(), key=lambda f: f.stat().st_size)
+    folder = installed / "current" / "bundle" / "model"
+    model = max(folder.iterdir(), key=lambda file: file.stat().st_size)
     data = bytearray(model.read_bytes())
     data[len(data) // 2] ^= 1
     model.write_bytes(data)

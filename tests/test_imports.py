@@ -36,8 +36,10 @@ RUNTIMES = (
 )
 # Library: the only files that import it, by any spelling.
 HEAVY = {
+    "cyclonedx": {"packager/sbom.py"},
     "huggingface_hub": {"packager/fetch.py"},
     "llama_cpp": {"runtimes/llama.py"},
+    "model_signing": {"packager/signing.py"},
     "onnx": {"packager/onnx_graph.py"},
     "onnxruntime": {"runtimes/ort.py"},
     "pynvml": {"packager/gpu_meter.py", "packager/nvidia.py"},

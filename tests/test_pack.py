@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
-import os
 import platform
-import shutil
-import signal
-import subprocess
-import sys
-import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -24,50 +17,33 @@ from packager.bundle import check_manifest, pack
 from packager.errors import CheckpointError, IntegrityError, UsageError
 from packager.files import file_entry
 from packager.profiles_folder import read_schema
-from packager.records import Artifact, Checkpoint, Geometry, Variant
+from packager.records import Artifact, Checkpoint
 from runtimes.bundle import verify_files
-from runtimes.contract import Manifest, SpecialIds, Window, read_manifest
+from runtimes.contract import Manifest, Window, read_manifest
+from tests.packing import WHEEL, write_artifact, write_checkpoint, write_wheel
 
-GEOMETRY = Geometry(2, 2, 1, 8, 16, 32, 300, 10_000.0, 1e-5, True)
-WHEEL = "demo_package-1.0-py3-none-any.whl"
+DEPLOY = {
+    f"deploy/{name}"
+    for name in (
+        "Containerfile README.md continue.yaml starcoder2.service starcoder2-verify.service "
+        "starcoder2-verify.timer tabby/config.toml tabby/tabby.json"
+    ).split()
+}
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Checkpoint:
-    folder = tmp_path / "demo-model"
-    folder.mkdir()
-    (folder / "tokenizer.json").write_text("{}")
-    (folder / "README.md").write_text("the model's card")
-    (folder / "LICENSE").write_text("the model's licence")
-    return Checkpoint(
-        path=folder,
-        revision="main",
-        sha256="a" * 64,
-        window=Window(32),
-        context_tokens=128,
-        special_ids=SpecialIds(),
-        geometry=GEOMETRY,
-        dtype="float32",
-    )
+    return write_checkpoint(tmp_path / "demo-model")
 
 
 @pytest.fixture
 def artifact(tmp_path: Path) -> Artifact:
-    folder = tmp_path / "artifact"
-    folder.mkdir()
-    (folder / "model.gguf").write_bytes(b"weights" * 100)
-    entry = file_entry(folder, "model.gguf")
-    variant = Variant("gguf", "Q4_K_M", 4.8, None)
-    return Artifact(variant, "a" * 64, folder, (entry,), {"python": "3.11.7"})
+    return write_artifact(tmp_path / "artifact")
 
 
 @pytest.fixture
 def wheel(tmp_path: Path) -> Path:
-    file = tmp_path / WHEEL
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("demo_package/__init__.py", "VALUE = 1\n")
-        archive.writestr("demo_package-1.0.dist-info/METADATA", "Name: demo-package\n")
-    return file
+    return write_wheel(tmp_path)
 
 
 def runtime_files() -> set[str]:
@@ -83,16 +59,21 @@ def test_exact_list_of_files(
     out = tmp_path / "bundle"
     manifest = pack(artifact, checkpoint, out, wheels=[wheel], evidence={"proof": {"holds": True}})
     found = {file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file()}
-    assert found == runtime_files() | {
+    assert found == runtime_files() | DEPLOY | {
         "MODEL_CARD.md",
+        "MODEL_CARD_ORIGINAL.md",
+        "NOTICE",
         "README.md",
         "bundle.json",
+        "bundle.json.sha256",
         "install",
-        "install.py",
         "licence/model/LICENSE",
         "licence/starpack/LICENSE",
+        "licence/wheels/demo-package/METADATA",
         "model/model.gguf",
         "run",
+        "sbom.cdx.json",
+        "start.py",
         "tokenizer.json",
         f"wheels/{WHEEL}",
     }
@@ -171,12 +152,19 @@ def test_only_a_bundle_is_replaced_and_only_by_a_whole_one(
     assert not list(tmp_path.glob("bundle.*"))
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("demo_package-1.0.data/scripts/tool", "outside of site-packages"),
+        ("demo_package.pth", "only a site-packages folder obeys"),
+    ],
+)
 def test_wheel_that_unpacking_cannot_install_is_refused(
-    artifact: Artifact, checkpoint: Checkpoint, wheel: Path, tmp_path: Path
+    artifact: Artifact, checkpoint: Checkpoint, wheel: Path, tmp_path: Path, name: str, message: str
 ) -> None:
     with zipfile.ZipFile(wheel, "a") as archive:
-        archive.writestr("demo_package-1.0.data/scripts/tool", "")
-    with pytest.raises(IntegrityError, match="outside of site-packages"):
+        archive.writestr(name, "")
+    with pytest.raises(IntegrityError, match=message):
         pack(artifact, checkpoint, tmp_path / "bundle", wheels=[wheel], evidence={})
 
 
@@ -246,140 +234,3 @@ def test_both_validators_accept_the_same_paths(
 
 def test_schema_is_a_schema() -> None:
     jsonschema.Draft202012Validator.check_schema(read_schema("manifest"))
-
-
-@pytest.fixture
-def bundle(artifact: Artifact, checkpoint: Checkpoint, wheel: Path, tmp_path: Path) -> Path:
-    out = tmp_path / "packed bundle"  # shell scripts must bear a space
-    pack(artifact, checkpoint, out, wheels=[wheel], evidence={})
-    return out
-
-
-def sh(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {"PYTHON": sys.executable, "PATH": "/usr/bin:/bin", "PYTHONPATH": "/nowhere"}
-    return subprocess.run(
-        [str(script), *arguments], capture_output=True, text=True, env=environment, check=False
-    )
-
-
-def test_install_and_run(bundle: Path, tmp_path: Path) -> None:
-    target = tmp_path / "installed here"
-    before = {file: file.stat().st_mtime_ns for file in bundle.rglob("*")}
-    done = sh(bundle / "install", "--to", str(target))
-    assert done.returncode == 0, done.stderr
-    assert "copying" in done.stderr and "unpacking" in done.stderr and "trying" in done.stderr
-    assert {file: file.stat().st_mtime_ns for file in bundle.rglob("*")} == before
-    assert {file.name for file in target.iterdir()} == {"bundle", "run", "venv"}
-    shutil.rmtree(bundle)  # the installation stands alone
-    helped = sh(target / "run", "--help")
-    assert helped.returncode == 0, helped.stderr
-    assert "infill" in helped.stdout
-    verify_files(target / "bundle", read_manifest(target / "bundle"))  # no bytecode was left
-    python = target / "venv" / "bin" / "python"
-    code = "import demo_package; print(demo_package.__file__)"
-    shown = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=True)
-    assert shown.stdout.startswith(str(target / "venv"))
-
-
-def test_install_replaces_an_installation_and_nothing_else(bundle: Path, tmp_path: Path) -> None:
-    target = tmp_path / "target"
-    target.mkdir()
-    (target / "thesis.txt").write_text("precious")
-    refused = sh(bundle / "install", "--to", str(target))
-    assert (refused.returncode, (target / "thesis.txt").read_text()) == (2, "precious")
-    (target / "thesis.txt").unlink()
-    assert sh(bundle / "install", "--to", str(target)).returncode == 0
-    (target / "left-over").write_text("of the old one")
-    (tmp_path / "target.old").write_text("the user's own")
-    assert sh(bundle / "install", "--to", str(target)).returncode == 0
-    assert {file.name for file in target.iterdir()} == {"bundle", "run", "venv"}
-    assert [file.name for file in tmp_path.glob("target.*")] == ["target.old"]
-
-
-def test_no_file_beside_the_runtime_is_run_before_the_check(bundle: Path, tmp_path: Path) -> None:
-    # one that Python has, and one that subprocess looks for and Linux does not have
-    added = {name: f"open({str(tmp_path / 'ran')!r}, 'w')\n" for name in ("argparse", "msvcrt")}
-    target = tmp_path / "target"
-    assert sh(bundle / "install", "--to", str(target)).returncode == 0
-    for folder, command in (
-        (target / "bundle", (target / "run", "verify")),
-        (bundle, (bundle / "install", "--to", str(tmp_path / "other"))),
-    ):
-        for name, code in added.items():
-            (folder / f"{name}.py").write_text(code)
-        refused = sh(*command)
-        assert refused.returncode == 5
-        assert "not packed with" in refused.stderr
-    assert not (tmp_path / "ran").exists()
-
-
-def test_a_place_that_cannot_be_written_is_explained(bundle: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    refused = sh(bundle / "install", "--to", str(tmp_path / "file" / "target"))
-    assert refused.returncode == 1
-    assert "cannot install: " in refused.stderr and "remedy: " in refused.stderr
-    assert "Traceback" not in refused.stderr
-
-
-def test_an_interrupted_install_leaves_nothing(
-    artifact: Artifact, checkpoint: Checkpoint, wheel: Path, tmp_path: Path
-) -> None:
-    with zipfile.ZipFile(wheel, "w") as archive:  # the last phase lasts until it is interrupted
-        archive.writestr("demo_package/__init__.py", "import time\ntime.sleep(60)\n")
-    pack(artifact, checkpoint, tmp_path / "bundle", wheels=[wheel], evidence={})
-    command = [tmp_path / "bundle" / "install", "--to", tmp_path / "target"]
-    with subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={"PYTHON": sys.executable, "PATH": "/usr/bin:/bin"},
-        start_new_session=True,
-        # a shell that starts us in the background has us, and our children, ignore interrupts
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:
-        said = next(line for line in process.stderr if "trying" in line)
-        time.sleep(0.5)
-        os.killpg(process.pid, signal.SIGINT)
-        said += process.stderr.read()
-    assert process.returncode == 130
-    assert said.startswith("install: trying") and "interrupted" in said
-    assert "Traceback" not in said
-    assert not list(tmp_path.glob("target*"))
-
-
-def test_changed_bundle_is_not_installed(bundle: Path, tmp_path: Path) -> None:
-    with (bundle / "model" / "model.gguf").open("r+b") as stream:
-        stream.write(b"W")
-    target = tmp_path / "target"
-    refused = sh(bundle / "install", "--to", str(target))
-    assert refused.returncode == 5
-    assert "model.gguf" in refused.stderr
-    assert not target.exists()
-    assert not list(tmp_path.glob("target.*"))
-
-
-def test_packages_that_cannot_be_loaded_are_not_installed(
-    artifact: Artifact, checkpoint: Checkpoint, wheel: Path, tmp_path: Path
-) -> None:
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("demo_package/__init__.py", "raise ImportError('libgomp.so.1: no file')")
-    pack(artifact, checkpoint, tmp_path / "bundle", wheels=[wheel], evidence={})
-    refused = sh(tmp_path / "bundle" / "install", "--to", str(tmp_path / "target"))
-    assert refused.returncode == 7
-    assert "libgomp.so.1: no file" in refused.stderr
-    assert not (tmp_path / "target").exists()
-
-
-def test_run_before_install_says_so(bundle: Path) -> None:
-    refused = sh(bundle / "run", "generate", "x")
-    assert refused.returncode == 7
-    assert "./install --to DIR" in refused.stderr
-
-
-def test_install_for_another_machine_says_so(bundle: Path, tmp_path: Path) -> None:
-    manifest = json.loads((bundle / "bundle.json").read_text())
-    manifest["versions"]["wheels_machine"] = "pdp11"
-    (bundle / "bundle.json").write_text(json.dumps(manifest))
-    refused = sh(bundle / "install", "--to", str(tmp_path / "target"))
-    assert refused.returncode == 7
-    assert "pdp11" in refused.stderr

@@ -60,6 +60,7 @@ def test_quiet_and_json(bundle: Path, capsys) -> None:
     out, err = capsys.readouterr()
     value = json.loads(out)
     assert (value["text"], value["finish_reason"], err) == (ANSWER, "stop", "")
+    assert value["machine_generated"] is True
     assert len(value["logprobs"][0]["top"]) == 2
     assert value["timings"]["generated_tokens"] == len(value["ids"])
 

@@ -1,0 +1,97 @@
+"""Starts what a bundle does, once the bundle has been checked. Standard library only.
+
+    start.py install HERE ...    from `install`: HERE is the bundle or delta
+    start.py run DIR ...         from `run`: DIR is the installation, this file in its checker/
+    start.py try NAME ...        from installing: import these packages, in a process of their own
+
+See runtimes/checker.py for what runs before the check, and why.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+def load_runtimes(package: Path) -> None:
+    """Make `runtimes` the package in that folder.
+
+    The folder above is not put on sys.path: no file beside can pass for another module.
+    """
+    spec = importlib.util.spec_from_file_location("runtimes", package / "__init__.py")
+    sys.modules["runtimes"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["runtimes"])
+
+
+def run(installation: Path, argv: list[str]) -> int:
+    """Check this version, then let its own runtimes/ do what `argv` says."""
+    from runtimes.console import Console
+    from runtimes.errors import StarpackError
+    from runtimes.installation import Installation, Version, check_machine
+
+    console = Console("--json" in argv, "--quiet" in argv)
+    progress = console.meter("checking", "MiB", 1 << 20)
+    version = Version(HERE.parent)
+    try:
+        if argv[:1] == ["rollback"]:
+            back = Installation(installation).rollback(progress)
+            console.text(f"current version: {back.name}\n")
+            return 0
+        check_machine(version.verify(progress=progress), version.bundle)
+    except StarpackError as error:
+        console.error(error)
+        return error.exit_code
+    # the modules that are loaded already are copies of those in the bundle
+    sys.modules["runtimes"].__path__ = [str(version.bundle / "runtimes")]
+    sys.path.insert(0, str(version.packages))
+    from runtimes.cli import main
+
+    sys.stdout.reconfigure(encoding="utf-8")  # source code is UTF-8, whatever the locale
+    return main(argv, version)
+
+
+def try_packages(names: list[str]) -> int:
+    """Import each; what goes wrong shows as Python shows it."""
+    sys.path.insert(0, str(HERE.parent / "packages"))
+    for name in names:
+        importlib.import_module(name)
+    return 0
+
+
+def do(word: str, rest: list[str]) -> int:
+    """One of the three; returns the exit code."""
+    if word == "install":
+        from runtimes import installer
+
+        return installer.main(Path(rest[0]), rest[1:])
+    if word == "run":
+        return run(Path(rest[0]), rest[1:])
+    return try_packages(rest)
+
+
+def main() -> int:
+    """Do what the first argument says, without a network; returns the exit code."""
+    word, *rest = sys.argv[1:]
+    load_runtimes(HERE / "runtimes")
+    from runtimes import offline
+
+    offline.forbid_network(serving=word == "run" and rest[1:2] == ["serve"])
+    try:
+        code = do(word, rest)
+    except Exception:
+        if not offline.attempts():
+            raise
+        code = 1
+    for error in offline.attempts()[:1]:  # also where a library has swallowed it
+        if code != error.exit_code:  # otherwise it has been shown
+            print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

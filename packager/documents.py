@@ -1,0 +1,49 @@
+"""The texts that go with a bundle: notices, licences, cards, bill of materials, ways to deploy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from packager.deploy import deploy_files
+from packager.law import notice, own_licence
+from packager.model_card import model_card
+from packager.records import Artifact, Checkpoint
+from packager.sbom import SBOM_NAME, bill_of_materials
+from packager.target import Target
+from packager.versions import tool_versions
+from packager.wheel_facts import WheelFacts, read_wheel
+
+LICENCE_FOLDER = "licence/wheels"
+
+
+def documents(
+    artifact: Artifact,
+    checkpoint: Checkpoint,
+    wheels: Sequence[Path],
+    measured: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    target: Target,
+) -> dict[str, bytes]:
+    """Path in the bundle to content. Raises IntegrityError for a wheel without metadata."""
+    facts = [read_wheel(wheel) for wheel in wheels]
+    version = tool_versions().get("starpack", "of no installed version")
+    texts = {
+        "NOTICE": notice(artifact, checkpoint, version),
+        "MODEL_CARD.md": model_card(artifact, checkpoint, measured, provenance),
+        SBOM_NAME: bill_of_materials(artifact, checkpoint, facts, measured, provenance, version),
+        **deploy_files(artifact.variant.format, target),
+    }
+    files = {path: text.encode() for path, text in texts.items()}
+    for wheel in facts:
+        for name, data in (_own_text(wheel) | wheel.texts).items():
+            files[f"{LICENCE_FOLDER}/{wheel.name}/{name}"] = data
+    return files
+
+
+def _own_text(wheel: WheelFacts) -> dict[str, bytes]:
+    """The text of a licence that a wheel names and does not bring; that of starpack is the same."""
+    if wheel.licence == "Apache-2.0" and set(wheel.texts) == {"METADATA"}:
+        return {"LICENSE": own_licence().read_bytes()}
+    return {}

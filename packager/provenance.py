@@ -1,0 +1,68 @@
+"""Where an artifact came from, for the manifest: files, calibration, and what was asked for.
+
+No path, time or user: of a path that was given only its last part is recorded, and nothing that
+says where the output went, so that the same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from packager.config import CONFIG_NAME
+from packager.hashes import hash_entries
+from packager.records import Artifact, Checkpoint
+from packager.shards import open_folder
+from packager.tokenizer_file import TOKENIZER_NAME
+
+# What says where output goes and how it is shown, not what is made.
+NOT_RECORDED = frozenset({"archive", "command", "json", "out", "split"})
+
+
+def provenance_of(
+    checkpoint: Checkpoint,
+    artifact: Artifact,
+    calibrations: Mapping[str, Path],
+    arguments: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What the manifest's `provenance` gets beside what packing knows itself.
+
+    calibrations: by format, the file or folder that was learned from. arguments: the command's, as
+    `recorded` gives them. The hashes of files are remembered, not computed twice.
+    """
+    names = [checkpoint.path / CONFIG_NAME, checkpoint.path / TOKENIZER_NAME]
+    entries = hash_entries([*names, *open_folder(checkpoint.path).files])
+    format = artifact.variant.format
+    calibration = calibrations.get(format)
+    sha256 = None
+    if calibration is not None:
+        module = importlib.import_module(f"packager.formats.{format}")
+        sha256 = module.calibration_sha256(calibration)
+    return {
+        "checkpoint_files": [asdict(entry) for entry in sorted(entries, key=lambda e: e.path)],
+        "calibration_sha256": sha256,
+        "arguments": dict(arguments),
+    }
+
+
+def recorded(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The flags of a command that have a say in what is made, those left at nothing aside."""
+    values = vars(arguments).items()
+    return {
+        name: _plain(value)
+        for name, value in sorted(values)
+        if name not in NOT_RECORDED and value not in (None, False, [], ())
+    }
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Path):
+        return value.resolve().name
+    if isinstance(value, (list, tuple, set, frozenset)):
+        items = [_plain(item) for item in value]
+        return sorted(items) if isinstance(value, (set, frozenset)) else items
+    return value if isinstance(value, (str, int, float, bool)) else str(value)

@@ -1,0 +1,95 @@
+"""What a bundle's manifest says was measured where it was made: what `doctor` holds a device to.
+
+`measured` is evidence, not part of the contract, so it may lack anything here. Standard library
+only.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """Figures of the manifest; None for what it does not have.
+
+    first_token_s: for a prompt of prompt_tokens, with nothing in the cache; a median where several
+    were timed. per_token_s: median of the single-token steps after depth_tokens tokens.
+    memory_bytes: the most that the measuring process held, or that its device reported.
+    """
+
+    device: str | None = None
+    threads: int | None = None
+    context_tokens: int | None = None
+    prompt_tokens: int | None = None
+    first_token_s: float | None = None
+    depth_tokens: int | None = None
+    per_token_s: float | None = None
+    memory_bytes: int | None = None
+    artifact_bytes: int | None = None
+
+
+def read_promise(measured: Mapping[str, Any]) -> Promise:
+    """Whatever of it is there, in the words of any starpack so far."""
+    speed = _mapping(measured.get("speed"))
+    prompt_tokens = _number(_mapping(speed.get("workload")).get("prompt_tokens"))
+    if prompt_tokens is None:
+        prompt_tokens = _number(speed.get("prompt_tokens"))
+    first_token_s = _median(speed.get("cold_s"))
+    if first_token_s is None:
+        first_token_s = _number(speed.get("first_token_s"))
+    depth_tokens, per_token_s = _steps(speed, prompt_tokens)
+    device = measured.get("device")
+    return Promise(
+        device=device if isinstance(device, str) else None,
+        threads=_whole(speed.get("threads")),
+        context_tokens=_whole(speed.get("context_tokens")),
+        prompt_tokens=_whole(prompt_tokens),
+        first_token_s=first_token_s,
+        depth_tokens=_whole(depth_tokens),
+        per_token_s=per_token_s,
+        memory_bytes=_whole(speed.get("device_memory_bytes"))
+        or _whole(speed.get("peak_memory_bytes")),
+        artifact_bytes=_whole(measured.get("artifact_bytes")),
+    )
+
+
+def _steps(
+    speed: Mapping[str, Any], prompt_tokens: float | None
+) -> tuple[float | None, float | None]:
+    """Depth and median time of the steps nearest to the end of the prompt."""
+    found = []
+    for steps in speed.get("steps") if isinstance(speed.get("steps"), list) else []:
+        depth = _number(_mapping(steps).get("depth_tokens"))
+        median = _median(_mapping(steps).get("seconds"))
+        if depth is not None and median is not None:
+            found.append((depth, median))
+    if found:
+        return min(found, key=lambda step: (abs(step[0] - (prompt_tokens or 0)), step[0]))
+    return prompt_tokens, _number(speed.get("per_token_p50_s"))
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _number(value: object) -> float | None:
+    """A number above or equal to 0; anything else is not one that was measured."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+        return None
+    return value
+
+
+def _whole(value: object) -> int | None:
+    number = _number(value)
+    return None if number is None or number == float("inf") else int(number)
+
+
+def _median(value: object) -> float | None:
+    if not isinstance(value, list):
+        return None
+    numbers = [number for number in map(_number, value) if number is not None]
+    return statistics.median(numbers) if numbers else None
