@@ -1,0 +1,1 @@
+"""What the server does with a request between its HTTP dialect and the runtime."""
