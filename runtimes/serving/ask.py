@@ -5,11 +5,11 @@ Data only. Knows nothing of HTTP, of any dialect or of how a plan is carried out
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from runtimes.completion import Completion, GenerateOptions
+from runtimes.completion import Chunk, Completion, GenerateOptions
 from runtimes.prompt import NO_CONTEXT, Context
 from runtimes.sampling import TokenLogprobs
 
@@ -36,16 +36,17 @@ class IdsPrompt:
 class Ask:
     """What a client wants.
 
-    choices: completions of each prompt. echo: the prompt belongs to the answer. stream: chunk by
-    chunk. over_context: what to do with a prompt that is too long; None leaves it to the server.
-    dropped_stops, ignored: stop strings and fields of the request that are not honoured; the
-    answer says so.
+    choices: completions of each prompt. echo: the prompt belongs to the answer. scored: so do the
+    log-probabilities of the prompt. stream: chunk by chunk. over_context: what to do with a prompt
+    that is too long; None leaves it to the server. dropped_stops, ignored: stop strings and fields
+    of the request that are not honoured; the answer says so.
     """
 
     prompts: tuple[TextPrompt | IdsPrompt, ...]
     options: GenerateOptions
     choices: int = 1
     echo: bool = False
+    scored: bool = False
     stream: bool = False
     over_context: OverContext | None = None
     dropped_stops: tuple[str, ...] = ()
@@ -158,17 +159,17 @@ class Model:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
-def report(plan: Plan, results: list[Result]) -> dict[str, object]:
+def report(plan: Plan, ends: Sequence[Chunk | Completion]) -> dict[str, object]:
     """What no dialect has a place for, and nobody should have to guess; under the key `starpack`.
 
     The budget of each prompt, why each choice ended, its timings, the seed, the length in force,
-    what was not honoured.
+    what was not honoured. `ends` are whole completions, or the last chunks of streams.
     """
     options = plan.ask.options
     return {
         "budget": [asdict(fit) for fit in plan.fits],
-        "finish_reasons": [result.completion.finish_reason for result in results],
-        "timings": [asdict(result.completion.timings) for result in results],
+        "finish_reasons": [end.finish_reason for end in ends],
+        "timings": [asdict(end.timings) for end in ends],
         "seed": options.sampling.seed,
         "max_tokens": options.max_tokens,
         "dropped_stops": list(plan.ask.dropped_stops),

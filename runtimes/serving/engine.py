@@ -1,8 +1,8 @@
 """One thread in front of the model: a fair, bounded queue of jobs, cancelled within a token.
 
 A backend holds one sequence, so jobs run one after the other; what a job's prompt has in common
-with what the backend holds is not computed again. Clients take turns: each has a queue of its own, and
-after one of its jobs it is behind the others that wait. Knows nothing of HTTP.
+with what the backend holds is not computed again. Clients take turns: each has a queue of its own,
+and after one of its jobs it is behind the others that wait. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ logger = logging.getLogger("starpack.serve")
 
 FIRST_JOB_S = 2.0  # guessed: how long a job takes, before one has been measured
 SMOOTHING = 0.2  # guessed: weight of the latest job in that figure
-PROBE = "probe"  # the client name of the engine's own readiness probes
+PROBE = "probe"  # the client whose jobs have no runs: each asks for one token, as a sign of life
 
 Event = tuple[int, Chunk | tuple[TokenLogprobs, ...]] | Exception | None
 """(run, chunk) or (run, log-probabilities of its prompt); an error, which is the last; None at the
@@ -85,7 +85,8 @@ class Engine:
         self._stopping = False
         self._job_s = FIRST_JOB_S
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
-        self.last_token_at: float | None = None  # time.monotonic() of the latest token, while sound
+        self.last_token_at: float | None = None  # time.monotonic(), of the latest token
+        self.is_sound = True  # no failure of the engine since that token
 
     def start(self) -> None:
         """Start the thread."""
@@ -141,7 +142,7 @@ class Engine:
         """Whether the thread is there to take jobs."""
         return self._thread.is_alive() and not self._stopping
 
-    def probe_run(self) -> Run:
+    def _probe_run(self) -> Run:
         """One token that goes on from what the engine holds, and so disturbs nobody's prefix."""
         held = self._runtime.held_ids[: self._runtime.backend.context_tokens - 1]
         options = GenerateOptions(max_tokens=1, speculate=False)
@@ -191,7 +192,8 @@ class Engine:
                     "the request waited for longer than it may take",
                     retry_after_s=self._retry_after_s(),
                 )
-            for i, run in enumerate(job.runs):
+            runs = (self._probe_run(),) if job.client == PROBE else job.runs
+            for i, run in enumerate(runs):
                 for event in self._run(job, run):
                     job.emit((i, event))
                 if job.cancelled is not None:
@@ -200,10 +202,11 @@ class Engine:
         except (Cancelled, BusyError, StoppingError, UsageError) as error:  # no fault of the engine
             job.emit(error)
         except Exception as error:
-            self.last_token_at = None  # not known to be sound until a token has come again
+            self.is_sound = False  # until a token has come again
             self._metrics.engine_error()
             if not isinstance(error, StarpackError):
                 logger.exception("the engine failed")
+                error = StarpackError("the engine failed", remedy="see the server's log")
             job.emit(error)
 
     def _run(self, job: Job, run: Run) -> Iterator[Chunk | tuple[TokenLogprobs, ...]]:
@@ -218,8 +221,9 @@ class Engine:
         is_first = True
         for chunk in self._runtime.run(run.ids, options, cancelled=cancelled):
             now = time.monotonic()
+            if chunk.ids or chunk.finish_reason == "stop":  # a control id is a token, too
+                self.last_token_at, self.is_sound = now, True
             if chunk.ids:
-                self.last_token_at = now
                 if is_first:
                     self._metrics.first_token(now - started)
                     is_first = False
@@ -228,8 +232,6 @@ class Engine:
                 last = now
             if chunk.timings is not None:
                 timings = chunk.timings
-                if chunk.finish_reason == "stop":
-                    self.last_token_at = now  # a control id is a token, too
                 self._metrics.run(
                     timings.prompt_tokens, timings.reused_tokens, timings.generated_tokens
                 )

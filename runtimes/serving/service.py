@@ -60,8 +60,7 @@ class Service:
                 self.rules,
             )
             fits.append(fit)
-            scored = ask.echo and ask.options.logprobs is not None
-            runs += [Run(ids, _choice(ask, i), scored) for i in range(ask.choices)]
+            runs += [Run(ids, _choice(ask, i), ask.scored) for i in range(ask.choices)]
         return Plan(ask, tuple(runs), tuple(fits))
 
     def check_ids(self, ids: tuple[int, ...]) -> None:
@@ -73,8 +72,9 @@ class Service:
     @property
     def is_fresh(self) -> bool:
         """Whether a real token has come lately, and no failure since."""
-        at = self.engine.last_token_at
-        return self.engine.is_alive and at is not None and time.monotonic() - at < FRESH_S
+        engine, at = self.engine, self.engine.last_token_at
+        young = at is not None and time.monotonic() - at < FRESH_S
+        return engine.is_alive and engine.is_sound and young
 
     def gauges(self) -> dict[str, tuple[str, float]]:
         """How things stand, for the metrics: name to (help, value)."""
