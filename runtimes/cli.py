@@ -27,6 +27,7 @@ EXAMPLES = """examples (of an installed bundle, say DIR/run for `python -m runti
   python -m runtimes infill --prefix-file head.py --suffix-file tail.py \\
       --repo-name me/tools --repo-file tools/text.py --path tools/main.py
   python -m runtimes repl --temperature 0.2 --seed 7
+  python -m runtimes serve --port 8012
   python -m runtimes verify
   python -m runtimes doctor --json
 """
@@ -35,6 +36,7 @@ MODULES = {
     "generate": "runtimes.cli_generate",
     "infill": "runtimes.cli_generate",
     "repl": "runtimes.cli_generate",
+    "serve": "runtimes.cli_serve",
     "verify": "runtimes.cli_inspect",
     "doctor": "runtimes.cli_inspect",
 }
@@ -96,12 +98,15 @@ def parser() -> argparse.ArgumentParser:
     infill = command("infill", "fill in the text at a cursor")
     _add_gap(infill)
     repl = command("repl", "write a text in turns with the model")
+    serve = command("serve", "answer editors and other clients over HTTP")
+    _add_address(serve)
+    _add_limits(serve)
     command("verify", "check every byte of the bundle against its manifest")
     doctor = command("doctor", "show what runs the model, its window and its memory")
     for sub in (generate, infill, repl):
         _add_generation(sub)
         _add_context(sub)
-    for sub in (generate, infill, repl, doctor):
+    for sub in (generate, infill, repl, serve, doctor):
         _add_model(sub)
     return top
 
@@ -113,6 +118,73 @@ def _add_gap(sub: argparse.ArgumentParser) -> None:
     gap.add_argument("--file", metavar="FILE", help="the whole text (default: standard input)")
     gap.add_argument("--cursor", metavar="LINE:COLUMN", help="the gap in it, both counted from 1")
     gap.add_argument("--marker", metavar="TEXT", help="or the text that stands for the gap in it")
+
+
+def _add_address(sub: argparse.ArgumentParser) -> None:
+    add = sub.add_argument_group("address and access").add_argument
+    add("--host", default="127.0.0.1", help="default: %(default)s; others need an API key")
+    add("--port", type=int, default=8012, metavar="N", help="default: %(default)s; 0 is any")
+    add(
+        "--api-key-file", type=Path, metavar="FILE",
+        help="keys that clients must have, one a line; or set STARPACK_API_KEY",
+    )  # fmt: skip
+    add("--tls-cert", type=Path, metavar="FILE", help="certificate chain in PEM; serves HTTPS")
+    add("--tls-key", type=Path, metavar="FILE", help="its private key in PEM")
+    add(
+        "--allow-origin", action="append", default=[], metavar="ORIGIN",
+        help="web pages that may ask, such as https://example.org; may be given again",
+    )  # fmt: skip
+    add("--name", metavar="NAME", help="of the model, for clients (default: the checkpoint's)")
+
+
+def _add_limits(sub: argparse.ArgumentParser) -> None:
+    add = sub.add_argument_group("requests").add_argument
+    add("--queue", type=int, default=32, metavar="N", help="most that wait (default: %(default)s)")
+    add(
+        "--request-time", type=float, default=120.0, metavar="SECONDS",
+        help="for waiting and answering (default: %(default)s)",
+    )  # fmt: skip
+    add(
+        "--max-tokens", type=int, default=1024, metavar="N",
+        help="longest answer to any request (default: %(default)s)",
+    )  # fmt: skip
+    add(
+        "--temperature", type=float, default=0.0, metavar="T",
+        help="for requests that name none; 0, the default, is greedy",
+    )  # fmt: skip
+    add(
+        "--over-context", choices=("error", "trim"), default="error",
+        help="what to do with a prompt that is too long (default: %(default)s)",
+    )  # fmt: skip
+    add(
+        "--suffix-share", type=float, default=0.25, metavar="SHARE",
+        help="of the room that a trimmed prompt's suffix is sure of (default: %(default)s)",
+    )  # fmt: skip
+    add(
+        "--extras-share", type=float, default=0.25, metavar="SHARE",
+        help="the same for other files (default: %(default)s)",
+    )  # fmt: skip
+    add(
+        "--no-raw-fim", action="store_false", dest="raw_fim",
+        help="take a prompt that spells <fim_prefix>...<fim_suffix>...<fim_middle> as plain text",
+    )  # fmt: skip
+    add(
+        "--supersede", action="store_true",
+        help="a request takes the place of its client's older ones (or send X-Supersede: 1)",
+    )  # fmt: skip
+    add(
+        "--max-body", type=int, default=2 * 1024 * 1024, metavar="BYTES",
+        help="largest request (default: %(default)s)",
+    )  # fmt: skip
+    add(
+        "--connections", type=int, default=256, metavar="N",
+        help="most at a time (default: %(default)s)",
+    )  # fmt: skip
+    add(
+        "--grace", type=int, default=10, metavar="SECONDS",
+        help="for what runs when the server is stopped (default: %(default)s)",
+    )  # fmt: skip
+    add("--log-prompts", action="store_true", help="log prompts and answers, too")
 
 
 def _add_generation(sub: argparse.ArgumentParser) -> None:
