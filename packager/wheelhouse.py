@@ -25,9 +25,10 @@ from pathlib import Path
 from packager.errors import BuildError
 from packager.files import atomic_folder, cache_folder
 from packager.records import Progress, no_progress
+from runtimes.serving import REQUIRES as SERVER_REQUIRES
 
 # What every format needs. tokenizers also declares huggingface-hub, but only to download with.
-COMMON_PACKAGES = ("numpy", "tokenizers")
+COMMON_PACKAGES = ("numpy", "tokenizers", *SERVER_REQUIRES)
 
 _STEP = re.compile(r"^\s*\[(\d+)/(\d+)\] ")  # ninja: "[17/330] /usr/bin/g++ ..."
 _LAST_LINES = 12  # guessed: enough to hold a compiler's error and its context
@@ -114,7 +115,8 @@ def shipped_pins(requires: Sequence[str]) -> list[str]:
     Those are the ones that the artifact was measured with.
     """
     try:
-        return [f"{name}=={version(name)}" for name in (*COMMON_PACKAGES, *requires)]
+        names = dict.fromkeys((*COMMON_PACKAGES, *requires))  # some are in both
+        return [f"{name}=={version(name)}" for name in names]
     except PackageNotFoundError as error:
         raise BuildError(
             f"the package {error.name} is not installed, so its version cannot be pinned",

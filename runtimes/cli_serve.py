@@ -8,6 +8,7 @@ import os
 import stat
 from pathlib import Path
 
+from runtimes.api.guard import Access, is_loopback
 from runtimes.cli_inspect import open_model
 from runtimes.console import NOTICE, Console
 from runtimes.contract import read_manifest
@@ -15,7 +16,6 @@ from runtimes.errors import UsageError
 from runtimes.listen import Address, make_server, open_socket, run, url_of
 from runtimes.server import Settings, create_app
 from runtimes.serving.ask import Rules
-from runtimes.serving.guard import Access, is_loopback
 from runtimes.serving.service import Service, served_model
 
 KEY_VARIABLE = "STARPACK_API_KEY"

@@ -22,15 +22,9 @@ from starlette.routing import Route
 
 from runtimes.api import llamacpp, ollama, openai, tgi
 from runtimes.api.endpoint import Completing, Dialect, Telling, Text, View, object_of
+from runtimes.api.guard import Access, App, Guard, Log
 from runtimes.api.openapi import describe
-from runtimes.api.schema import check, decode
-from runtimes.errors import Cancelled, StarpackError
-from runtimes.serving.ask import Plan
-from runtimes.serving.conversation import Conversation
-from runtimes.serving.engine import PROBE
-from runtimes.serving.guard import Access, App, Guard, Log
-from runtimes.serving.metrics import CONTENT_TYPE
-from runtimes.serving.replies import (
+from runtimes.api.replies import (
     Problem,
     Reply,
     Stream,
@@ -38,6 +32,12 @@ from runtimes.serving.replies import (
     failure_reply,
     json_reply,
 )
+from runtimes.api.schema import check, decode
+from runtimes.errors import Cancelled, StarpackError
+from runtimes.serving.ask import Plan
+from runtimes.serving.conversation import Conversation
+from runtimes.serving.engine import PROBE
+from runtimes.serving.metrics import CONTENT_TYPE
 from runtimes.serving.service import Service
 
 logger = logging.getLogger("starpack.serve")

@@ -27,7 +27,9 @@ PACKAGER = (
 RUNTIMES = (
     "__main__",
     "cli",
-    "server api",
+    "server listen",
+    "api",
+    "serving",
     "bundle",
     "runtime",
     "backends prompt sampling text",
@@ -36,6 +38,7 @@ RUNTIMES = (
 )
 # Library: the only files that import it, by any spelling.
 HEAVY = {
+    "h11": {"runtimes/listen.py"},
     "huggingface_hub": {"packager/fetch.py"},
     "llama_cpp": {"runtimes/llama.py"},
     "onnx": {"packager/onnx_graph.py"},
@@ -49,8 +52,10 @@ HEAVY = {
         "runtimes/gptq_linear.py",
         "runtimes/gptq_model.py",
     },
+    "starlette": {"runtimes/server.py"},
     "tqdm": {"packager/cli.py"},
     "transformers": set(),
+    "uvicorn": {"runtimes/listen.py"},
 }
 
 

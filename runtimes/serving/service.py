@@ -6,7 +6,6 @@ Turns an ask into a plan, and says how things stand. Knows nothing of HTTP or di
 from __future__ import annotations
 
 import hashlib
-import resource
 import time
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -14,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from runtimes.completion import GenerateOptions
 from runtimes.contract import MANIFEST_NAME, Manifest
 from runtimes.errors import UsageError
+from runtimes.host import resident_bytes
 from runtimes.runtime import Runtime
 from runtimes.serving.ask import Ask, IdsPrompt, Model, Plan, Rules, Run
 from runtimes.serving.engine import Engine
@@ -111,12 +111,6 @@ def served_model(bundle: Path, manifest: Manifest, runtime: Runtime, name: str |
             for path in licences
         ),
     )
-
-
-def resident_bytes() -> int:
-    """What this process holds in memory now (Linux: proc(5), statm)."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
 
 
 def _choice(ask: Ask, index: int) -> GenerateOptions:

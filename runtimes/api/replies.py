@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 
 from runtimes.api.endpoint import MEDIA_TYPES, Dialect, View, frame, to_json
+from runtimes.api.guard import Receive, Scope, Send
 from runtimes.completion import Chunk
 from runtimes.errors import (
     BusyError,
@@ -20,7 +21,6 @@ from runtimes.errors import (
 from runtimes.serving.ask import Plan
 from runtimes.serving.conversation import Conversation
 from runtimes.serving.engine import Event
-from runtimes.serving.guard import Receive, Scope, Send
 
 logger = logging.getLogger("starpack.serve")
 
