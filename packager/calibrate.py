@@ -15,7 +15,7 @@ import struct
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from gguf import GGUFWriter
@@ -59,18 +59,26 @@ def read_source_files(folder: Path) -> list[tuple[str, str]]:
 
     Raises UsageError where there are none.
     """
+    return [(PurePath(name).suffix.lower(), text) for name, text in read_named_sources(folder)]
+
+
+def read_named_sources(folder: Path) -> list[tuple[str, str]]:
+    """(path below `folder`, text) of the sources there, by path.
+
+    Raises UsageError where there are none.
+    """
     texts = []
     for file in sorted(folder.rglob("*")):
         if file.suffix.lower() not in SOURCE_SUFFIXES or not file.is_file():
             continue
         if 0 < file.stat().st_size <= MAX_SOURCE_BYTES:
             try:
-                texts.append((file.suffix.lower(), file.read_text(encoding="utf-8")))
+                texts.append((file.relative_to(folder).as_posix(), file.read_text("utf-8")))
             except UnicodeDecodeError:
                 continue  # not text, whatever its name says
     if not texts:
         raise UsageError(
-            "no source text to calibrate on",
+            "no source text is there",
             where=folder,
             expected="a folder with source files in UTF-8 of at most 1 MiB each",
         )

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser import OpenPage, pages
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -49,3 +51,9 @@ def real_tokenizer_folder() -> Path:
     if not data:
         pytest.skip("STARPACK_TEST_DATA names no folder with starcoder2-tokenizer/")
     return Path(data) / "starcoder2-tokenizer"
+
+
+@pytest.fixture(scope="module")
+def open_page() -> Iterator[OpenPage]:
+    """open_page(file, width_px) -> PageReport, in headless Chromium."""
+    yield from pages()
