@@ -184,7 +184,7 @@ def _own_licence() -> Path:
 def _runtime_files(format: str) -> Iterator[tuple[str, Path]]:
     """The runtime package, without the backends of other formats."""
     root = Path(runtimes.__file__).parent
-    for file in sorted(root.rglob("*.py")):
+    for file in sorted([*root.rglob("*.py"), *root.glob("page/*")]):
         path = file.relative_to(root)
         if path.parts[0] != "backends" or file.stem in ("__init__", format):
             yield f"runtimes/{path.as_posix()}", file

@@ -20,10 +20,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.routing import Route
 
-from runtimes.api import llamacpp, ollama, openai, tgi
+from runtimes.api import llamacpp, ollama, openai, tasks, tgi
 from runtimes.api.endpoint import Completing, Dialect, Telling, Text, View, object_of
 from runtimes.api.guard import Access, App, Guard, Log
 from runtimes.api.openapi import describe
+from runtimes.api.playground import PLAYGROUND
 from runtimes.api.replies import (
     Problem,
     Reply,
@@ -42,7 +43,7 @@ from runtimes.serving.service import Service
 
 logger = logging.getLogger("starpack.serve")
 
-DIALECTS = (openai.DIALECT, llamacpp.DIALECT, ollama.DIALECT, tgi.DIALECT)
+DIALECTS = (openai.DIALECT, llamacpp.DIALECT, ollama.DIALECT, tgi.DIALECT, tasks.DIALECT)
 PROBE_S = 10.0  # guessed: a model that has no token to show for so long is not ready
 STOP_S = 30.0  # guessed: more than a chunk of a prompt takes, which cannot be interrupted
 YES = frozenset({"1", "true", "yes"})
@@ -104,13 +105,14 @@ class _Server:
                     object_of("status", status={"enum": ["ready"]}), lambda *_: None),
             Telling("GET", "/metrics", "Prometheus metrics", None, _metrics),
             Telling("GET", "/licence", "The model's licence, its use restrictions", None, _licence),
+            PLAYGROUND,
             Telling("GET", "/openapi.json", "This description", {"type": "object"}, self._describe),
         )  # fmt: skip
         self._description = describe(DIALECTS, own)
         self._own = Dialect("starpack", (), own, openai.failure)
         self._dialect_of_path = {
             endpoint.path: dialect
-            for dialect in (*DIALECTS, self._own)
+            for dialect in (self._own, *DIALECTS)  # POST / is a dialect's
             for endpoint in (*dialect.completing, *dialect.telling)
         }
 
@@ -174,7 +176,7 @@ class _Server:
         check(body, endpoint.body or {})
         value = endpoint.tell(self._service, body)
         if isinstance(value, Text):
-            return Reply(200, value.text, value.media_type)
+            return Reply(200, value.text, value.media_type, value.headers)
         return json_reply(200, value)
 
     def _completing(

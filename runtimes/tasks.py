@@ -39,7 +39,7 @@ class Task:
     """One pattern filled in: a request to generate, or with a suffix to infill.
 
     stop: texts that end the answer. before, after: what belongs around the answer where it is put
-    to use. at: character of the code where all three go; None where they stand alone.
+    to use. at: character of the code where all three go; None where they stand by themselves.
 
     Law for a docstring: `prefix == code[:at] + before` and `suffix == after + code[at:]`.
     """
@@ -90,10 +90,10 @@ def explain(code: str, language: Language) -> Task:
     text = code.rstrip("\n") + "\n\n"
     if language.block is None:
         before = f"{language.line} {SUMMARY_HEAD}"
-        return Task(text + before, None, ("\n",), before)
+        return Task(text + before, None, ("\n",), before, "\n")
     start, end = language.block
     before = f"{start}\n{EXPLAIN_HEAD}\n\n1."
-    return Task(text + before, None, (end,), before)
+    return Task(text + before, None, (end,), before, f"\n{end}\n")
 
 
 def translate(code: str, source: Language, target: Language) -> Task:

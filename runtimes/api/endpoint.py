@@ -6,8 +6,8 @@ Data and small helpers; the server gives them HTTP, the description at /openapi.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from runtimes.api.schema import Schema
@@ -60,11 +60,12 @@ class Text:
 
     text: str
     media_type: str = "text/plain; charset=utf-8"
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Telling:
-    """An endpoint that answers from what the service knows. `answer` None: text, not JSON."""
+    """An endpoint that answers from what the service knows. `answer` None: text of `media_type`."""
 
     method: str
     path: str
@@ -72,6 +73,7 @@ class Telling:
     answer: Schema | None
     tell: Callable[[Service, Body], object]
     body: Schema | None = None
+    media_type: str = "text/plain"
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,9 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Refuse = Callable[[int, str, str], App]
 """refuse(status, path, message): an application that answers so."""
 
-OPEN_PATHS = frozenset({"/health", "/ready"})  # for probes, which have no key
+# For probes, which have no key; the page that asks its user for one; and what binds every user.
+# To be read only: POST / runs the model.
+OPEN_PATHS = frozenset({"/health", "/ready", "/", "/licence"})
 CLIENT_CHARACTERS = 128  # guessed: of a client's own name for itself
 
 
@@ -49,21 +51,22 @@ class Guard:
         app = self._app
         if scope["type"] == "http":
             headers = read_headers(scope)
-            status, message = self._objection(scope["path"], headers)
+            status, message = self._objection(scope["method"], scope["path"], headers)
             if status:
                 app = self._refuse(status, scope["path"], message)
             else:
                 scope["starpack.client"] = self._client(scope, headers)
         await app(scope, receive, send)
 
-    def _objection(self, path: str, headers: Mapping[str, str]) -> tuple[int, str]:
+    def _objection(self, method: str, path: str, headers: Mapping[str, str]) -> tuple[int, str]:
         host = headers.get("host", "")
         if not self._access.keys and not is_loopback(_split(f"//{host}").hostname or ""):
             return 403, "this server answers on the loopback interface only"
         origin = headers.get("origin")
         if origin is not None and not self._may_ask(origin, host):
             return 403, "web pages of this origin may not ask; see --allow-origin"
-        if self._access.keys and path not in OPEN_PATHS and self._key(headers) is None:
+        is_open = path in OPEN_PATHS and method in ("GET", "HEAD")
+        if self._access.keys and not is_open and self._key(headers) is None:
             return 401, "an API key is needed: Authorization: Bearer KEY"
         return 0, ""
 

@@ -53,7 +53,7 @@ def describe(dialects: Iterable[Dialect], own: Iterable[Telling]) -> dict[str, o
 def _add_telling(paths: dict[str, dict[str, object]], tag: str, endpoint: Telling) -> None:
     answers = {"application/json": {"schema": endpoint.answer}}
     if endpoint.answer is None:
-        answers = {"text/plain": {"schema": {"type": "string"}}}
+        answers = {endpoint.media_type: {"schema": {"type": "string"}}}
     _add(paths, tag, endpoint.method, endpoint.path, endpoint.summary, endpoint.body, answers)
 
 
