@@ -16,6 +16,7 @@ import numpy as np
 
 from runtimes.errors import DeviceError, UsageError
 
+MOST_PENALTY = 100  # guessed: far beyond use, and dividing by it or 1/100 overflows nothing
 OFF = -1  # clients (Cody, llama.cpp's own) send -1 for "off"
 
 
@@ -53,7 +54,8 @@ class Sampling:
         self._need("top_k", _whole(self.top_k) and self.top_k >= OFF, "a whole number, -1 or more")
         self._need("top_p", self.top_p == OFF or 0 <= self.top_p <= 1, "0 to 1, or -1 for off")
         self._need("min_p", self.min_p == OFF or 0 <= self.min_p <= 1, "0 to 1, or -1 for off")
-        self._need("repetition_penalty", self.repetition_penalty > 0, "a number above 0")
+        in_range = 1 / MOST_PENALTY <= self.repetition_penalty <= MOST_PENALTY
+        self._need("repetition_penalty", in_range, f"{1 / MOST_PENALTY} to {MOST_PENALTY}")
         self._need("seed", _whole(self.seed) and 0 <= self.seed < 2**64, "0 to 2**64 - 1")
         self._need("presence_penalty", True, "a number")
         self._need("frequency_penalty", True, "a number")

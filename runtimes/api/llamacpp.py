@@ -60,7 +60,7 @@ OPTIONS: dict[str, Any] = {
     "json_schema": fields.NOTHING_OF,
     "starpack": fields.EXTENSION,
 }
-COMPLETION = object_of("prompt", prompt={"anyOf": [STRING, IDS]}, **OPTIONS)
+COMPLETION = object_of("prompt", prompt={"anyOf": [STRING, {**IDS, "minItems": 1}]}, **OPTIONS)
 EXTRA = fields.nullable(
     list_of(object_of("text", text=STRING, filename=fields.TEXT), fields.MOST_FILES)
 )

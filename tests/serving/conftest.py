@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from starlette.testclient import TestClient
 
+from runtimes.listen import Address, make_server, open_socket, url_of
 from runtimes.server import Settings, create_app
 from runtimes.serving.ask import Model, Rules
 from runtimes.serving.service import Service
@@ -57,4 +56,34 @@ def client(service: Service) -> Iterator[TestClient]:
         yield opened
 
 
-Serve = Callable[..., Any]
+@contextmanager
+def listening(service: Service, settings: Settings | None = None, **address: Any) -> Iterator[str]:
+    """The application behind a real socket of this machine; its address as a URL."""
+    where = Address(port=0, **({"grace_s": 5} | address))
+    server = make_server(create_app(service, settings or Settings()), where)
+    with open_socket(where) as opened:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]})
+        thread.start()
+        try:
+            yield url_of(where, opened)
+        finally:
+            server.should_exit = True
+            thread.join(20)
+            assert not thread.is_alive(), "the server did not stop"
+
+
+@pytest.fixture
+def live(service: Service) -> Iterator[str]:
+    """The toy's server, as clients reach it."""
+    with listening(service) as url:
+        yield url
+
+
+def wait_until(true: Callable[[], bool], limit_s: float = 5.0) -> None:
+    """Wait for another thread."""
+    ended = threading.Event()
+    for _ in range(int(limit_s / 0.005)):
+        if true():
+            return
+        ended.wait(0.005)
+    raise AssertionError("it did not happen")
