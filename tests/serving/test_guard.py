@@ -105,7 +105,7 @@ def test_probes_need_no_key_and_all_else_does(service):
     app = create_app(service, Settings(access=Access((KEY,))))
     with TestClient(app, base_url=HERE) as client:
         assert client.get("/health").status_code == client.get("/ready").status_code == 200
-        for path in ("/metrics", "/slots", "/openapi.json", "/licence", "/nowhere", "/api/tags"):
+        for path in ("/metrics", "/slots", "/openapi.json", "/nowhere", "/api/tags"):
             assert client.get(path).status_code == 401, path
         assert isinstance(client.get("/api/tags").json()["error"], str)  # in the dialect's words
 
