@@ -26,6 +26,10 @@ EXAMPLES = """examples (of an installed bundle, say DIR/run for `python -m runti
     return <HERE>' | python -m runtimes infill --marker '<HERE>' --json
   python -m runtimes infill --prefix-file head.py --suffix-file tail.py \\
       --repo-name me/tools --repo-file tools/text.py --path tools/main.py
+  python -m runtimes generate --repo ~/tools --file tools/main.py
+  python -m runtimes docstring --file app.py --line 12
+  python -m runtimes explain --file app.py
+  python -m runtimes translate --file app.py --to javascript
   python -m runtimes repl --temperature 0.2 --seed 7
   python -m runtimes serve --port 8012
   python -m runtimes verify
@@ -35,6 +39,9 @@ EXAMPLES = """examples (of an installed bundle, say DIR/run for `python -m runti
 MODULES = {
     "generate": "runtimes.cli_generate",
     "infill": "runtimes.cli_generate",
+    "docstring": "runtimes.cli_tasks",
+    "explain": "runtimes.cli_tasks",
+    "translate": "runtimes.cli_tasks",
     "repl": "runtimes.cli_generate",
     "serve": "runtimes.cli_serve",
     "verify": "runtimes.cli_inspect",
@@ -97,16 +104,20 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--file", help="read the prompt from this file")
     infill = command("infill", "fill in the text at a cursor")
     _add_gap(infill)
+    for sub in (generate, infill):
+        _add_repository(sub)
+    tasks = _add_tasks(command)
     repl = command("repl", "write a text in turns with the model")
     serve = command("serve", "answer editors and other clients over HTTP")
     _add_address(serve)
     _add_limits(serve)
     command("verify", "check every byte of the bundle against its manifest")
     doctor = command("doctor", "show what runs the model, its window and its memory")
-    for sub in (generate, infill, repl):
+    for sub in (generate, infill, *tasks, repl):
         _add_generation(sub)
+    for sub in (generate, infill, repl):
         _add_context(sub)
-    for sub in (generate, infill, repl, serve, doctor):
+    for sub in (generate, infill, *tasks, repl, serve, doctor):
         _add_model(sub)
     return top
 
@@ -118,6 +129,36 @@ def _add_gap(sub: argparse.ArgumentParser) -> None:
     gap.add_argument("--file", metavar="FILE", help="the whole text (default: standard input)")
     gap.add_argument("--cursor", metavar="LINE:COLUMN", help="the gap in it, both counted from 1")
     gap.add_argument("--marker", metavar="TEXT", help="or the text that stands for the gap in it")
+
+
+def _add_repository(sub: argparse.ArgumentParser) -> None:
+    group = sub.add_argument_group("repository-level completion")
+    group.add_argument(
+        "--repo", type=Path, metavar="DIR",
+        help="choose files of this folder as context; --file is a path in it",
+    )  # fmt: skip
+    group.add_argument(
+        "--repo-tokens", type=int, metavar="N",
+        help="most tokens of those files (default: a quarter of the context)",
+    )  # fmt: skip
+
+
+def _add_tasks(
+    command: Callable[[str, str], argparse.ArgumentParser],
+) -> tuple[argparse.ArgumentParser, ...]:
+    """Tasks of a base model, which follows no instructions: see runtimes/tasks.py."""
+    docstring = command("docstring", "document a definition")
+    explain = command("explain", "explain code in a comment")
+    translate = command("translate", "write code in another language")
+    for sub in (docstring, explain, translate):
+        sub.add_argument("--file", metavar="FILE", help="the code (default: standard input)")
+        sub.add_argument("--language", metavar="NAME", help="its language (default: by its suffix)")
+    docstring.add_argument(
+        "--line", type=int, default=1, metavar="N",
+        help="the first definition at or after this line (default: %(default)s)",
+    )  # fmt: skip
+    translate.add_argument("--to", required=True, metavar="NAME", help="the other language")
+    return docstring, explain, translate
 
 
 def _add_address(sub: argparse.ArgumentParser) -> None:
