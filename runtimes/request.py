@@ -32,6 +32,11 @@ def never_cancelled() -> bool:
     return False
 
 
+# Guessed. A prompt with a time limit is taken in by fewer ids a call, so that the limit is looked
+# at more often; it costs some speed, which is why others have the backend's whole chunks.
+TIMED_CHUNK_TOKENS = 128
+
+
 class Request:
     """The state of one request. `chunks` may be called once."""
 
@@ -84,10 +89,13 @@ class Request:
         """Logits after the prompt, (1, vocab); (0, vocab) where the request ended before."""
         logits = np.empty((0, self._backend.vocab_size), np.float32)
         total = len(self._ids)
+        chunk_tokens = self._backend.chunk_tokens
+        if self._options.max_prompt_s is not None:
+            chunk_tokens = min(chunk_tokens, TIMED_CHUNK_TOKENS)
         done = self._reused_tokens = self._tape.keep_prefix(self._ids)
         self._progress(done, total)
         while done < total and not self._interrupted() and not self._prompt_is_late(done):
-            logits = self._tape.forward(self._ids[done : done + self._backend.chunk_tokens])
+            logits = self._tape.forward(self._ids[done : done + chunk_tokens])
             done = len(self._tape)
             self._progress(done, total)
         return logits

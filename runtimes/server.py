@@ -6,7 +6,6 @@ What a dialect says becomes HTTP here, and nothing else does. The only file that
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -196,7 +195,7 @@ class _Server:
         body = decode(data)
         check(body, endpoint.body)
         if self._settings.log_prompts:
-            logger.info("asked: %s", json.dumps(body))
+            logger.info("asked: %r", data)
         plan = self._service.plan(endpoint.read(body, self._service.rules))
         return plan, endpoint.view(body, plan, self._service.model)
 
@@ -211,6 +210,7 @@ class _Server:
             plan.runs,
             limit_s=self._settings.request_s,
             supersede=supersede,
+            name=request.scope["starpack.name"],
         )
         try:
             conversation.watch(request.receive)
@@ -224,7 +224,7 @@ class _Server:
             raise
         conversation.close()
         if self._settings.log_prompts:
-            logger.info("answered: %s", json.dumps([r.completion.text for r in results]))
+            logger.info("answered: %r", [result.completion.text for result in results])
         return json_reply(200, view.whole(results), budget_headers(plan))
 
     async def _read_body(self, request: Request) -> bytes:

@@ -19,6 +19,7 @@ from runtimes.serving.ask import IdsPrompt, OverContext, Rules, TextPrompt
 
 MOST_STOPS = 64  # guessed: Continue sends the file's next line and a dozen more
 MOST_STOP_CHARACTERS = 1024  # guessed
+MOST_IDS = 131_072  # specified: the longest context that starpack offers
 MOST_FILES = 1000  # guessed
 MOST_LOGPROBS = 20  # guessed; OpenAI's own limit is 5
 GREEDY_BELOW = 0.001  # guessed: a temperature so low that only rounding could tell it from 0
@@ -45,15 +46,22 @@ def number(least: float, most: float) -> dict[str, object]:
 
 
 LENGTH = whole_number(-2)  # -1 and Ollama's -2: as long as the server allows
-TEMPERATURE = number(-1, 100)
-TOP_K = whole_number(-1)
-SHARE = number(-1, 1)  # top_p, min_p
-REPETITION = number(-1, 100)
 PENALTY = number(-100, 100)
-SEED = whole_number(-1, 2**64 - 1)
+REPETITION = number(-1, 100)
+# What all dialects call by the same names. The repetition penalty has two.
+SAMPLING: dict[str, Schema] = {
+    "temperature": number(-1, 100),
+    "top_k": whole_number(-1),
+    "top_p": number(-1, 1),
+    "min_p": number(-1, 1),
+    "presence_penalty": PENALTY,
+    "frequency_penalty": PENALTY,
+    "seed": whole_number(-1, 2**64 - 1),
+}
 SWITCH = nullable(BOOLEAN)
 TEXT = nullable(STRING)
 NOTHING_OF = {"type": ["object", "null"], "maxProperties": 0}  # an object that must be empty
+IDS = list_of({"type": "integer", "minimum": 0}, MOST_IDS, 1)
 STOP_TEXT = {"type": "string", "maxLength": MOST_STOP_CHARACTERS}
 
 
@@ -127,31 +135,31 @@ def read_length(value: float | None, rules: Rules) -> int:
     return rules.most_tokens if value < 0 else min(int(value), rules.most_tokens)
 
 
-def read_sampling(
-    rules: Rules,
-    *,
-    temperature: float | None = None,
-    top_k: float | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repetition: float | None = None,
-    presence: float | None = None,
-    frequency: float | None = None,
-    seed: float | None = None,
-) -> Sampling:
-    """How to choose, None for what a request does not say. Without a seed, a new one each time."""
-    if temperature is None or temperature < 0:
+def read_sampling(body: Body, rules: Rules, repetition: str) -> Sampling:
+    """How to choose; `repetition` is the dialect's name of that penalty.
+
+    Without a seed there is a new one each time, which the answer tells.
+    """
+    temperature = given(body, "temperature", -1)
+    if temperature < 0:
         temperature = rules.temperature
+    penalty = given(body, repetition, 0)
+    seed = given(body, "seed", -1)
     return Sampling(
         temperature=0.0 if temperature < GREEDY_BELOW else float(temperature),
-        top_k=OFF if top_k is None or top_k < 0 else int(top_k),
-        top_p=OFF if top_p is None or top_p < 0 else top_p,
-        min_p=OFF if min_p is None or min_p < 0 else min_p,
-        repetition_penalty=1.0 if repetition is None or repetition <= 0 else repetition,
-        presence_penalty=presence or 0.0,
-        frequency_penalty=frequency or 0.0,
-        seed=secrets.randbits(SEED_BITS) if seed is None or seed < 0 else int(seed),
+        top_k=int(_or_off(body, "top_k")),
+        top_p=_or_off(body, "top_p"),
+        min_p=_or_off(body, "min_p"),
+        repetition_penalty=penalty if penalty > 0 else 1.0,
+        presence_penalty=given(body, "presence_penalty", 0.0),
+        frequency_penalty=given(body, "frequency_penalty", 0.0),
+        seed=secrets.randbits(SEED_BITS) if seed < 0 else int(seed),
     )
+
+
+def _or_off(body: Body, name: str) -> float:
+    value = given(body, name, OFF)
+    return OFF if value < 0 else value
 
 
 def seconds(milliseconds: float | None) -> float | None:

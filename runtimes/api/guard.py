@@ -27,7 +27,7 @@ Refuse = Callable[[int, str, str], App]
 # For probes, which have no key; the page that asks its user for one; and what binds every user.
 # To be read only: POST / runs the model.
 OPEN_PATHS = frozenset({"/health", "/ready", "/", "/licence"})
-CLIENT_CHARACTERS = 128  # guessed: of a client's own name for itself
+NAME_CHARACTERS = 128  # guessed: of a client's own name for itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,11 @@ class Access:
 
 
 class Guard:
-    """Refuses with 401 and 403, and puts scope["starpack.client"] for those that pass."""
+    """Refuses with 401 and 403.
+
+    Those that pass have scope["starpack.client"], whose turn they take, and scope["starpack.name"],
+    what the client calls itself: that is for it to say, so it has no part in the turns.
+    """
 
     def __init__(self, app: App, access: Access, refuse: Refuse) -> None:
         self._app = app
@@ -55,7 +59,9 @@ class Guard:
             if status:
                 app = self._refuse(status, scope["path"], message)
             else:
-                scope["starpack.client"] = self._client(scope, headers)
+                address = (scope.get("client") or ("",))[0]
+                scope["starpack.client"] = f"{self._key(headers)} {address}"
+                scope["starpack.name"] = headers.get("x-client-id", "")[:NAME_CHARACTERS]
         await app(scope, receive, send)
 
     def _objection(self, method: str, path: str, headers: Mapping[str, str]) -> tuple[int, str]:
@@ -85,12 +91,6 @@ class Guard:
             if hmac.compare_digest(key.encode(), given):
                 found = i
         return found
-
-    def _client(self, scope: Scope, headers: Mapping[str, str]) -> str:
-        """Whose turn a request takes: its key, its address and what it calls itself."""
-        address = (scope.get("client") or ("",))[0]
-        name = headers.get("x-client-id", "")[:CLIENT_CHARACTERS]
-        return f"{self._key(headers)} {address} {name}"
 
 
 class Log:

@@ -35,18 +35,10 @@ IGNORED = ("samplers", "lora")
 STOP_TYPES: dict[FinishReason, str] = {
     "stop": "eos", "stop_string": "word", "length": "limit", "indent": "limit", "time": "limit",
 }  # fmt: skip
-IDS = list_of({"type": "integer", "minimum": 0})
-
 OPTIONS: dict[str, Any] = {
     "n_predict": fields.LENGTH,
-    "temperature": fields.TEMPERATURE,
-    "top_k": fields.TOP_K,
-    "top_p": fields.SHARE,
-    "min_p": fields.SHARE,
+    **fields.SAMPLING,
     "repeat_penalty": fields.REPETITION,
-    "presence_penalty": fields.PENALTY,
-    "frequency_penalty": fields.PENALTY,
-    "seed": fields.SEED,
     "stop": fields.stops_schema(fields.MOST_STOPS),
     "stream": fields.SWITCH,
     "n_probs": fields.whole_number(0, fields.MOST_LOGPROBS),
@@ -60,7 +52,7 @@ OPTIONS: dict[str, Any] = {
     "json_schema": fields.NOTHING_OF,
     "starpack": fields.EXTENSION,
 }
-COMPLETION = object_of("prompt", prompt={"anyOf": [STRING, {**IDS, "minItems": 1}]}, **OPTIONS)
+COMPLETION = object_of("prompt", prompt={"anyOf": [STRING, fields.IDS]}, **OPTIONS)
 EXTRA = fields.nullable(
     list_of(object_of("text", text=STRING, filename=fields.TEXT), fields.MOST_FILES)
 )
@@ -93,23 +85,12 @@ def read_infill(body: Body, rules: Rules) -> Ask:
 
 def _ask(body: Body, rules: Rules, prompt: TextPrompt | IdsPrompt) -> Ask:
     stops, dropped = fields.read_stops(given(body, "stop"))
-    sampling = fields.read_sampling(
-        rules,
-        temperature=given(body, "temperature"),
-        top_k=given(body, "top_k"),
-        top_p=given(body, "top_p"),
-        min_p=given(body, "min_p"),
-        repetition=given(body, "repeat_penalty"),
-        presence=given(body, "presence_penalty"),
-        frequency=given(body, "frequency_penalty"),
-        seed=given(body, "seed"),
-    )
     probs = int(given(body, "n_probs", 0))
     return Ask(
         prompts=(prompt,),
         options=GenerateOptions(
             max_tokens=fields.read_length(given(body, "n_predict"), rules),
-            sampling=sampling,
+            sampling=fields.read_sampling(body, rules, "repeat_penalty"),
             stop=stops,
             logprobs=probs or None,
             min_indent=max(0, int(given(body, "n_indent", 0))),
@@ -336,7 +317,7 @@ DIALECT = Dialect(
         Telling("POST", "/tokenize", "Text to ids", TOKENS, _tokenize, CONTENT),
         Telling(
             "POST", "/detokenize", "Ids to text", object_of("content", content=STRING),
-            _detokenize, object_of("tokens", tokens=IDS),
+            _detokenize, object_of("tokens", tokens={**fields.IDS, "minItems": 0}),
         ),
         Telling(
             "GET", "/props", "How the model is served",

@@ -38,15 +38,9 @@ IGNORED = ("template", "context")
 
 OPTIONS = object_of(
     num_predict=fields.LENGTH,
-    temperature=fields.TEMPERATURE,
-    top_k=fields.TOP_K,
-    top_p=fields.SHARE,
-    min_p=fields.SHARE,
     repeat_penalty=fields.REPETITION,
-    presence_penalty=fields.PENALTY,
-    frequency_penalty=fields.PENALTY,
-    seed=fields.SEED,
     stop=fields.stops_schema(fields.MOST_STOPS),
+    **fields.SAMPLING,
 )
 BODY = object_of(
     "model",
@@ -73,24 +67,13 @@ def read(body: Body, rules: Rules) -> Ask:
     """/api/generate to ask; without a prompt it has none."""
     said = given(body, "options", {})
     stops, dropped = fields.read_stops(given(said, "stop"))
-    sampling = fields.read_sampling(
-        rules,
-        temperature=given(said, "temperature"),
-        top_k=given(said, "top_k"),
-        top_p=given(said, "top_p"),
-        min_p=given(said, "min_p"),
-        repetition=given(said, "repeat_penalty"),
-        presence=given(said, "presence_penalty"),
-        frequency=given(said, "frequency_penalty"),
-        seed=given(said, "seed"),
-    )
     prompt, suffix = given(body, "prompt", ""), given(body, "suffix", "")
     context = fields.context_of(body)
     return Ask(
         prompts=(fields.text_prompt(prompt, suffix, rules, context),) if prompt or suffix else (),
         options=GenerateOptions(
             max_tokens=fields.read_length(given(said, "num_predict"), rules),
-            sampling=sampling,
+            sampling=fields.read_sampling(said, rules, "repeat_penalty"),
             stop=stops,
         ),
         stream=fields.is_stream(body, default=True),

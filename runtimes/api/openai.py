@@ -31,7 +31,7 @@ from runtimes.serving.ask import Ask, IdsPrompt, Model, Plan, Result, Rules, Tex
 from runtimes.serving.service import MOST_RUNS, Service
 
 MOST_STOPS = 16
-IGNORED = ("best_of", "user")
+IGNORED = ("best_of",)
 COPILOT_PATH = "/copilot_internal/v2/token"
 COPILOT_TOKEN_S = 1800  # guessed: half an hour, as GitHub's own
 
@@ -42,20 +42,13 @@ BODY = object_of(
         "anyOf": [
             STRING,
             list_of(STRING, MOST_RUNS, 1),
-            list_of({"type": "integer", "minimum": 0}, least=1),
-            list_of(list_of({"type": "integer", "minimum": 0}, least=1), MOST_RUNS, 1),
+            fields.IDS,
+            list_of(fields.IDS, MOST_RUNS, 1),
         ]
     },
     suffix=fields.TEXT,
     max_tokens=fields.LENGTH,
-    temperature=fields.TEMPERATURE,
-    top_p=fields.SHARE,
-    top_k=fields.TOP_K,
-    min_p=fields.SHARE,
     repetition_penalty=fields.REPETITION,
-    presence_penalty=fields.PENALTY,
-    frequency_penalty=fields.PENALTY,
-    seed=fields.SEED,
     n=fields.whole_number(1, MOST_RUNS),
     stop=fields.stops_schema(MOST_STOPS),
     logprobs=fields.whole_number(0, fields.MOST_LOGPROBS),
@@ -64,6 +57,7 @@ BODY = object_of(
     stream_options=fields.nullable(object_of(include_usage=fields.SWITCH)),
     logit_bias=fields.NOTHING_OF,
     starpack=fields.EXTENSION,
+    **fields.SAMPLING,
 )
 ANSWER = object_of(
     "id", "object", "created", "model", "choices", "usage",
@@ -87,23 +81,12 @@ def read(body: Body, rules: Rules) -> Ask:
     """Body to ask."""
     stops, dropped = fields.read_stops(given(body, "stop"))
     logprobs = given(body, "logprobs")
-    sampling = fields.read_sampling(
-        rules,
-        temperature=given(body, "temperature"),
-        top_k=given(body, "top_k"),
-        top_p=given(body, "top_p"),
-        min_p=given(body, "min_p"),
-        repetition=given(body, "repetition_penalty"),
-        presence=given(body, "presence_penalty"),
-        frequency=given(body, "frequency_penalty"),
-        seed=given(body, "seed"),
-    )
     echo = bool(given(body, "echo", False))
     return Ask(
         prompts=tuple(_prompts(body, rules)),
         options=GenerateOptions(
             max_tokens=fields.read_length(given(body, "max_tokens"), rules),
-            sampling=sampling,
+            sampling=fields.read_sampling(body, rules, "repetition_penalty"),
             stop=stops,
             logprobs=None if logprobs is None else int(logprobs),
         ),

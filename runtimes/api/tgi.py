@@ -22,18 +22,14 @@ REASONS: dict[FinishReason, str] = {
 
 PARAMETERS = object_of(
     max_new_tokens=fields.LENGTH,
-    temperature=fields.TEMPERATURE,
-    top_k=fields.TOP_K,
-    top_p=fields.SHARE,
     repetition_penalty=fields.REPETITION,
-    frequency_penalty=fields.PENALTY,
     do_sample=fields.SWITCH,
-    seed=fields.SEED,
     stop=fields.nullable({"type": "array", "items": fields.STOP_TEXT, "maxItems": 16}),
     stop_tokens=fields.nullable({"type": "array", "items": fields.STOP_TEXT, "maxItems": 16}),
     return_full_text=fields.SWITCH,
     details=fields.SWITCH,
     grammar=fields.NOTHING_OF,
+    **fields.SAMPLING,
 )
 BODY = object_of(
     "inputs",
@@ -49,22 +45,14 @@ def read(body: Body, rules: Rules) -> Ask:
     """Body to ask. llm-ls calls its stop strings `stop_tokens`."""
     said = given(body, "parameters", {})
     stops, dropped = fields.read_stops(given(said, "stop"), given(said, "stop_tokens"))
-    greedy = given(said, "do_sample") is False
-    sampling = fields.read_sampling(
-        rules,
-        temperature=0.0 if greedy else given(said, "temperature"),
-        top_k=given(said, "top_k"),
-        top_p=given(said, "top_p"),
-        repetition=given(said, "repetition_penalty"),
-        frequency=given(said, "frequency_penalty"),
-        seed=given(said, "seed"),
-    )
+    if given(said, "do_sample") is False:
+        said = {**said, "temperature": 0}
     stream = fields.is_stream(body)
     return Ask(
         prompts=(fields.text_prompt(body["inputs"], None, rules, fields.context_of(body)),),
         options=GenerateOptions(
             max_tokens=fields.read_length(given(said, "max_new_tokens"), rules),
-            sampling=sampling,
+            sampling=fields.read_sampling(said, rules, "repetition_penalty"),
             stop=stops,
             logprobs=0 if stream or given(said, "details") else None,
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -27,13 +28,14 @@ class Conversation:
         *,
         limit_s: float = math.inf,
         supersede: bool = False,
+        name: str = "",
     ) -> None:
-        """Submit the runs, on the loop's thread; errors as in Engine.submit."""
+        """Submit the runs, on the loop's thread; see Job for the rest, Engine.submit for errors."""
         self._engine = engine
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._watch: asyncio.Task[None] | None = None
-        self.job = Job(client, runs, self._emit, limit_s=limit_s, supersede=supersede)
+        self.job = Job(client, runs, self._emit, limit_s=limit_s, supersede=supersede, name=name)
         engine.submit(self.job)
 
     async def __aenter__(self) -> Conversation:
@@ -77,7 +79,7 @@ class Conversation:
         return [Result(join(c), s) for c, s in zip(chunks, scores, strict=True)]
 
     def _emit(self, event: Event) -> None:
-        if not self._loop.is_closed():
+        with suppress(RuntimeError):  # the loop is closed: there is nobody left to tell
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     async def _until_gone(self, receive: Receive) -> None:

@@ -51,9 +51,14 @@ class Job:
         *,
         limit_s: float = math.inf,
         supersede: bool = False,
+        name: str = "",
     ) -> None:
-        """`limit_s` is for waiting and running together."""
+        """`client` takes turns with others. `limit_s` is for waiting and running together.
+
+        supersede: take the place of the client's jobs of the same `name`, which it chooses.
+        """
         self.client = client
+        self.name = name
         self.runs = runs
         self.emit = emit
         self.supersede = supersede
@@ -64,6 +69,10 @@ class Job:
     def cancel(self, error: Exception | None = None) -> None:
         """End it after the token, or the chunk of the prompt, that is being computed."""
         self._cancelled = self._cancelled or error or Cancelled("the client went away")
+
+    def replaces(self, older: Job) -> bool:
+        """Whether `older` has to give way to this one."""
+        return self.supersede and (self.client, self.name) == (older.client, older.name)
 
     @property
     def cancelled(self) -> Exception | None:
@@ -93,14 +102,14 @@ class Engine:
         self._thread.start()
 
     def submit(self, job: Job) -> None:
-        """Put a job into the queue, in the place of its client's others if it supersedes them.
+        """Put a job into the queue, in the place of its client's older ones if it supersedes them.
 
         Raises BusyError where the queue is full, StoppingError.
         """
         with self._changed:
             if self._stopping:
                 raise StoppingError("the server is being stopped")
-            replaced = list(self._waiting.get(job.client, ())) if job.supersede else []
+            replaced = [older for older in self._waiting.get(job.client, ()) if job.replaces(older)]
             full = self.waiting_jobs - len(replaced) >= self._queue_jobs
             if full and job.client != PROBE:
                 raise BusyError(
@@ -108,11 +117,12 @@ class Engine:
                     retry_after_s=self._retry_after_s(),
                     remedy="try again later, or start the server with a longer --queue",
                 )
-            if job.supersede:
-                self._waiting.setdefault(job.client, deque()).clear()
-                if self._running is not None and self._running.client == job.client:
-                    self._running.cancel(_superseded())
-            self._waiting.setdefault(job.client, deque()).append(job)
+            queue = self._waiting.setdefault(job.client, deque())
+            for older in replaced:
+                queue.remove(older)
+            queue.append(job)
+            if self._running is not None and job.replaces(self._running):
+                self._running.cancel(_superseded())
             self._changed.notify()
         for older in replaced:
             older.emit(_superseded())

@@ -49,13 +49,13 @@ class Bench:
         self.told: dict[str, list] = {}
         self.ended: list[str] = []
 
-    def ask(self, name: str, client: str = "me", tokens: int = 2, runs: int = 1, **how) -> Job:
-        self.told[name] = []
+    def ask(self, label: str, /, client="me", tokens: int = 2, runs: int = 1, **how) -> Job:
+        self.told[label] = []
 
         def emit(event: object) -> None:
-            self.told[name].append(event)
+            self.told[label].append(event)
             if event is None or isinstance(event, Exception):
-                self.ended.append(name)
+                self.ended.append(label)
 
         run = Run(PROMPT, GenerateOptions(tokens, speculate=False))
         job = Job(client, (run,) * runs, emit, **how)
@@ -160,6 +160,17 @@ def test_it_takes_the_place_of_the_running_one_too(bench):
     bench.release("held", "new")
     assert isinstance(bench.told["held"][-1], Superseded)
     assert bench.told["new"][-1] is None
+
+
+def test_what_has_another_name_stays(bench):
+    bench.hold()
+    bench.ask("theirs", client="a", name="their editor")
+    bench.ask("mine", client="a", name="my editor")
+    bench.ask("mine again", client="a", name="my editor", supersede=True)
+    bench.release("theirs", "mine again")
+    assert isinstance(bench.told["mine"][-1], Superseded)
+    assert bench.told["theirs"][-1] is None
+    assert bench.ended.index("theirs") < bench.ended.index("mine again")
 
 
 def test_superseding_does_not_pass_the_bound_for_others(bench):
