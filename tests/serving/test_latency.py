@@ -8,8 +8,8 @@ from runtimes.listen import Address, open_socket
 
 
 def test_connections_do_not_wait_for_more_to_send() -> None:
-    with open_socket(Address(port=0)) as listening:
-        with socket.create_connection(listening.getsockname()):
-            connection, _ = listening.accept()
-            with connection:
-                assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    listening = open_socket(Address(port=0))
+    with listening, socket.create_connection(listening.getsockname()):
+        connection, _ = listening.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
