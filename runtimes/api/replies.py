@@ -135,6 +135,8 @@ class Stream:
                 async for data in self._pieces():
                     async with asyncio.timeout(self._write_s):
                         await send({"type": "http.response.body", "body": data, "more_body": True})
+                    # neither the queue nor `send` gives way to others while it has no need to wait
+                    await asyncio.sleep(0)
             except TimeoutError:
                 logger.info("a client has stopped reading")
                 return  # without an end, so that the connection is closed
