@@ -6,8 +6,8 @@ Data and small helpers; the server gives them HTTP, the description at /openapi.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from runtimes.api.schema import Schema
@@ -76,12 +76,16 @@ class Telling:
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """A family of endpoints. failure(status, message): its error answer, as a JSON value."""
+    """A family of endpoints. failure(status, message): its error answer, as a JSON object.
+
+    in_stream: what an error has besides where it ends a stream, so that clients can read it.
+    """
 
     name: str
     completing: tuple[Completing, ...]
     telling: tuple[Telling, ...]
-    failure: Callable[[int, str], object]
+    failure: Callable[[int, str], dict[str, object]]
+    in_stream: Mapping[str, object] = field(default_factory=dict)
 
 
 def frame(event: object, framing: Framing) -> bytes:

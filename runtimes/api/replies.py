@@ -156,10 +156,14 @@ class Stream:
             for event in self._view.end():
                 yield frame(event, framing)
         except Cancelled as error:
-            if isinstance(error, Superseded):
-                yield frame(self._dialect.failure(409, str(error)), framing)
+            if isinstance(error, Superseded):  # else there is nobody left to tell
+                yield frame(self._failed(error), framing)
         except StarpackError as error:
-            yield frame(self._dialect.failure(status_of(error), str(error)), framing)
+            yield frame(self._failed(error), framing)
+
+    def _failed(self, error: StarpackError) -> object:
+        dialect = self._dialect
+        return {**dialect.failure(status_of(error), str(error)), **dialect.in_stream}
 
 
 def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:

@@ -144,7 +144,8 @@ class Engine:
     @property
     def waiting_jobs(self) -> int:
         """How many wait, whoever's they are."""
-        return sum(map(len, list(self._waiting.values())))
+        with self._changed:
+            return sum(map(len, self._waiting.values()))
 
     @property
     def is_running(self) -> bool:
