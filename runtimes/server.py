@@ -184,6 +184,9 @@ class _Server:
         async def handler(request: Request) -> Reply | Stream:
             try:
                 data = await self._read_body(request)
+                if not self._supersedes(request):
+                    # before any work: refusing has to cost next to nothing when many ask
+                    self._service.engine.check_room()
                 plan, view = await run_in_threadpool(self._plan, endpoint, data)
                 return await self._complete(request, dialect, plan, view)
             except StarpackError as error:
@@ -202,14 +205,12 @@ class _Server:
     async def _complete(
         self, request: Request, dialect: Dialect, plan: Plan, view: View
     ) -> Reply | Stream:
-        said = request.headers.get("x-supersede")
-        supersede = self._settings.supersede if said is None else said.lower() in YES
         conversation = Conversation(
             self._service.engine,
             request.scope["starpack.client"],
             plan.runs,
             limit_s=self._settings.request_s,
-            supersede=supersede,
+            supersede=self._supersedes(request),
             name=request.scope["starpack.name"],
         )
         try:
@@ -226,6 +227,10 @@ class _Server:
         if self._settings.log_prompts:
             logger.info("answered: %r", [result.completion.text for result in results])
         return json_reply(200, view.whole(results), budget_headers(plan))
+
+    def _supersedes(self, request: Request) -> bool:
+        said = request.headers.get("x-supersede")
+        return self._settings.supersede if said is None else said.lower() in YES
 
     async def _read_body(self, request: Request) -> bytes:
         """Raises Problem for one that is too large or too slow; ClientDisconnect."""

@@ -78,12 +78,16 @@ class Telling:
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """A family of endpoints. failure(status, message): its error answer, as a JSON value."""
+    """A family of endpoints. failure(status, message): its error answer, as a JSON object.
+
+    in_stream: what an error has besides where it ends a stream, so that clients can read it.
+    """
 
     name: str
     completing: tuple[Completing, ...]
     telling: tuple[Telling, ...]
-    failure: Callable[[int, str], object]
+    failure: Callable[[int, str], dict[str, object]]
+    in_stream: Mapping[str, object] = field(default_factory=dict)
 
 
 def frame(event: object, framing: Framing) -> bytes:

@@ -18,7 +18,7 @@ from runtimes.sampling import OFF, Sampling
 from runtimes.serving.ask import IdsPrompt, OverContext, Rules, TextPrompt
 
 MOST_STOPS = 64  # guessed: Continue sends the file's next line and a dozen more
-MOST_STOP_CHARACTERS = 1024  # guessed
+MOST_STOP_CHARACTERS = 4096  # guessed: Continue stops at the next line, whatever its length
 MOST_IDS = 131_072  # specified: the longest context that starpack offers
 MOST_FILES = 1000  # guessed
 MOST_LOGPROBS = 20  # guessed; OpenAI's own limit is 5

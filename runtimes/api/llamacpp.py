@@ -233,7 +233,7 @@ def _timings(end: Chunk | Completion) -> dict[str, float]:
     return result
 
 
-def failure(status: int, message: str) -> object:
+def failure(status: int, message: str) -> dict[str, object]:
     """llama.cpp's errors."""
     kinds = {401: "authentication_error", 404: "not_found_error", 503: "unavailable_error"}
     kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
@@ -334,4 +334,5 @@ DIALECT = Dialect(
         ),
     ),
     failure=failure,
+    in_stream={"content": "", "stop": True},  # Tabby ends at an event without them
 )  # fmt: skip

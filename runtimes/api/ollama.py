@@ -145,7 +145,7 @@ def timestamp(moment: datetime) -> str:
     return moment.isoformat().replace("+00:00", "Z")
 
 
-def failure(_status: int, message: str) -> object:
+def failure(_status: int, message: str) -> dict[str, object]:
     """Ollama's errors."""
     return {"error": message}
 

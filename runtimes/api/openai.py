@@ -229,7 +229,7 @@ def _choice(
     }
 
 
-def failure(status: int, message: str) -> object:
+def failure(status: int, message: str) -> dict[str, object]:
     """OpenAI's errors."""
     kinds = {
         401: "authentication_error", 403: "permission_error", 404: "not_found_error",

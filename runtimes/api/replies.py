@@ -135,6 +135,8 @@ class Stream:
                 async for data in self._pieces():
                     async with asyncio.timeout(self._write_s):
                         await send({"type": "http.response.body", "body": data, "more_body": True})
+                    # neither the queue nor `send` gives way to others while it has no need to wait
+                    await asyncio.sleep(0)
             except TimeoutError:
                 logger.info("a client has stopped reading")
                 return  # without an end, so that the connection is closed
@@ -154,10 +156,14 @@ class Stream:
             for event in self._view.end():
                 yield frame(event, framing)
         except Cancelled as error:
-            if isinstance(error, Superseded):
-                yield frame(self._dialect.failure(409, str(error)), framing)
+            if isinstance(error, Superseded):  # else there is nobody left to tell
+                yield frame(self._failed(error), framing)
         except StarpackError as error:
-            yield frame(self._dialect.failure(status_of(error), str(error)), framing)
+            yield frame(self._failed(error), framing)
+
+    def _failed(self, error: StarpackError) -> object:
+        dialect = self._dialect
+        return {**dialect.failure(status_of(error), str(error)), **dialect.in_stream}
 
 
 def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:

@@ -130,7 +130,7 @@ class GenerateView:
         return {"id": entry.id, "text": text, "logprob": entry.logprob, "special": False}
 
 
-def failure(status: int, message: str) -> object:
+def failure(status: int, message: str) -> dict[str, object]:
     """TGI's errors."""
     kinds = {400: "validation", 429: "overloaded", 503: "overloaded"}
     return {"error": message, "error_type": kinds.get(status, "generation")}

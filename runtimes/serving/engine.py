@@ -110,13 +110,8 @@ class Engine:
             if self._stopping:
                 raise StoppingError("the server is being stopped")
             replaced = [older for older in self._waiting.get(job.client, ()) if job.replaces(older)]
-            full = self.waiting_jobs - len(replaced) >= self._queue_jobs
-            if full and job.client != PROBE:
-                raise BusyError(
-                    f"{self.waiting_jobs} requests are waiting already",
-                    retry_after_s=self._retry_after_s(),
-                    remedy="try again later, or start the server with a longer --queue",
-                )
+            if job.client != PROBE:
+                self.check_room(len(replaced))
             queue = self._waiting.setdefault(job.client, deque())
             for older in replaced:
                 queue.remove(older)
@@ -126,6 +121,15 @@ class Engine:
             self._changed.notify()
         for older in replaced:
             older.emit(_superseded())
+
+    def check_room(self, replaced_jobs: int = 0) -> None:
+        """Raise BusyError where the queue is full, but for those jobs that are to be replaced."""
+        if self.waiting_jobs - replaced_jobs >= self._queue_jobs:
+            raise BusyError(
+                f"{self.waiting_jobs} requests are waiting already",
+                retry_after_s=self._retry_after_s(),
+                remedy="try again later, or start the server with a longer --queue",
+            )
 
     def withdraw(self, job: Job) -> None:
         """Cancel `job`; if it still waits it leaves the queue at once."""
@@ -140,7 +144,8 @@ class Engine:
     @property
     def waiting_jobs(self) -> int:
         """How many wait, whoever's they are."""
-        return sum(map(len, list(self._waiting.values())))
+        with self._changed:
+            return sum(map(len, self._waiting.values()))
 
     @property
     def is_running(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,19 +22,33 @@ PROMPT = (40, 41, 42)
 
 
 class Gate:
-    """Holds the toy within each forward call until it is let go on."""
+    """Holds the toy within a forward call while there is no permit for it."""
 
     def __init__(self) -> None:
-        self.open = threading.Event()
-        self.open.set()
-        self.inside = threading.Event()
+        self._changed = threading.Condition()
+        self._permits = math.inf
+        self._holds = False
         self.fault: Exception | None = None
 
     def __call__(self) -> None:
-        self.inside.set()
-        assert self.open.wait(10)
+        with self._changed:
+            self._holds = self._permits == 0
+            self._changed.notify_all()
+            assert self._changed.wait_for(lambda: self._permits > 0, 10)
+            self._permits -= 1
+            self._holds = False
         if self.fault is not None:
             raise self.fault
+
+    def permit(self, calls: float) -> None:
+        """Let so many calls through; 0 closes it, infinity opens it."""
+        with self._changed:
+            self._permits = calls
+            self._changed.notify_all()
+
+    def wait_until_it_holds(self) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._holds and self._permits == 0, 5)
 
 
 class Bench:
@@ -64,13 +79,12 @@ class Bench:
 
     def hold(self) -> None:
         """Have a job running, and stopped in the middle of its prompt."""
-        self.gate.open.clear()
-        self.gate.inside.clear()
+        self.gate.permit(0)
         self.ask("held", client="holder")
-        assert self.gate.inside.wait(5)
+        self.gate.wait_until_it_holds()
 
     def release(self, *names: str) -> None:
-        self.gate.open.set()
+        self.gate.permit(math.inf)
         wait_until(lambda: set(names) <= set(self.ended))
 
 
@@ -78,7 +92,7 @@ class Bench:
 def bench(tmp_path: Path) -> Iterator[Bench]:
     bench = Bench(tmp_path)
     yield bench
-    bench.gate.open.set()
+    bench.gate.permit(math.inf)
     bench.engine.stop(5)
 
 
@@ -117,15 +131,14 @@ def test_the_queue_has_a_bound_and_says_when_to_come_back(bench):
 
 
 def test_a_running_job_ends_within_a_token_of_being_cancelled(bench):
-    bench.gate.open.clear()
-    job = bench.ask("a", tokens=200)
     calls = bench.runtime.backend.calls
-    bench.gate.open.set()
-    wait_until(lambda: len(calls) > 5)
-    bench.gate.open.clear()
-    bench.gate.inside.clear()
-    assert bench.gate.inside.wait(5)  # in the middle of a token
+    bench.gate.permit(0)
+    job = bench.ask("a", tokens=200)
+    bench.gate.wait_until_it_holds()
+    bench.gate.permit(5)
+    bench.gate.wait_until_it_holds()  # in the middle of a token
     before = len(calls)
+    assert before == 6
     bench.engine.withdraw(job)
     bench.release("a")
     assert isinstance(bench.told["a"][-1], Cancelled)
@@ -187,10 +200,9 @@ def test_time_limits_count_the_wait(bench):
     threading.Event().wait(0.02)
     bench.release("late")
     assert isinstance(bench.told["late"][-1], BusyError)
-    bench.gate.open.clear()
-    bench.gate.inside.clear()
+    bench.gate.permit(0)
     bench.ask("slow", tokens=200, limit_s=0.2)
-    assert bench.gate.inside.wait(5)
+    bench.gate.wait_until_it_holds()
     threading.Event().wait(0.25)
     bench.release("slow")
     assert bench.told["slow"][-2][1].finish_reason == "time"

@@ -104,18 +104,21 @@ def test_superseded_requests_are_told(slow):
         assert older.result().status_code == 409
 
 
-def test_a_superseded_stream_ends_with_the_reason(slow):
+@pytest.mark.parametrize("path", ["/v1/completions", "/completion"])
+def test_a_superseded_stream_ends_with_the_reason(slow, path):
     me = {"x-client-id": "editor-1"}
-    body = LONG | {"stream": True}
+    body = {"prompt": "abc", "max_tokens": 300, "n_predict": 300, "stream": True}
     with (
         listening(slow, Settings(supersede=True)) as url,
-        httpx.stream("POST", url + "/v1/completions", json=body, headers=me, timeout=30) as stream,
+        httpx.stream("POST", url + path, json=body, headers=me, timeout=30) as stream,
     ):
         lines = stream.iter_lines()
         assert next(lines).startswith("data: ")
         httpx.post(url + "/v1/completions", json={"prompt": "ab", "max_tokens": 1}, headers=me)
-        last = [line for line in lines if line][-1]
-    assert "newer request" in json.loads(last.removeprefix("data: "))["error"]["message"]
+        last = json.loads([line for line in lines if line][-1].removeprefix("data: "))
+    assert "newer request" in last["error"]["message"]
+    if path == "/completion":
+        assert (last["content"], last["stop"]) == ("", True)
 
 
 def test_request_time_ends_an_answer(slow):
