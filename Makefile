@@ -15,6 +15,7 @@ VENV     := .venv
 STARPACK := $(VENV)/bin/starpack
 PIP      := $(VENV)/bin/pip --disable-pip-version-check
 WHEELS   := build/wheels
+RAY      := build/ray
 ENGINE   := packager/wheels.py packager/engine/llama-cpp-python.patch
 WANTED    = '$(MODEL)' --formats '$(FORMATS)' --out '$(OUT)' \
             $(if $(SOURCES),--sources '$(SOURCES)')
@@ -24,13 +25,14 @@ PLAN      = $(WANTED) \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup wheels convert profile select bundle verify test bench lint clean distclean
+.PHONY: help setup wheels convert profile select bundle verify test test-ray bench lint clean \
+        distclean
 
 help: ## show this text
 	@echo "make TARGET [VARIABLE=value ...]"
 	@echo
 	@echo "Targets (each does first what it needs, set-up included):"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-12s%s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-12s%s\n", $$1, $$2}'
 	@echo
 	@echo "Variables, with their values now:"
 	@echo "  MODEL       checkpoint folder                     $(MODEL)"
@@ -76,6 +78,16 @@ verify: setup ## check the bundle in OUT against its hashes
 
 test: setup ## run the tests
 	$(VENV)/bin/python -m pytest
+
+test-ray: $(RAY)/.installed ## try deploy/ on a Ray cluster of this machine, with the bundle in OUT
+	PYTHONPATH=. RAY_USAGE_STATS_ENABLED=0 $(RAY)/bin/python -m deploy.try_ray '$(OUT)/bundle'
+
+# Ray is large and for this alone, so it has an environment of its own.
+$(RAY)/.installed: deploy/requirements.txt $(OUT)/bundle/bundle.json
+	$(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/pip install --requirement deploy/requirements.txt
+	$(RAY)/bin/pip install --no-deps '$(OUT)'/bundle/wheels/*.whl
+	@touch $@
 
 bench: setup ## the figures of `profile` as JSON
 	$(STARPACK) profile $(PLAN) --json

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -57,6 +60,9 @@ def repl(args: argparse.Namespace, console: Console) -> None:
     if console.as_json:
         raise UsageError("repl has no --json", remedy="use `generate --json`")
     options, context = options_of(args), _context(args)
+    if sys.stdin.isatty():
+        with suppress(ImportError):  # some builds of Python lack it
+            importlib.import_module("readline")  # from here on input() edits and recalls lines
     with open_model(args, console) as runtime:
         console.remark(NOTICE)
         console.remark(REPL_HELP)
