@@ -16,6 +16,7 @@ STARPACK := $(VENV)/bin/starpack
 PIP      := $(VENV)/bin/pip --disable-pip-version-check
 WHEELS   := build/wheels
 PEERS    ?= build/peers
+RAY      := build/ray
 ENGINE   := packager/wheels.py packager/engine/llama-cpp-python.patch
 WANTED    = '$(MODEL)' --formats '$(FORMATS)' --out '$(OUT)' \
             $(if $(SOURCES),--sources '$(SOURCES)')
@@ -25,8 +26,8 @@ PLAN      = $(WANTED) \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup wheels plan matrix convert profile select bundle verify test test-peers bench \
-        lint clean distclean
+.PHONY: help setup wheels plan matrix convert profile select bundle verify test test-peers test-ray \
+        bench lint clean distclean
 
 help: ## show this text
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -94,6 +95,15 @@ $(PEERS)/.installed: tests/peers/requirements.txt tests/peers/constraints.txt
 	$(PEERS)/bin/pip install --constraint tests/peers/constraints.txt torch setuptools wheel ninja
 	$(PEERS)/bin/pip install --constraint tests/peers/constraints.txt --no-build-isolation \
 	    --requirement tests/peers/requirements.txt
+
+test-ray: $(RAY)/.installed ## try deploy/ on a Ray cluster of this machine, with the bundle in OUT
+	PYTHONPATH=. RAY_USAGE_STATS_ENABLED=0 $(RAY)/bin/python -m deploy.try_ray '$(OUT)/bundle'
+
+# Ray is large and for this alone, so it has an environment of its own.
+$(RAY)/.installed: deploy/requirements.txt $(OUT)/bundle/bundle.json
+	$(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/pip install --requirement deploy/requirements.txt
+	$(RAY)/bin/pip install --no-deps '$(OUT)'/bundle/wheels/*.whl
 	@touch $@
 
 bench: setup ## the figures of `profile` as JSON

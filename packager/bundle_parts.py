@@ -69,7 +69,7 @@ def model_licences(checkpoint: Checkpoint, licence_file: Path | None) -> list[Pa
 def _runtime_files(format: str) -> Iterator[tuple[str, Path]]:
     """The runtime package, without the backends of other formats."""
     root = Path(runtimes.__file__).parent
-    for file in sorted(root.rglob("*.py")):
+    for file in sorted([*root.rglob("*.py"), *root.glob("page/*")]):
         path = file.relative_to(root)
         if path.parts[0] != "backends" or file.stem in ("__init__", format):
             yield f"runtimes/{path.as_posix()}", file

@@ -28,9 +28,10 @@ from packager.errors import BuildError, IntegrityError, UsageError
 from packager.files import atomic_folder, cache_folder, sha256_file, write_json
 from packager.records import Progress, no_progress
 from packager.target import Target, this_machine
+from runtimes.serving import REQUIRES as SERVER_REQUIRES
 
 # What every format needs. tokenizers also declares huggingface-hub, but only to download with.
-COMMON_PACKAGES = ("numpy", "tokenizers")
+COMMON_PACKAGES = ("numpy", "tokenizers", *SERVER_REQUIRES)
 
 _STEP = re.compile(r"^\s*\[(\d+)/(\d+)\] ")  # ninja: "[17/330] /usr/bin/g++ ..."
 _LAST_LINES = 12  # guessed: enough to hold a compiler's error and its context
@@ -117,7 +118,8 @@ def shipped_pins(requires: Sequence[str]) -> list[str]:
     Those are the ones that the artifact was measured with.
     """
     try:
-        return [f"{name}=={version(name)}" for name in (*COMMON_PACKAGES, *requires)]
+        names = dict.fromkeys((*COMMON_PACKAGES, *requires))  # some are in both
+        return [f"{name}=={version(name)}" for name in names]
     except PackageNotFoundError as error:
         raise BuildError(
             f"the package {error.name} is not installed, so its version cannot be pinned",

@@ -27,7 +27,12 @@ EXAMPLES = """examples (of an installed bundle, say DIR/run for `python -m runti
     return <HERE>' | python -m runtimes infill --marker '<HERE>' --json
   python -m runtimes infill --prefix-file head.py --suffix-file tail.py \\
       --repo-name me/tools --repo-file tools/text.py --path tools/main.py
+  python -m runtimes generate --repo ~/tools --file tools/main.py
+  python -m runtimes docstring --file app.py --line 12
+  python -m runtimes explain --file app.py
+  python -m runtimes translate --file app.py --to javascript
   python -m runtimes repl --temperature 0.2 --seed 7
+  python -m runtimes serve --port 8012
   python -m runtimes verify --full --public-key release.pub
   python -m runtimes doctor --json
   python -m runtimes bench --prompt-tokens 1024 --depths 1024,8192
@@ -37,7 +42,11 @@ EXAMPLES = """examples (of an installed bundle, say DIR/run for `python -m runti
 MODULES = {
     "generate": "runtimes.cli_generate",
     "infill": "runtimes.cli_generate",
+    "docstring": "runtimes.cli_tasks",
+    "explain": "runtimes.cli_tasks",
+    "translate": "runtimes.cli_tasks",
     "repl": "runtimes.cli_generate",
+    "serve": "runtimes.cli_serve",
     "verify": "runtimes.cli_inspect",
     "rollback": "runtimes.cli_inspect",
     "licence": "runtimes.cli_licence",
@@ -106,7 +115,13 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--file", help="read the prompt from this file")
     infill = command("infill", "fill in the text at a cursor")
     _add_gap(infill)
+    for sub in (generate, infill):
+        _add_repository(sub)
+    tasks = _add_tasks(command)
     repl = command("repl", "write a text in turns with the model")
+    serve = command("serve", "answer editors and other clients over HTTP")
+    _add_address(serve)
+    _add_limits(serve)
     verify = command("verify", "check every byte of the bundle against its manifest")
     verify.add_argument(
         "--full", action="store_true",
@@ -122,10 +137,11 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument("--quick", action="store_true", help="measure for seconds, not a minute")
     bench = command("bench", "time prompts of several lengths, and tokens at several depths")
     _add_bench(bench)
-    for sub in (generate, infill, repl):
+    for sub in (generate, infill, *tasks, repl):
         _add_generation(sub)
+    for sub in (generate, infill, repl):
         _add_context(sub)
-    for sub in (generate, infill, repl, doctor, bench):
+    for sub in (generate, infill, *tasks, repl, serve, doctor, bench):
         _add_model(sub)
     return top
 
@@ -159,6 +175,103 @@ def _counts(text: str) -> list[int]:
     if not all(part.isascii() and part.isdecimal() and len(part) < 10 for part in parts):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers like 128,1024")
     return [int(part) for part in parts]
+
+
+def _add_repository(sub: argparse.ArgumentParser) -> None:
+    group = sub.add_argument_group("repository-level completion")
+    group.add_argument(
+        "--repo", type=Path, metavar="DIR",
+        help="choose files of this folder as context; --file is a path in it",
+    )  # fmt: skip
+    group.add_argument(
+        "--repo-tokens", type=int, metavar="N",
+        help="most tokens of those files (default: a quarter of the context)",
+    )  # fmt: skip
+
+
+def _add_tasks(
+    command: Callable[[str, str], argparse.ArgumentParser],
+) -> tuple[argparse.ArgumentParser, ...]:
+    """Tasks of a base model, which follows no instructions: see runtimes/tasks.py."""
+    docstring = command("docstring", "document a definition")
+    explain = command("explain", "explain code in a comment")
+    translate = command("translate", "write code in another language")
+    for sub in (docstring, explain, translate):
+        sub.add_argument("--file", metavar="FILE", help="the code (default: standard input)")
+        sub.add_argument("--language", metavar="NAME", help="its language (default: by its suffix)")
+    docstring.add_argument(
+        "--line", type=int, default=1, metavar="N",
+        help="the first definition at or after this line (default: %(default)s)",
+    )  # fmt: skip
+    translate.add_argument("--to", required=True, metavar="NAME", help="the other language")
+    return docstring, explain, translate
+
+
+def _add_address(sub: argparse.ArgumentParser) -> None:
+    add = sub.add_argument_group("address and access").add_argument
+    add("--host", default="127.0.0.1", help="default: %(default)s; others need an API key")
+    add("--port", type=int, default=8012, metavar="N", help="default: %(default)s; 0 is any")
+    add(
+        "--api-key-file", type=Path, metavar="FILE",
+        help="keys that clients must have, one a line; or set STARPACK_API_KEY",
+    )  # fmt: skip
+    add("--tls-cert", type=Path, metavar="FILE", help="certificate chain in PEM; serves HTTPS")
+    add("--tls-key", type=Path, metavar="FILE", help="its private key in PEM")
+    add(
+        "--allow-origin", action="append", default=[], metavar="ORIGIN",
+        help="web pages that may ask, such as https://example.org; may be given again",
+    )  # fmt: skip
+    add("--name", metavar="NAME", help="of the model, for clients (default: the checkpoint's)")
+
+
+def _add_limits(sub: argparse.ArgumentParser) -> None:
+    add = sub.add_argument_group("requests").add_argument
+    add("--queue", type=int, default=32, metavar="N", help="most that wait (default: %(default)s)")
+    add(
+        "--request-time", type=float, default=120.0, metavar="SECONDS",
+        help="for waiting and answering (default: %(default)s)",
+    )  # fmt: skip
+    add(
+        "--max-tokens", type=int, default=1024, metavar="N",
+        help="longest answer to any request (default: %(default)s)",
+    )  # fmt: skip
+    add(
+        "--temperature", type=float, default=0.0, metavar="T",
+        help="for requests that name none; 0, the default, is greedy",
+    )  # fmt: skip
+    add(
+        "--over-context", choices=("error", "trim"), default="error",
+        help="what to do with a prompt that is too long (default: %(default)s)",
+    )  # fmt: skip
+    add(
+        "--suffix-share", type=float, default=0.25, metavar="SHARE",
+        help="of the room that a trimmed prompt's suffix is sure of (default: %(default)s)",
+    )  # fmt: skip
+    add(
+        "--extras-share", type=float, default=0.25, metavar="SHARE",
+        help="the same for other files (default: %(default)s)",
+    )  # fmt: skip
+    add(
+        "--no-raw-fim", action="store_false", dest="raw_fim",
+        help="take a prompt that spells <fim_prefix>...<fim_suffix>...<fim_middle> as plain text",
+    )  # fmt: skip
+    add(
+        "--supersede", action="store_true",
+        help="a request takes the place of its client's older ones (or send X-Supersede: 1)",
+    )  # fmt: skip
+    add(
+        "--max-body", type=int, default=2 * 1024 * 1024, metavar="BYTES",
+        help="largest request (default: %(default)s)",
+    )  # fmt: skip
+    add(
+        "--connections", type=int, default=256, metavar="N",
+        help="most at a time (default: %(default)s)",
+    )  # fmt: skip
+    add(
+        "--grace", type=int, default=10, metavar="SECONDS",
+        help="for what runs when the server is stopped (default: %(default)s)",
+    )  # fmt: skip
+    add("--log-prompts", action="store_true", help="log prompts and answers, too")
 
 
 def _add_generation(sub: argparse.ArgumentParser) -> None:

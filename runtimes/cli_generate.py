@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 
 from runtimes.cli_inspect import open_model
 from runtimes.completion import Chunk, GenerateOptions, join
-from runtimes.console import NOTICE, Console, describe_timings
+from runtimes.console import NOTICE, Console, describe_chosen, describe_timings
 from runtimes.errors import StarpackError, UsageError
 from runtimes.prompt import Context, RepoFile
+from runtimes.repository import choose, path_in, read_in
 from runtimes.runtime import Runtime
 from runtimes.sampling import Sampling
 from runtimes.sources import STDIN, read_text, split_at_cursor, split_at_marker
+from runtimes.tasks import Task
 
 REPL_HELP = "Type text; an empty line sends it. :new starts afresh, :quit or Ctrl-D leaves."
+REPO_SHARE = 0.25  # guessed: of the context for a repository's files, as the server's extras
 
 Stream = Callable[[Runtime, Callable[[int, int], None]], Iterator[Chunk]]
 
@@ -24,33 +31,38 @@ def generate(args: argparse.Namespace, console: Console) -> None:
     """Continue a prompt."""
     if args.prompt is not None and args.file is not None:
         raise UsageError("a prompt and --file", expected="one of them, or standard input")
-    prompt = read_text(args.file or STDIN) if args.prompt is None else args.prompt
-    options, context = _options(args), _context(args)
+    prompt = _whole_text(args) if args.prompt is None else args.prompt
+    options, context = options_of(args), _context(args)
 
     def stream(runtime: Runtime, progress: Callable[[int, int], None]) -> Iterator[Chunk]:
-        return runtime.stream_generate(prompt, options, context, progress=progress)
+        around = _with_repository(args, runtime, console, context, prompt)
+        return runtime.stream_generate(prompt, options, around, progress=progress)
 
     with open_model(args, console) as runtime:
-        _answer(runtime, stream, console)
+        answer(runtime, stream, console)
 
 
 def infill(args: argparse.Namespace, console: Console) -> None:
     """Fill in between a prefix and a suffix."""
     prefix, suffix = _prefix_and_suffix(args)
-    options, context = _options(args), _context(args)
+    options, context = options_of(args), _context(args)
 
     def stream(runtime: Runtime, progress: Callable[[int, int], None]) -> Iterator[Chunk]:
-        return runtime.stream_infill(prefix, suffix, options, context, progress=progress)
+        around = _with_repository(args, runtime, console, context, prefix + suffix)
+        return runtime.stream_infill(prefix, suffix, options, around, progress=progress)
 
     with open_model(args, console) as runtime:
-        _answer(runtime, stream, console)
+        answer(runtime, stream, console)
 
 
 def repl(args: argparse.Namespace, console: Console) -> None:
     """Grow a text in turns: the user writes, the model goes on until it ends or Ctrl-C."""
     if console.as_json:
         raise UsageError("repl has no --json", remedy="use `generate --json`")
-    options, context = _options(args), _context(args)
+    options, context = options_of(args), _context(args)
+    if sys.stdin.isatty():
+        with suppress(ImportError):  # some builds of Python lack it
+            importlib.import_module("readline")  # from here on input() edits and recalls lines
     with open_model(args, console) as runtime:
         console.remark(NOTICE)
         console.remark(REPL_HELP)
@@ -73,17 +85,23 @@ def repl(args: argparse.Namespace, console: Console) -> None:
                 text += "\n"  # the text is what the screen shows
 
 
-def _answer(runtime: Runtime, stream: Stream, console: Console) -> None:
-    """Show a completion: as it comes, or as one JSON value."""
+def answer(runtime: Runtime, stream: Stream, console: Console, task: Task | None = None) -> None:
+    """Show a completion: as it comes, or as one JSON value; and what a task has around it."""
     console.remark(NOTICE)
+    if task is not None and not console.as_json:
+        console.text(task.before.lstrip("\n"))
     chunks: list[Chunk] = []
     for chunk in stream(runtime, console.meter("prompt", "tokens")):
         chunks.append(chunk)
         if not console.as_json:
             console.text(chunk.text)
     completion = join(chunks)
+    after = "" if task is None else task.after
     if console.as_json:
-        console.data(asdict(completion) | {"machine_generated": True})
+        around = {} if task is None else {"before": task.before, "after": after, "at": task.at}
+        console.data(asdict(completion) | around | {"machine_generated": True})
+    elif after:
+        console.text(after)
     elif not completion.text.endswith("\n"):
         console.remark("")  # so that the next line on a terminal starts at its left
     console.remark(describe_timings(completion.timings, completion.finish_reason))
@@ -104,10 +122,17 @@ def _prefix_and_suffix(args: argparse.Namespace) -> tuple[str, str]:
             raise UsageError("prefix and suffix cannot both be standard input")
         prefix, suffix = ("" if part is None else read_text(part) for part in parts)
         return prefix, suffix
-    text = read_text(args.file or STDIN)
+    text = _whole_text(args)
     if args.cursor is not None:
         return split_at_cursor(text, args.cursor)
     return split_at_marker(text, args.marker)
+
+
+def _whole_text(args: argparse.Namespace) -> str:
+    """Of --file, which is a path in the repository where there is one; else standard input."""
+    if args.repo is None or args.file in (None, STDIN):
+        return read_text(args.file or STDIN)
+    return read_in(args.repo, path_in(args.repo, args.file))
 
 
 def _context(args: argparse.Namespace) -> Context:
@@ -115,7 +140,32 @@ def _context(args: argparse.Namespace) -> Context:
     return Context(repo_name=args.repo_name, files=files, path=args.path)
 
 
-def _options(args: argparse.Namespace) -> GenerateOptions:
+def _with_repository(
+    args: argparse.Namespace, runtime: Runtime, console: Console, context: Context, text: str
+) -> Context:
+    """`context` with files that are chosen from --repo before those that were named."""
+    folder: Path | None = args.repo
+    if folder is None:
+        if args.repo_tokens is not None:
+            raise UsageError("--repo-tokens without --repo")
+        return context
+    edited = args.path or args.file
+    if edited in (None, STDIN):
+        raise UsageError(
+            "--repo needs to know which of its files is edited",
+            expected="--file PATH, or --path PATH beside another source of the text",
+        )
+    path = path_in(folder, edited)
+    budget = args.repo_tokens
+    if budget is None:
+        budget = int(runtime.backend.context_tokens * REPO_SHARE)
+    chosen = choose(folder, path, text, lambda t: len(runtime.tokenizer.encode(t)), budget)
+    console.remark(describe_chosen(chosen))
+    name = context.repo_name or folder.resolve().name or None
+    return Context(name, (*chosen.files, *context.files), path)
+
+
+def options_of(args: argparse.Namespace) -> GenerateOptions:
     return GenerateOptions(
         max_tokens=args.max_tokens,
         sampling=Sampling(

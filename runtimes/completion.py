@@ -10,8 +10,9 @@ from typing import Literal
 from runtimes.errors import UsageError
 from runtimes.sampling import GREEDY, Sampling, TokenLogprobs
 
-FinishReason = Literal["stop", "stop_string", "length", "time", "cancelled"]
-"""stop: a control id. length: max_tokens, or the end of the context. time: max_time_s."""
+FinishReason = Literal["stop", "stop_string", "length", "indent", "time", "cancelled"]
+"""stop: a control id. length: max_tokens, or the end of the context. indent: min_indent.
+time: max_time_s, max_prompt_s or max_decode_s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,11 @@ class GenerateOptions:
     logprobs: None for none; n for those of the chosen id and of the n likeliest.
     max_time_s: for the whole request, prompt included; looked at between chunks and tokens.
     speculate: guess by prompt lookup. It changes the time, never the sampling.
+    min_indent: the completion ends before its first line, after the one at the cursor, that
+    starts with fewer blanks and tabs than this, an empty line included; 0 is off.
+    max_prompt_s: for taking the prompt in; looked at after each chunk, so that a request which is
+    sent again gets on. max_decode_s: from the first id on, but not before the completion has a
+    line break (both after llama.cpp's t_max_prompt_ms and t_max_predict_ms).
     """
 
     max_tokens: int = 128
@@ -31,6 +37,9 @@ class GenerateOptions:
     logprobs: int | None = None
     max_time_s: float | None = None
     speculate: bool = True
+    min_indent: int = 0
+    max_prompt_s: float | None = None
+    max_decode_s: float | None = None
 
     def __post_init__(self) -> None:
         """Raise UsageError that names the first field out of range."""
@@ -40,8 +49,12 @@ class GenerateOptions:
             raise _bad("stop", self.stop, "texts of one character or more")
         if self.logprobs is not None and self.logprobs < 0:
             raise _bad("logprobs", self.logprobs, "0 or more, or None")
-        if self.max_time_s is not None and not 0 < self.max_time_s < math.inf:
-            raise _bad("max_time_s", self.max_time_s, "seconds above 0, or None")
+        if self.min_indent < 0:
+            raise _bad("min_indent", self.min_indent, "0 or more")
+        for name in ("max_time_s", "max_prompt_s", "max_decode_s"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise _bad(name, value, "seconds above 0, or None")
 
 
 DEFAULTS = GenerateOptions()

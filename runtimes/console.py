@@ -15,6 +15,7 @@ from runtimes.errors import StarpackError
 
 if TYPE_CHECKING:
     from runtimes.completion import Timings
+from runtimes.repository import Chosen
 
 NOTICE = (
     "Machine-generated code: review it before use, and say so where you publish it. "
@@ -85,3 +86,13 @@ def describe_timings(timings: Timings, finish_reason: str) -> str:
     if timings.generated_tokens > 1 and timings.decode_s > 0:
         line += f", then {(timings.generated_tokens - 1) / timings.decode_s:.1f} tokens/s"
     return f"{line}; ended by: {finish_reason}"
+
+
+def describe_chosen(chosen: Chosen) -> str:
+    """One line for a person, the most relevant file first."""
+    paths = ", ".join(str(file.path) for file in reversed(chosen.files)) or "none fits"
+    more = "" if chosen.is_whole else "; the folder is too large to be looked at as a whole"
+    return (
+        f"repository: {len(chosen.files)} files, {chosen.tokens} of {chosen.budget_tokens} tokens "
+        f"({paths}); {chosen.left_out} left out{more}"
+    )

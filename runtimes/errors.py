@@ -82,3 +82,19 @@ class Cancelled(StarpackError):
     """The caller cancelled, or ran out of the time it allowed."""
 
     exit_code = 130
+
+
+class Superseded(Cancelled):
+    """A newer request of the same client has taken this one's place."""
+
+
+class BusyError(StarpackError):
+    """The queue is full, or the wait was too long: worth another try after `retry_after_s`."""
+
+    def __init__(self, what: str, *, retry_after_s: int, remedy: str | None = None) -> None:
+        super().__init__(what, remedy=remedy)
+        self.retry_after_s = retry_after_s
+
+
+class StoppingError(StarpackError):
+    """The server is being stopped and takes nothing more."""

@@ -17,9 +17,9 @@ Encode = Callable[[str], list[int]]
 
 @dataclass(frozen=True, slots=True)
 class RepoFile:
-    """A file of the repository that gives context: its path there and its text."""
+    """A file of the repository that gives context: its path there, where it is known; its text."""
 
-    path: str
+    path: str | None
     text: str
 
 

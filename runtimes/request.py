@@ -15,7 +15,7 @@ from runtimes.contract import Backend
 from runtimes.sampling import Sampler, TokenLogprobs, token_logprobs
 from runtimes.speculation import PromptLookup
 from runtimes.tape import Tape
-from runtimes.text import TextStream, Tokenizer
+from runtimes.text import IndentRule, TextStream, Tokenizer
 
 Progress = Callable[[int, int], None]
 """progress(done_tokens, total_tokens) of the prompt: before its first chunk and after each."""
@@ -30,6 +30,11 @@ def no_progress(done_tokens: int, total_tokens: int) -> None:
 def never_cancelled() -> bool:
     """The answer of a caller that never cancels."""
     return False
+
+
+# Guessed. A prompt with a time limit is taken in by fewer ids a call, so that the limit is looked
+# at more often; it costs some speed, which is why others have the backend's whole chunks.
+TIMED_CHUNK_TOKENS = 128
 
 
 class Request:
@@ -57,6 +62,8 @@ class Request:
         self._prompt_tokens = len(prompt_ids)
         self._most_tokens = min(options.max_tokens, backend.context_tokens - len(prompt_ids))
         self._stream = TextStream(tokenizer.token_bytes, options.stop)
+        self._indent = IndentRule(options.min_indent)
+        self._has_line_break = False
         self._sampler = Sampler(options.sampling, prompt_ids, backend.vocab_size)
         self._lookup = PromptLookup(prompt_ids) if options.speculate else None
         self._reason: FinishReason | None = None
@@ -82,10 +89,13 @@ class Request:
         """Logits after the prompt, (1, vocab); (0, vocab) where the request ended before."""
         logits = np.empty((0, self._backend.vocab_size), np.float32)
         total = len(self._ids)
+        chunk_tokens = self._backend.chunk_tokens
+        if self._options.max_prompt_s is not None:
+            chunk_tokens = min(chunk_tokens, TIMED_CHUNK_TOKENS)
         done = self._reused_tokens = self._tape.keep_prefix(self._ids)
         self._progress(done, total)
-        while done < total and not self._interrupted():
-            logits = self._tape.forward(self._ids[done : done + self._backend.chunk_tokens])
+        while done < total and not self._interrupted() and not self._prompt_is_late(done):
+            logits = self._tape.forward(self._ids[done : done + chunk_tokens])
             done = len(self._tape)
             self._progress(done, total)
         return logits
@@ -96,7 +106,7 @@ class Request:
         Row i is what the model says after `guesses[:i]`, so it counts only if the sampler, on its
         own, chose just those.
         """
-        text = ""
+        text = ""  # of the ids, as far as it is certain
         chosen: list[int] = []
         logprobs: list[TokenLogprobs] = []
         right = 0
@@ -107,7 +117,9 @@ class Request:
                 break
             self._take(token_id)
             chosen.append(token_id)
-            text += self._stream.push(token_id)
+            piece = self._stream.push(token_id)
+            self._has_line_break |= "\n" in piece
+            text += self._indent.push(piece)
             if self._options.logprobs is not None:
                 logprobs.append(token_logprobs(row, token_id, self._options.logprobs))
             right += token_id == guess
@@ -142,7 +154,9 @@ class Request:
         return time.perf_counter() - self._started
 
     def _check_end(self) -> None:
-        if self._stream.stopped_by is not None:
+        if self._indent.ended:
+            self._reason = "indent"
+        elif self._stream.stopped_by is not None:
             self._reason = "stop_string"
         elif self._reason is None and self._generated_tokens >= self._most_tokens:
             self._reason = "length"
@@ -151,12 +165,26 @@ class Request:
         limit_s = self._options.max_time_s
         if self._cancelled():
             self._reason = "cancelled"
-        elif limit_s is not None and self._elapsed_s() >= limit_s:
+        elif (limit_s is not None and self._elapsed_s() >= limit_s) or self._decode_is_late():
             self._reason = "time"
         return self._reason is not None
 
+    def _prompt_is_late(self, done_tokens: int) -> bool:
+        """Past max_prompt_s, and further than at the start: at least one chunk is taken in."""
+        limit_s = self._options.max_prompt_s
+        if limit_s is None or done_tokens == self._reused_tokens or self._elapsed_s() < limit_s:
+            return False
+        self._reason = "time"
+        return True
+
+    def _decode_is_late(self) -> bool:
+        limit_s, first_s = self._options.max_decode_s, self._first_token_s
+        if limit_s is None or first_s is None or not self._has_line_break:
+            return False
+        return self._elapsed_s() - first_s >= limit_s
+
     def _last_chunk(self) -> Chunk:
-        text = self._stream.finish()
+        text = self._indent.push(self._stream.finish()) + self._indent.finish()
         self._check_end()  # what was held back may have been a stop string after all
         first_s = self._first_token_s
         timings = Timings(

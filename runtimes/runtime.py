@@ -14,10 +14,10 @@ import numpy as np
 
 from runtimes.completion import DEFAULTS, Chunk, Completion, GenerateOptions, Timings, join
 from runtimes.contract import Backend, SpecialIds
-from runtimes.errors import ContextError, IntegrityError, UsageError
+from runtimes.errors import Cancelled, ContextError, IntegrityError, UsageError
 from runtimes.prompt import NO_CONTEXT, Context, generate_ids, infill_ids
 from runtimes.request import IsCancelled, Progress, Request, never_cancelled, no_progress
-from runtimes.sampling import token_logprobs
+from runtimes.sampling import TokenLogprobs, token_logprobs
 from runtimes.tape import Tape
 from runtimes.text import Tokenizer
 
@@ -131,16 +131,31 @@ class Runtime:
 
     def score(self, ids: Sequence[int]) -> np.ndarray:
         """Natural log-probability of each id but the first, given those before; float64 (T-1,)."""
+        return np.array([entry.logprob for entry in self.token_scores(ids)], np.float64)
+
+    def token_scores(
+        self, ids: Sequence[int], top: int = 0, *, cancelled: IsCancelled = never_cancelled
+    ) -> list[TokenLogprobs]:
+        """As `score`, with the `top` likeliest ids at each place; raises Cancelled."""
         self._check_prompt(ids, GenerateOptions(max_tokens=0))
-        result = np.empty(len(ids) - 1)
+        result: list[TokenLogprobs] = []
         with self._alone():
             self._tape.clear()
             for start in range(0, len(ids) - 1, self.backend.chunk_tokens):
+                if cancelled():
+                    raise Cancelled("scoring was cancelled")
                 chunk = list(ids[start : start + self.backend.chunk_tokens])
                 rows = self._tape.forward(chunk, last_only=False)  # (chunk, vocab)
-                for i, next_id in enumerate(ids[start + 1 : start + 1 + len(chunk)]):
-                    result[start + i] = token_logprobs(rows[i], next_id).logprob
+                following = ids[start + 1 : start + 1 + len(chunk)]
+                # the last id may be in the chunk: nothing follows it
+                for row, next_id in zip(rows[: len(following)], following, strict=True):
+                    result.append(token_logprobs(row, next_id, top))
         return result
+
+    @property
+    def held_ids(self) -> tuple[int, ...]:
+        """What the backend holds: as much of the next prompt as agrees with it costs nothing."""
+        return self._tape.ids
 
     def close(self) -> None:
         """Give the model's memory back, after any request of another thread. Safe to call twice."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from runtimes.errors import DeviceError, UsageError
 
+MOST_PENALTY = 100  # guessed: far beyond use, and dividing by it or 1/100 overflows nothing
 OFF = -1  # clients (Cody, llama.cpp's own) send -1 for "off"
 
 
@@ -33,6 +34,8 @@ class Sampling:
     min_p: keep ids at least this share as likely as the likeliest; 0 or -1 is off.
     repetition_penalty: logits of ids already in the prompt or the answer are divided by it where
     positive and multiplied where negative (arXiv 1909.05858); 1 is off.
+    presence_penalty, frequency_penalty: subtracted from the logits of ids already in the answer,
+    once and once for each time (OpenAI's reference of /v1/completions); 0 is off.
     seed: the same request with the same seed gives the same ids. 0 to 2**64 - 1.
     """
 
@@ -42,6 +45,8 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         """Raise UsageError that names the first field out of range."""
@@ -49,8 +54,11 @@ class Sampling:
         self._need("top_k", _whole(self.top_k) and self.top_k >= OFF, "a whole number, -1 or more")
         self._need("top_p", self.top_p == OFF or 0 <= self.top_p <= 1, "0 to 1, or -1 for off")
         self._need("min_p", self.min_p == OFF or 0 <= self.min_p <= 1, "0 to 1, or -1 for off")
-        self._need("repetition_penalty", self.repetition_penalty > 0, "a number above 0")
+        in_range = 1 / MOST_PENALTY <= self.repetition_penalty <= MOST_PENALTY
+        self._need("repetition_penalty", in_range, f"{1 / MOST_PENALTY} to {MOST_PENALTY}")
         self._need("seed", _whole(self.seed) and 0 <= self.seed < 2**64, "0 to 2**64 - 1")
+        self._need("presence_penalty", True, "a number")
+        self._need("frequency_penalty", True, "a number")
 
     def _need(self, name: str, good: bool, expected: str) -> None:
         value = getattr(self, name)
@@ -86,6 +94,7 @@ class Sampler:
         self._random = np.random.PCG64(sampling.seed)
         self._seen = np.zeros(vocab_size, dtype=bool)  # (vocab,)
         self._seen[np.asarray(prompt_ids, dtype=np.int64)] = True
+        self._times = np.zeros(vocab_size, dtype=np.float32)  # (vocab,), in the answer alone
 
     def pick(self, logits: np.ndarray) -> int:
         """Choose an id from `logits` (vocab,), which is left as it was, and remember it.
@@ -100,14 +109,19 @@ class Sampler:
         scores = self._penalised(logits)
         token_id = int(scores.argmax()) if self._sampling.temperature == 0 else self._draw(scores)
         self._seen[token_id] = True
+        self._times[token_id] += 1
         return token_id
 
     def _penalised(self, logits: np.ndarray) -> np.ndarray:
-        penalty = self._sampling.repetition_penalty
-        if penalty == 1:
-            return logits
-        harder = np.where(logits > 0, logits / penalty, logits * penalty)
-        return np.where(self._seen, harder, logits)
+        options = self._sampling
+        penalty = options.repetition_penalty
+        if penalty != 1:
+            harder = np.where(logits > 0, logits / penalty, logits * penalty)
+            logits = np.where(self._seen, harder, logits)
+        if options.presence_penalty or options.frequency_penalty:
+            once, each = np.float32(options.presence_penalty), np.float32(options.frequency_penalty)
+            logits = logits - (once * (self._times > 0) + each * self._times)
+        return logits
 
     def _draw(self, scores: np.ndarray) -> int:
         options = self._sampling

@@ -208,3 +208,45 @@ def _open_tail(text: str, stops: Sequence[str]) -> int:
                 longest = length
                 break
     return longest
+
+
+class IndentRule:
+    """Ends a text before its first line that starts with too few blanks and tabs.
+
+    The line at the cursor counts as begun, so the rule is for those after it. An empty line has
+    too few. The line break before the line that ends the text is not part of it.
+
+    Law: however a text is split into calls, the joined results of `push` and then `finish` are
+    the same.
+    """
+
+    def __init__(self, least: int) -> None:
+        """`least` blanks and tabs; 0 is off."""
+        self._least = least
+        self._held = ""  # a line break, and the start of a line as far as it is blank
+        self.ended = False
+
+    def push(self, text: str) -> str:
+        """Take more of the text; what of it is certain to stay. After the end always ""."""
+        if self._least == 0:
+            return text
+        certain = ""
+        for character in text:
+            if self._held and character not in " \t":  # so the line's indentation is whole
+                if len(self._held) - 1 < self._least:
+                    self.ended, self._held = True, ""
+                certain, self._held = certain + self._held, ""
+            if self.ended:
+                break
+            if character == "\n":
+                self._held = character
+            elif self._held:
+                self._held += character
+            else:
+                certain += character
+        return certain
+
+    def finish(self) -> str:
+        """What was still held back: the text ended within the blanks of a line."""
+        rest, self._held = self._held, ""
+        return rest

@@ -27,7 +27,9 @@ PACKAGER = (
 RUNTIMES = (
     "__main__",
     "cli",
-    "server api",
+    "server listen",
+    "api",
+    "serving",
     "bundle",
     "runtime",
     "backends prompt sampling text",
@@ -37,6 +39,7 @@ RUNTIMES = (
 # Library: the only files that import it, by any spelling.
 HEAVY = {
     "cyclonedx": {"packager/sbom.py"},
+    "h11": {"runtimes/listen.py"},
     "huggingface_hub": {"packager/fetch.py"},
     "llama_cpp": {"runtimes/llama.py"},
     "model_signing": {"packager/signing.py"},
@@ -56,8 +59,10 @@ HEAVY = {
         "runtimes/gptq_step.py",
         "runtimes/gptq_tiles.py",
     },
+    "starlette": {"runtimes/server.py"},
     "tqdm": {"packager/cli.py"},
     "transformers": set(),
+    "uvicorn": {"runtimes/listen.py"},
 }
 
 

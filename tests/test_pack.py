@@ -50,6 +50,7 @@ def runtime_files() -> set[str]:
     root = Path(runtimes.__file__).parent
     files = {f"runtimes/{file.relative_to(root).as_posix()}" for file in root.rglob("*.py")}
     others = {f for f in files if f.startswith("runtimes/backends/")}
+    files |= {f"runtimes/page/page.{suffix}" for suffix in ("html", "css", "js")}
     return files - others | {"runtimes/backends/__init__.py", "runtimes/backends/gguf.py"}
 
 

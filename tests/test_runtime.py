@@ -326,3 +326,28 @@ def test_closing(tmp_path: Path) -> None:
         next(stream)
     with pytest.raises(UsageError, match="closed"):
         runtime.generate("x")
+
+
+def test_time_for_the_prompt_ends_it_after_a_chunk_and_the_next_goes_on(tmp_path: Path) -> None:
+    runtime = toy_runtime(tmp_path)
+    ids = list(range(100, 130))  # four chunks of 8
+    cut = [answer(runtime, ids, max_tokens=2, max_prompt_s=1e-9) for _ in range(4)]
+    assert [done.finish_reason for done in cut] == ["time", "time", "time", "length"]
+    assert [done.timings.reused_tokens for done in cut] == [0, 8, 16, 24]
+    assert cut[-1].ids == answer(toy_runtime(tmp_path), ids, max_tokens=2).ids
+
+
+def test_time_for_the_answer_ends_it_once_it_has_a_line_break(tmp_path: Path) -> None:
+    text = "abc\ndef\n"
+    encode = toy_tokenizer(tmp_path).encode
+    runtime = toy_runtime(tmp_path, scripted_logits(1, encode(text)))
+    done = answer(runtime, [100], max_decode_s=1e-9, speculate=False)
+    assert (done.text, done.finish_reason) == ("abc\n", "time")
+
+
+def test_an_answer_ends_before_a_line_that_is_indented_too_little(tmp_path: Path) -> None:
+    text = "x:\n    y\n  z\n"
+    encode = toy_tokenizer(tmp_path).encode
+    runtime = toy_runtime(tmp_path, scripted_logits(1, encode(text)))
+    done = answer(runtime, [100], min_indent=4)
+    assert (done.text, done.finish_reason) == ("x:\n    y", "indent")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from runtimes.completion import GenerateOptions
-from runtimes.errors import DeviceError, UsageError
+from runtimes.errors import Cancelled, DeviceError, UsageError
 from runtimes.sampling import GREEDY, Sampler, Sampling, log_sum_exp, token_logprobs
 from tests.runtime_toys import random_logits, toy_runtime
 
@@ -179,3 +179,23 @@ def test_a_seed_gives_the_same_answer_and_another_seed_another(tmp_path: Path) -
         for seed in (5, 5, 6)
     )
     assert one == same != other
+
+
+def test_presence_and_frequency_penalties_count_the_answer_alone() -> None:
+    logits = np.array([0.0, 3.0, 2.5, 1.0], np.float32)
+    once = Sampler(Sampling(presence_penalty=1.0), [1, 1, 1], 4)
+    assert [once.pick(logits) for _ in range(4)] == [1, 2, 1, 1]
+    each = Sampler(Sampling(frequency_penalty=1.0), [1, 1, 1], 4)
+    assert [each.pick(logits) for _ in range(4)] == [1, 2, 1, 2]
+    assert logits.tolist() == [0.0, 3.0, 2.5, 1.0]  # left as they were
+
+
+def test_token_scores_have_the_likeliest_beside_them(tmp_path: Path) -> None:
+    runtime = toy_runtime(tmp_path)
+    ids = list(range(100, 120))
+    entries = runtime.token_scores(ids, top=3)
+    assert [entry.id for entry in entries] == ids[1:]
+    assert all(len(entry.top) == 3 and entry.top[0][1] >= entry.logprob for entry in entries)
+    assert np.allclose([entry.logprob for entry in entries], runtime.score(ids))
+    with pytest.raises(Cancelled):
+        runtime.token_scores(ids, cancelled=lambda: True)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from runtimes.contract import SpecialIds
 from runtimes.errors import IntegrityError, UsageError
-from runtimes.text import TextStream, Tokenizer, cut_at_stop
+from runtimes.text import IndentRule, TextStream, Tokenizer, cut_at_stop
 from tests.runtime_toys import IDS, toy_tokenizer
 from tests.tiny import TOKENS, tiny_tokenizer
 
@@ -176,3 +176,25 @@ def test_real_tokenizer_agrees_with_its_published_cases(real_tokenizer_folder: P
         assert not IDS.stops & set(tokenizer.encode(text))
     with pytest.raises(UsageError, match=r"U\+40000"):
         tokenizer.encode("\U00040000")
+
+
+INDENTED = [
+    ("a b", 2, "a b", False),
+    ("a\n  b\n   c", 2, "a\n  b\n   c", False),
+    ("a\n  b\n c", 2, "a\n  b", True),
+    ("a\n\tb\nc", 1, "a\n\tb", True),
+    ("a\n\n  b", 2, "a", True),
+    ("a\n ", 2, "a\n ", False),  # the line may go on
+    ("\nb", 1, "", True),
+    ("a\n  b\nc\n  d", 2, "a\n  b", True),
+    ("a\nb", 0, "a\nb", False),
+]
+
+
+@pytest.mark.parametrize(("text", "least", "kept", "ended"), INDENTED)
+@pytest.mark.parametrize("size", [1, 2, 100])
+def test_indent_rule(text: str, least: int, kept: str, ended: bool, size: int) -> None:
+    rule = IndentRule(least)
+    pieces = [text[i : i + size] for i in range(0, len(text), size)]
+    assert "".join(map(rule.push, pieces)) + rule.finish() == kept
+    assert rule.ended == ended

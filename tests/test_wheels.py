@@ -7,14 +7,18 @@ import tarfile
 import threading
 import time
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from packager import wheels
 from packager.errors import BuildError, IntegrityError
 from packager.files import cache_folder
-from packager.wheelhouse import locked, run_logged
+from packager.wheelhouse import COMMON_PACKAGES, locked, run_logged
+from runtimes.serving import REQUIRES as SERVER_REQUIRES
 
 REAL_CACHE = cache_folder()  # before any test points it elsewhere
 
@@ -233,3 +237,19 @@ def test_real_wheel_holds_the_engine_once() -> None:
         library = archive.read("llama_cpp/lib/libllama.so")
     assert not [name for name in names if ".so." in name or "/server/" in name]
     assert str(Path.home()).encode() not in library  # no path of the build machine
+
+
+def test_the_server_brings_all_that_it_needs() -> None:
+    needed, waiting = set(), ["starlette", "uvicorn"]
+    while waiting:
+        name = waiting.pop()
+        needed.add(canonicalize_name(name))
+        for text in metadata.requires(name) or []:
+            requirement = Requirement(text)
+            # any Python that a bundle may be packed for, not this one alone
+            marker = requirement.marker
+            wanted = marker is None or marker.evaluate({"python_version": "3.11", "extra": ""})
+            if wanted and canonicalize_name(requirement.name) not in needed:
+                waiting.append(requirement.name)
+    assert needed == {canonicalize_name(name) for name in SERVER_REQUIRES}
+    assert set(SERVER_REQUIRES) < set(COMMON_PACKAGES)

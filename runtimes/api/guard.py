@@ -1,0 +1,144 @@
+"""What every request passes before anything else looks at it: host, origin, key; and the log.
+
+A server without a key answers only to names of the loopback interface, so that a web page cannot
+reach it under a name of its own (DNS rebinding), and to no page of another origin. Plain ASGI.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+logger = logging.getLogger("starpack.serve")
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Refuse = Callable[[int, str, str], App]
+"""refuse(status, path, message): an application that answers so."""
+
+# For probes, which have no key; the page that asks its user for one; and what binds every user.
+# To be read only: POST / runs the model.
+OPEN_PATHS = frozenset({"/health", "/ready", "/", "/licence"})
+NAME_CHARACTERS = 128  # guessed: of a client's own name for itself
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may ask. Without keys anybody on this machine; `origins` of web pages, "*" for all."""
+
+    keys: tuple[str, ...] = ()
+    origins: frozenset[str] = frozenset()
+
+
+class Guard:
+    """Refuses with 401 and 403.
+
+    Those that pass have scope["starpack.client"], whose turn they take, and scope["starpack.name"],
+    what the client calls itself: that is for it to say, so it has no part in the turns.
+    """
+
+    def __init__(self, app: App, access: Access, refuse: Refuse) -> None:
+        self._app = app
+        self._access = access
+        self._refuse = refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        app = self._app
+        if scope["type"] == "http":
+            headers = read_headers(scope)
+            status, message = self._objection(scope["method"], scope["path"], headers)
+            if status:
+                app = self._refuse(status, scope["path"], message)
+            else:
+                address = (scope.get("client") or ("",))[0]
+                scope["starpack.client"] = f"{self._key(headers)} {address}"
+                scope["starpack.name"] = headers.get("x-client-id", "")[:NAME_CHARACTERS]
+        await app(scope, receive, send)
+
+    def _objection(self, method: str, path: str, headers: Mapping[str, str]) -> tuple[int, str]:
+        host = headers.get("host", "")
+        if not self._access.keys and not is_loopback(_split(f"//{host}").hostname or ""):
+            return 403, "this server answers on the loopback interface only"
+        origin = headers.get("origin")
+        if origin is not None and not self._may_ask(origin, host):
+            return 403, "web pages of this origin may not ask; see --allow-origin"
+        is_open = path in OPEN_PATHS and method in ("GET", "HEAD")
+        if self._access.keys and not is_open and self._key(headers) is None:
+            return 401, "an API key is needed: Authorization: Bearer KEY"
+        return 0, ""
+
+    def _may_ask(self, origin: str, host: str) -> bool:
+        allowed = self._access.origins
+        same = _split(origin).netloc == host != ""
+        return same or origin in allowed or "*" in allowed
+
+    def _key(self, headers: Mapping[str, str]) -> int | None:
+        """Which of the keys a request has. All are compared, and each in constant time."""
+        words = headers.get("authorization", "").split(None, 1)
+        bearer = len(words) == 2 and words[0].lower() in ("bearer", "token")
+        given = (words[1] if bearer else headers.get("x-api-key", "")).strip().encode()
+        found = None
+        for i, key in enumerate(self._access.keys):
+            if hmac.compare_digest(key.encode(), given):
+                found = i
+        return found
+
+
+class Log:
+    """One line for each request, without anything of its body; `count` hears of it as well."""
+
+    def __init__(self, app: App, count: Callable[[str, int], None]) -> None:
+        """count(path, status) when an answer has been sent."""
+        self._app = app
+        self._count = count
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.monotonic()
+        status = 500
+
+        async def noted(message: dict[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        finally:
+            self._count(scope["path"], status)
+            took_ms = 1000 * (time.monotonic() - started)
+            # %r: a path may hold anything, line breaks too
+            logger.info("%s %.200r %d %.0f ms", scope["method"], scope["path"], status, took_ms)
+
+
+def read_headers(scope: Scope) -> dict[str, str]:
+    """Header names are lower case in ASGI; of one that is there twice, the last."""
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address is of the loopback interface."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:  # such as an unfinished address in brackets
+        return urlsplit("")
