@@ -15,7 +15,7 @@ from runtimes.errors import StarpackError
 
 if TYPE_CHECKING:
     from runtimes.completion import Timings
-from runtimes.repository import Chosen
+    from runtimes.repository import Chosen
 
 NOTICE = (
     "Machine-generated code: review it before use, and say so where you publish it. "
