@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from runtimes.contract import FileEntry
+
+PARTIAL = ".partial"
+YOUNG_S = 60  # guessed: longer than it takes to lock a folder that has just been made
 
 
 def cache_folder() -> Path:
@@ -24,23 +30,55 @@ def cache_folder() -> Path:
 
 @contextmanager
 def atomic_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill; it becomes `out` when the block ends well, and vanishes otherwise."""
+    """A folder to fill; it becomes `out` when the block ends well, and vanishes otherwise.
+
+    What an earlier run has left that was killed is deleted first.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
+    _clear_left_overs(out)
     partial = _folder_beside(out)
+    lock = os.open(partial, os.O_RDONLY)
     try:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # says that somebody still works on it
         partial.chmod(0o755)  # mkdtemp keeps it to this user
         yield partial
         _replace(partial, out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    finally:
+        os.close(lock)
+
+
+def _clear_left_overs(out: Path) -> None:
+    """Delete the partial folders of `out` that nobody works on any more.
+
+    One of them may hold the old folder itself, put aside when its replacement was killed.
+    """
+    random = "?" * 8  # as tempfile names them
+    for left in out.parent.glob(f"{glob.escape(out.name)}.{random}{PARTIAL}"):
+        try:
+            lock = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:
+            continue  # gone meanwhile, or a file
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if time.time() - os.fstat(lock).st_mtime < YOUNG_S:
+                continue
+            if (left / "old").is_dir() and not os.path.lexists(out):
+                (left / "old").rename(out)
+            shutil.rmtree(left, ignore_errors=True)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(lock)
 
 
 @contextmanager
 def atomic_file(out: Path) -> Iterator[BinaryIO]:
     """A file to write; it becomes `out` when the block ends well, and vanishes otherwise."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f"{out.name}.", suffix=".partial", dir=out.parent)
+    descriptor, name = tempfile.mkstemp(prefix=f"{out.name}.", suffix=PARTIAL, dir=out.parent)
     try:
         with open(descriptor, "wb") as stream:
             yield stream
@@ -55,7 +93,7 @@ def atomic_file(out: Path) -> Iterator[BinaryIO]:
 
 def _folder_beside(out: Path) -> Path:
     """A new empty folder for this run alone, on the same disk as `out`."""
-    return Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=".partial", dir=out.parent))
+    return Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=PARTIAL, dir=out.parent))
 
 
 def _replace(partial: Path, out: Path) -> None:
@@ -81,19 +119,8 @@ def write_json(file: Path, value: object) -> None:
 
 def write_text(file: Path, text: str) -> None:
     """Write `text` in UTF-8, whole or not at all; the folder is made where it is not there."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", prefix=f"{file.name}.", suffix=".partial", dir=file.parent,
-        delete=False,
-    ) as partial:  # fmt: skip
-        try:
-            partial.write(text)
-            partial.close()
-            os.chmod(partial.name, 0o644)  # the temporary file is this user's alone
-            os.replace(partial.name, file)
-        except BaseException:
-            os.unlink(partial.name)
-            raise
+    with atomic_file(file) as stream:
+        stream.write(text.encode())
 
 
 def sha256_file(file: Path) -> str:

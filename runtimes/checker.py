@@ -1,7 +1,8 @@
 """Which files of a bundle run before its hashes have been checked: as few as can be.
 
 Before it is installed: `install`, a shell script to be read, holds the SHA-256 of start.py and of
-the modules below and checks those before it starts them; they check everything else. Whoever
+the modules below. It reads each, checks it and runs what it has read; they check everything else,
+so that no other file of the bundle is even looked for by Python. Whoever
 distrusts the carrier has to know `install` itself, or bundle.json, which lists it, from elsewhere.
 
 Installed: they lie beside the bundle as copies that were made from checked bytes, so that nothing

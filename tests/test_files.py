@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 
@@ -66,6 +67,35 @@ def test_a_replacement_that_is_cut_short_leaves_the_old_folder(tmp_path, monkeyp
     assert (out / "kept").read_text() == "kept"
     assert (users / "thesis").read_text() == "precious"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "out.old"]
+
+
+def test_what_a_killed_run_has_left_is_cleared_when_it_is_old_and_nobodys(tmp_path):
+    out, users = tmp_path / "out", tmp_path / "out.of-mine.partial"
+    users.mkdir()
+    os.utime(users, (0, 0))
+    left = [tmp_path / f"out.{name}.partial" for name in ("deadbeef", "youngone", "at__work")]
+    for folder in left:
+        folder.mkdir()
+        (folder / "half").write_text("half")
+    lock = os.open(left[2], os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    for folder in (left[0], left[2]):
+        os.utime(folder, (0, 0))
+    with atomic_folder(out) as folder:
+        (folder / "new").write_text("new")
+    os.close(lock)
+    assert [folder.exists() for folder in left] == [False, True, True]
+    assert users.exists()
+
+
+def test_a_killed_replacement_gives_the_old_folder_back(tmp_path):
+    out, aside = tmp_path / "out", tmp_path / "out.xyz_0123.partial"
+    (aside / "old").mkdir(parents=True)
+    (aside / "old" / "kept").write_text("kept")
+    os.utime(aside, (0, 0))
+    with pytest.raises(ValueError, match="later"), atomic_folder(out):
+        raise ValueError("later")
+    assert (out / "kept").read_text() == "kept" and not aside.exists()
 
 
 def test_entries_and_json(tmp_path):

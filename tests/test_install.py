@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import py_compile
 import shutil
 import signal
 import subprocess
@@ -158,6 +159,8 @@ def damage(file: Path) -> None:
         "runtimes/cli.py",  # one that is checked by them
         "argparse.py",  # one that Python has too
         "msvcrt.py",  # one that subprocess looks for, and Linux does not have
+        "runtimes/verify/__init__.py",  # what Python takes for a module before verify.py
+        "runtimes/__pycache__/verify.pyc",  # and in its place, if it is new enough
     ],
 )
 def test_no_code_of_the_bundle_is_run_before_the_check(
@@ -169,12 +172,28 @@ def test_no_code_of_the_bundle_is_run_before_the_check(
         (version.bundle, (target / "run", "verify")),
         (bundle, (bundle / "install", "--to", tmp_path / "other")),
     ):
-        with (folder / path).open("a") as stream:
-            stream.write(f"\nopen({str(ran)!r}, 'w')\n")
+        add_code(folder, path, f"\nopen({str(ran)!r}, 'w')\n")
         refused = sh(*command)
         assert refused.returncode == 5, refused.stderr
-        assert str(folder / path) in refused.stderr
+        assert str(folder / path).removesuffix(".pyc") in refused.stderr
     assert not ran.exists()
+
+
+def add_code(folder: Path, path: str, code: str) -> None:
+    """To a file that may not be there; or as compiled code for the module of that name."""
+    file = folder / path
+    file.parent.mkdir(exist_ok=True)
+    if file.suffix == ".py":
+        with file.open("a") as stream:
+            stream.write(code)
+        return
+    source = folder.parent / "source.py"
+    source.write_text(code)
+    py_compile.compile(
+        str(source),
+        cfile=str(file.with_suffix(f".{sys.implementation.cache_tag}.pyc")),
+        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+    )
 
 
 def test_the_checker_needs_nothing_but_itself_and_the_standard_library(tmp_path: Path) -> None:

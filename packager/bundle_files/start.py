@@ -12,19 +12,48 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 HERE = Path(__file__).resolve().parent
+PACKAGE = "runtimes"
 
 
-def load_runtimes(package: Path) -> None:
-    """Make `runtimes` the package in that folder.
+class Checker:
+    """Finds the checker's modules among `sources`, path to bytes, and nowhere else.
 
-    The folder above is not put on sys.path: no file beside can pass for another module.
+    Python's own search would take compiled files, libraries and folders that lie beside a module
+    and that nobody has checked yet.
     """
-    spec = importlib.util.spec_from_file_location("runtimes", package / "__init__.py")
-    sys.modules["runtimes"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["runtimes"])
+
+    def __init__(self, sources: dict[str, bytes]) -> None:
+        self.sources = {
+            path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): (path, data)
+            for path, data in sources.items()
+        }
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if name not in self.sources:
+            return None
+        return importlib.util.spec_from_loader(name, self, is_package=name == PACKAGE)
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """Have Python make an ordinary module."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        path, data = self.sources[module.__name__]
+        module.__file__ = str(HERE / path)
+        exec(compile(data, module.__file__, "exec", dont_inherit=True), module.__dict__)
+
+
+def checker_sources() -> dict[str, bytes]:
+    """As `install` has just read and checked them; installed, as they lie beside this file."""
+    given = globals().get("SOURCES")
+    if given is not None:
+        return given
+    files = (HERE / PACKAGE).glob("*.py")
+    return {file.relative_to(HERE).as_posix(): file.read_bytes() for file in files}
 
 
 def run(installation: Path, argv: list[str]) -> int:
@@ -46,7 +75,7 @@ def run(installation: Path, argv: list[str]) -> int:
         console.error(error)
         return error.exit_code
     # the modules that are loaded already are copies of those in the bundle
-    sys.modules["runtimes"].__path__ = [str(version.bundle / "runtimes")]
+    sys.modules[PACKAGE].__path__ = [str(version.bundle / PACKAGE)]
     sys.path.insert(0, str(version.packages))
     from runtimes.cli import main
 
@@ -76,7 +105,7 @@ def do(word: str, rest: list[str]) -> int:
 def main() -> int:
     """Do what the first argument says, without a network; returns the exit code."""
     word, *rest = sys.argv[1:]
-    load_runtimes(HERE / "runtimes")
+    sys.meta_path.insert(0, Checker(checker_sources()))
     from runtimes import offline
 
     offline.forbid_network(serving=word == "run" and rest[1:2] == ["serve"])
