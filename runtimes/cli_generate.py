@@ -15,7 +15,8 @@ from runtimes.completion import Chunk, GenerateOptions, join
 from runtimes.console import NOTICE, Console, describe_chosen, describe_timings
 from runtimes.errors import StarpackError, UsageError
 from runtimes.prompt import Context, RepoFile
-from runtimes.repository import choose, path_in, read_in
+from runtimes.repository import Chosen, choose, path_in, read_in
+from runtimes.request import Progress
 from runtimes.runtime import Runtime
 from runtimes.sampling import Sampling
 from runtimes.sources import STDIN, read_text, split_at_cursor, split_at_marker
@@ -24,7 +25,7 @@ from runtimes.tasks import Task
 REPL_HELP = "Type text; an empty line sends it. :new starts afresh, :quit or Ctrl-D leaves."
 REPO_SHARE = 0.25  # guessed: of the context for a repository's files, as the server's extras
 
-Stream = Callable[[Runtime, Callable[[int, int], None]], Iterator[Chunk]]
+Stream = Callable[[Progress], Iterator[Chunk]]
 
 
 def generate(args: argparse.Namespace, console: Console) -> None:
@@ -32,27 +33,29 @@ def generate(args: argparse.Namespace, console: Console) -> None:
     if args.prompt is not None and args.file is not None:
         raise UsageError("a prompt and --file", expected="one of them, or standard input")
     prompt = _whole_text(args) if args.prompt is None else args.prompt
-    options, context = options_of(args), _context(args)
-
-    def stream(runtime: Runtime, progress: Callable[[int, int], None]) -> Iterator[Chunk]:
-        around = _with_repository(args, runtime, console, context, prompt)
-        return runtime.stream_generate(prompt, options, around, progress=progress)
-
+    options, context, edited = options_of(args), _context(args), _edited(args)
     with open_model(args, console) as runtime:
-        answer(runtime, stream, console)
+        chosen = None if edited is None else _choose(args, runtime, edited, prompt)
+        around = _with_chosen(context, chosen, args.repo, edited)
+
+        def stream(progress: Progress) -> Iterator[Chunk]:
+            return runtime.stream_generate(prompt, options, around, progress=progress)
+
+        answer(stream, console, chosen=chosen)
 
 
 def infill(args: argparse.Namespace, console: Console) -> None:
     """Fill in between a prefix and a suffix."""
     prefix, suffix = _prefix_and_suffix(args)
-    options, context = options_of(args), _context(args)
-
-    def stream(runtime: Runtime, progress: Callable[[int, int], None]) -> Iterator[Chunk]:
-        around = _with_repository(args, runtime, console, context, prefix + suffix)
-        return runtime.stream_infill(prefix, suffix, options, around, progress=progress)
-
+    options, context, edited = options_of(args), _context(args), _edited(args)
     with open_model(args, console) as runtime:
-        answer(runtime, stream, console)
+        chosen = None if edited is None else _choose(args, runtime, edited, prefix + suffix)
+        around = _with_chosen(context, chosen, args.repo, edited)
+
+        def stream(progress: Progress) -> Iterator[Chunk]:
+            return runtime.stream_infill(prefix, suffix, options, around, progress=progress)
+
+        answer(stream, console, chosen=chosen)
 
 
 def repl(args: argparse.Namespace, console: Console) -> None:
@@ -85,21 +88,29 @@ def repl(args: argparse.Namespace, console: Console) -> None:
                 text += "\n"  # the text is what the screen shows
 
 
-def answer(runtime: Runtime, stream: Stream, console: Console, task: Task | None = None) -> None:
+def answer(
+    stream: Stream, console: Console, task: Task | None = None, chosen: Chosen | None = None
+) -> None:
     """Show a completion: as it comes, or as one JSON value; and what a task has around it."""
     console.remark(NOTICE)
+    if chosen is not None:
+        console.remark(describe_chosen(chosen))
     if task is not None and not console.as_json:
         console.text(task.before.lstrip("\n"))
     chunks: list[Chunk] = []
-    for chunk in stream(runtime, console.meter("prompt", "tokens")):
+    for chunk in stream(console.meter("prompt", "tokens")):
         chunks.append(chunk)
         if not console.as_json:
             console.text(chunk.text)
     completion = join(chunks)
     after = "" if task is None else task.after
     if console.as_json:
-        around = {} if task is None else {"before": task.before, "after": after, "at": task.at}
-        console.data(asdict(completion) | around | {"machine_generated": True})
+        facts = asdict(completion) | {"machine_generated": True}
+        if task is not None:
+            facts |= {"before": task.before, "after": after, "at": task.at}
+        if chosen is not None:
+            facts["repository"] = asdict(chosen) | {"files": [file.path for file in chosen.files]}
+        console.data(facts)
     elif after:
         console.text(after)
     elif not completion.text.endswith("\n"):
@@ -140,29 +151,39 @@ def _context(args: argparse.Namespace) -> Context:
     return Context(repo_name=args.repo_name, files=files, path=args.path)
 
 
-def _with_repository(
-    args: argparse.Namespace, runtime: Runtime, console: Console, context: Context, text: str
-) -> Context:
-    """`context` with files that are chosen from --repo before those that were named."""
-    folder: Path | None = args.repo
-    if folder is None:
+def _edited(args: argparse.Namespace) -> str | None:
+    """The edited file's path in --repo; None without one."""
+    if args.repo is None:
         if args.repo_tokens is not None:
             raise UsageError("--repo-tokens without --repo")
-        return context
+        return None
+    if args.repo_tokens is not None and args.repo_tokens < 0:
+        raise UsageError(f"--repo-tokens is {args.repo_tokens}", expected="0 or more")
     edited = args.path or args.file
     if edited in (None, STDIN):
         raise UsageError(
             "--repo needs to know which of its files is edited",
             expected="--file PATH, or --path PATH beside another source of the text",
         )
-    path = path_in(folder, edited)
+    return path_in(args.repo, edited)
+
+
+def _choose(args: argparse.Namespace, runtime: Runtime, edited: str, text: str) -> Chosen:
+    """Files of --repo for a text of one of them."""
     budget = args.repo_tokens
     if budget is None:
         budget = int(runtime.backend.context_tokens * REPO_SHARE)
-    chosen = choose(folder, path, text, lambda t: len(runtime.tokenizer.encode(t)), budget)
-    console.remark(describe_chosen(chosen))
+    return choose(args.repo, edited, text, lambda t: len(runtime.tokenizer.encode(t)), budget)
+
+
+def _with_chosen(
+    context: Context, chosen: Chosen | None, folder: Path | None, edited: str | None
+) -> Context:
+    """`context` with the files that were chosen before those that were named."""
+    if chosen is None or folder is None:
+        return context
     name = context.repo_name or folder.resolve().name or None
-    return Context(name, (*chosen.files, *context.files), path)
+    return Context(name, (*chosen.files, *context.files), edited)
 
 
 def options_of(args: argparse.Namespace) -> GenerateOptions:

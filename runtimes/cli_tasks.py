@@ -13,7 +13,7 @@ from runtimes.completion import Chunk
 from runtimes.console import Console
 from runtimes.errors import UsageError
 from runtimes.languages import Language, language_named, language_of
-from runtimes.runtime import Runtime
+from runtimes.request import Progress
 from runtimes.sources import STDIN, read_text
 from runtimes.tasks import Task
 
@@ -42,13 +42,14 @@ def _perform(
     options = options_of(args)
     options = replace(options, stop=(*options.stop, *task.stop))
 
-    def stream(runtime: Runtime, progress: Callable[[int, int], None]) -> Iterator[Chunk]:
-        if task.suffix is None:
-            return runtime.stream_generate(task.prefix, options, progress=progress)
-        return runtime.stream_infill(task.prefix, task.suffix, options, progress=progress)
-
     with open_model(args, console) as runtime:
-        answer(runtime, stream, console, task)
+
+        def stream(progress: Progress) -> Iterator[Chunk]:
+            if task.suffix is None:
+                return runtime.stream_generate(task.prefix, options, progress=progress)
+            return runtime.stream_infill(task.prefix, task.suffix, options, progress=progress)
+
+        answer(stream, console, task)
 
 
 def _language(args: argparse.Namespace) -> Language:

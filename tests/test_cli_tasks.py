@@ -105,11 +105,21 @@ def test_infilling_within_a_repository(ask, repo: Path) -> None:
     asked = 6 + tokens("tools", "pkg/text.py\nx = 1\n", "pkg/main.py\nimport ", "text\n")
     words = ["infill", "--repo", str(repo), "--repo-tokens", "30", "--file", "pkg/main.py"]
     assert ask(asked, *words, "--cursor", "1:8")[:2] == (0, ANSWER)
+    value = json.loads(ask(asked, *words, "--cursor", "1:8", "--json")[1])
+    assert value["repository"] == {
+        "files": ["pkg/text.py"],
+        "tokens": 1 + tokens("pkg/text.py\nx = 1\n"),
+        "budget_tokens": 30,
+        "left_out": 1,
+        "is_whole": True,
+    }
 
 
 def test_what_a_repository_needs_is_said(ask, repo: Path) -> None:
     assert ask(1, "generate", "x", "--repo", str(repo))[0] == 2
     assert ask(1, "generate", "x", "--repo-tokens", "9")[0] == 2
+    repo_words = ["--repo", str(repo), "--path", "zoo.py"]
+    assert ask(1, "generate", "x", *repo_words, "--repo-tokens", "-1")[0] == 2
     assert ask(1, "generate", "--repo", str(repo), "--file", "../x.py")[0] == 2
     code, _, err = ask(1, "generate", "--repo", str(repo), "--file", "absent.py")
     assert code == 2 and "cannot be read in the repository's folder" in err
