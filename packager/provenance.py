@@ -19,6 +19,7 @@ from packager.records import Artifact, Checkpoint
 from packager.shards import open_folder
 from packager.tokenizer_file import TOKENIZER_NAME
 
+NAMES_OR_FILES = frozenset({"budget", "device"})  # of a file, the last part is enough
 # What says where output goes and how it is shown, not what is made.
 NOT_RECORDED = frozenset({"archive", "command", "json", "out", "split"})
 
@@ -53,7 +54,7 @@ def recorded(arguments: argparse.Namespace) -> dict[str, Any]:
     """The flags of a command that have a say in what is made, those left at nothing aside."""
     values = vars(arguments).items()
     return {
-        name: _plain(value)
+        name: _plain(Path(value) if name in NAMES_OR_FILES else value)
         for name, value in sorted(values)
         if name not in NOT_RECORDED and value not in (None, False, [], ())
     }

@@ -1,8 +1,8 @@
 """Which position of a sequence lies in which cell of a cache of keys and values.
 
 Cells [0, filled) hold the latest positions in order. When the end is reached, the oldest beyond
-what the window needs and one chunk make room, all at once, so that moving costs little and at least
-a chunk can be rewound at any time. Whole numbers only; knows nothing of arrays or engines.
+what the window needs and one chunk make room, all at once, so that moving costs little and a chunk
+can be rewound after it. Whole numbers only; knows nothing of arrays or engines.
 """
 
 from __future__ import annotations

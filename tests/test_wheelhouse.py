@@ -58,7 +58,7 @@ def test_targets_are_read() -> None:
 def test_pip_is_asked_for_the_target(commands: list[list[str]], tmp_path: Path) -> None:
     target = Target("3.12", "aarch64", 28)
     wheels = collect_wheels([], cache=tmp_path, target=target)
-    assert [wheel.name.split("-")[0] for wheel in wheels] == ["numpy", "tokenizers"]
+    assert {"numpy", "tokenizers", "starlette"} <= {wheel.name.split("-")[0] for wheel in wheels}
     (command,) = commands
     assert command[command.index("--python-version") + 1] == "3.12"
     assert command[command.index("--platform") + 1] == "manylinux_2_28_aarch64"
