@@ -43,6 +43,8 @@ from runtimes.contract import (
 )
 from runtimes.installer import EXECUTABLE
 
+REPORT_NAME = "report.html"
+
 
 def pack(
     artifact: Artifact,
@@ -54,14 +56,15 @@ def pack(
     target: Target | None = None,
     licence_file: Path | None = None,
     provenance: Mapping[str, object] | None = None,
+    report: Path | None = None,
     progress: Progress = no_progress,
 ) -> Manifest:
     """Write the bundle to the folder `out` and return its manifest.
 
     evidence: what was measured and proved, for the manifest. target: what the wheels are for, where
     it is not this machine. licence_file: the model's licence, where the checkpoint's folder holds
-    none. provenance: what the manifest's is to have beside what is known here. Progress counts
-    bytes.
+    none. provenance: what the manifest's is to have beside what is known here. report: the page
+    that says why this artifact was chosen. Progress counts bytes.
 
     An earlier bundle at `out` is replaced once the new one is whole. Raises UsageError where
     something else is there, CheckpointError without a licence, IntegrityError where the artifact
@@ -72,6 +75,8 @@ def pack(
     target = target or this_machine()
     provenance = provenance or {}
     sources = dict(sources_of(artifact, checkpoint, licence_file, wheels))
+    if report is not None:
+        sources[REPORT_NAME] = report
     texts = documents(artifact, checkpoint, wheels, evidence, provenance, target)
     with atomic_folder(out) as folder:
         _copy(sources, folder, progress)

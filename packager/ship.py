@@ -132,11 +132,12 @@ def pack_selection(
     target: Target,
     licence_file: Path | None,
     arguments: Mapping[str, object],
+    report: Path,
     progress: Progress,
 ) -> Path:
     """Pack the chosen variant into `out`/bundle, with the evidence for it; returns the folder.
 
-    arguments: of the command, for the manifest; see provenance.py.
+    arguments: of the command, for the manifest; see provenance.py. report: the page that says why.
     """
     artifact = convert(checkpoint, chosen.variant, settings, progress)
     out = settings.out / "bundle"
@@ -149,6 +150,7 @@ def pack_selection(
         target=target,
         licence_file=licence_file,
         provenance=provenance_of(checkpoint, artifact, settings.calibrations, arguments),
+        report=report,
         progress=progress,
     )
     return out
