@@ -84,7 +84,9 @@ def synthesise(out: Path, model: Model, dtype: str, shards: int, seed: int = 0) 
     with atomic_folder(out) as folder:
         write_json(folder / "config.json", _config(model, dtype))
         tokenizer_of(model.geometry.vocab).save(str(folder / "tokenizer.json"))
-        with tqdm(total=size, unit="B", unit_scale=True, desc=f"write {out.name}") as bar:
+        with tqdm(
+            total=size, unit="B", unit_scale=True, desc=f"write {out.name}", disable=None
+        ) as bar:
             _write_shards(folder, _split(tensors, shards), dtype, seed, size, bar)
 
 
