@@ -59,7 +59,7 @@ def memory_parts(
 ) -> MemoryParts:
     """All that a process with one open model takes: on the card, or of a machine without one."""
     return MemoryParts(
-        weights_bytes(geometry, variant, setting),
+        weights_bytes(geometry, variant, setting) + repacked_bytes(geometry, variant, setting),
         key_values_bytes(geometry, variant, window, setting),
         compute_bytes(geometry, variant, window, setting),
         context_bytes(device),
@@ -96,6 +96,14 @@ def weights_bytes(geometry: Geometry, variant: Variant, setting: Setting) -> int
         # llama.cpp leaves the embedding with the CPU; a tied one it copies, for the head
         return total - tensors["token_embd.weight"]
     return total
+
+
+def repacked_bytes(geometry: Geometry, variant: Variant, setting: Setting) -> int:
+    """What llama.cpp keeps of the weights a second time on a CPU; a step reads that one alone."""
+    if variant.format != "gguf" or setting.gpu:
+        return 0
+    module = importlib.import_module("packager.formats.gguf")
+    return module.repacked_bytes(geometry, variant)
 
 
 def streamed_bytes(geometry: Geometry, variant: Variant, setting: Setting) -> int:

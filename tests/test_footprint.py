@@ -12,6 +12,7 @@ from packager.footprint import (
     file_bytes,
     key_values_bytes,
     memory_parts,
+    repacked_bytes,
     streamed_bytes,
     tensor_bytes,
     weights_bytes,
@@ -113,6 +114,22 @@ def test_gptq_file_and_what_torch_holds_of_it(recipe, head_bits, tied, tmp_path)
     expected = backend.memory_bytes().key_values_bytes
     assert key_values_bytes(checkpoint.geometry, variant, checkpoint.window, setting) == expected
     backend.close()
+
+
+@pytest.mark.parametrize("recipe", ["Q8_0", "Q5_K_M", "Q4_K_M"])
+def test_llama_cpp_keeps_some_weights_twice(recipe, tmp_path) -> None:
+    models = pytest.importorskip("tests.formats.gguf_models")
+    folder = write_checkpoint(tmp_path / "model", hidden=256, ffn=1024, heads=4, vocab=512)
+    checkpoint, variant, setting = read_checkpoint(folder), gguf.variant(recipe), Setting(512)
+    out = gguf.convert(checkpoint, variant, tmp_path / recipe).path
+    backend = models.open_backend(out, checkpoint, 512)
+    held = backend.memory_bytes().weights_bytes
+    backend.close()
+    twice = repacked_bytes(checkpoint.geometry, variant, setting)
+    assert (twice > 0) == (recipe == "Q4_K_M")
+    logged = 12_000  # llama.cpp says it in hundredths of a MiB
+    assert abs(weights_bytes(checkpoint.geometry, variant, setting) + twice - held) < 2 * logged
+    assert repacked_bytes(checkpoint.geometry, variant, Setting(512, gpu=True)) == 0
 
 
 @pytest.mark.parametrize(("context", "chunk"), [(512, 512), (2048, 128), (4096, 512)])

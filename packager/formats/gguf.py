@@ -12,7 +12,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ DEFAULT_RECIPES = ("Q4_K_M",)
 ALIGNMENT = 32  # GGUF's default
 VERSION = 1  # of what this module writes: part of the key of its artifacts
 FILE_NAME = "model.gguf"
+REPACKED = "Q4_K"  # see repacked_bytes
 ARCHITECTURE = "starcoder2"
 SLAB_BYTES = 8 * 1024 * 1024  # float32 rows per job: enough to keep a core busy, small in memory
 
@@ -133,9 +134,25 @@ def plan_tensors(
 
 def tensor_bytes(geometry: Geometry, variant: Variant, imatrix: bool = False) -> dict[str, int]:
     """Bytes of each tensor of the file by its name there, padding apart; known without weights."""
+    return {plan.name: plan.nbytes for plan in _plans(geometry, variant, imatrix)}
+
+
+def repacked_bytes(geometry: Geometry, variant: Variant) -> int:
+    """What llama.cpp keeps a second time on an x86 CPU, in the order of its kernels.
+
+    Measured with each recipe: the matrices of Q4_K that it multiplies by, and no others. The file
+    stays mapped beside them.
+    """
+    return sum(
+        plan.nbytes
+        for plan in _plans(geometry, variant, imatrix=False)
+        if plan.type_name == REPACKED and plan.name != "token_embd.weight"
+    )
+
+
+def _plans(geometry: Geometry, variant: Variant, imatrix: bool) -> Sequence[TensorPlan]:
     recipe = ggml.RECIPES[variant.recipe]
-    plans = plan_tensors(geometry, GeometryShapes(geometry), recipe, imatrix)
-    return {plan.name: plan.nbytes for plan in plans}
+    return plan_tensors(geometry, GeometryShapes(geometry), recipe, imatrix)
 
 
 def gguf_name(name: str) -> str:
