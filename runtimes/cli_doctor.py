@@ -100,6 +100,8 @@ def _fitting(args: argparse.Namespace, console: Console, facts: Facts) -> Manife
         facts["variants"] = {one.variant.name: one.text for one in weighed}
     manifest = chosen_manifest(args, console)
     facts["bundle"] |= {"format": manifest.format, "recipe": manifest.recipe}
+    if manifest.variants:
+        facts["bundle"]["variant"] = manifest.variants[0].name
     (here,) = weigh(manifest, machine_memory_bytes()[1])
     needed, available = here.needed_bytes, here.available_bytes
     facts["free memory"] = {"needed_bytes": needed, "available_bytes": available or "unknown"}
