@@ -14,6 +14,7 @@ from runtimes import cli, gpu_memory, variants
 from runtimes.bundle import open_bundle
 from runtimes.contract import read_manifest
 from runtimes.errors import DeviceError, UsageError
+from runtimes.serving.service import served_model
 from tests.runtime_toys import ToyBackend, module_with, random_logits
 from tests.test_bundle_open import write_bundle as write_toy
 from tests.test_bundle_open import write_manifest
@@ -69,6 +70,13 @@ def test_by_name_and_the_best_where_none_is_named(bundle: Path, opened: list[Toy
     with pytest.raises(UsageError, match="no variant 'huge'") as caught:
         open_bundle(bundle, variant="huge")
     assert caught.value.expected == f"auto, {LARGE}, {SMALL}"
+
+
+def test_the_server_tells_of_the_one_that_runs(bundle: Path, opened: list[ToyBackend]) -> None:
+    manifest = variants.choose(read_manifest(bundle), SMALL)
+    with open_bundle(bundle, variant=SMALL) as runtime:
+        model = served_model(bundle, manifest, runtime, None)
+    assert (model.recipe, model.bytes) == ("F8", len("small"))
 
 
 @pytest.mark.parametrize(
