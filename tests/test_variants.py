@@ -121,7 +121,9 @@ def test_the_same_files_are_one_artifact_under_two_names(tmp_path: Path) -> None
     manifest = pack_several(tmp_path / "work", tmp_path / "bundle", [first, again])
     assert {v.artifact for v in manifest.variants} == {"model/gguf-Q8_0/model.gguf"}
     assert len([e for e in manifest.files if e.path.startswith("model/")]) == 1
-    assert_valid((tmp_path / "bundle" / "sbom.cdx.json").read_text())
+    bill = (tmp_path / "bundle" / "sbom.cdx.json").read_text()
+    assert_valid(bill)
+    assert bill.count('"bom-ref": "model/gguf-Q8_0/model.gguf"') == 1
 
 
 def test_a_variant_that_has_changed_is_not_packed(tmp_path: Path) -> None:
