@@ -43,6 +43,8 @@ from runtimes.contract import (
 )
 from runtimes.installer import EXECUTABLE, copy_file
 
+REPORT_NAME = "report.html"
+
 
 def pack(
     artifact: Artifact,
@@ -55,6 +57,7 @@ def pack(
     licence_file: Path | None = None,
     provenance: Mapping[str, object] | None = None,
     variants: Sequence[Packed] = (),
+    report: Path | None = None,
     progress: Progress = no_progress,
 ) -> Manifest:
     """Write the bundle to the folder `out` and return its manifest.
@@ -62,8 +65,8 @@ def pack(
     evidence: what was measured and proved, for the manifest. target: what the wheels are for, where
     it is not this machine. licence_file: the model's licence, where the checkpoint's folder holds
     none. provenance: what the manifest's is to have beside what is known here. variants: where
-    several artifacts share the bundle, all of them, the best first, which is `artifact`. Progress
-    counts bytes.
+    several artifacts share the bundle, all of them, the best first, which is `artifact`. report:
+    the page that says why it was chosen. Progress counts bytes.
 
     An earlier bundle at `out` is replaced once the new one is whole. Raises UsageError where
     something else is there, CheckpointError without a licence, IntegrityError where the artifact
@@ -76,6 +79,8 @@ def pack(
     alone = Packed(artifact, evidence, calibration_sha256=provenance.get("calibration_sha256"))
     parts = placed(variants or [alone])
     sources = dict(sources_of(parts, checkpoint, licence_file, wheels))
+    if report is not None:
+        sources[REPORT_NAME] = report
     texts = documents(parts, checkpoint, wheels, target)
     with atomic_folder(out) as folder:
         known = {path: sha256 for part in parts for path, _, sha256 in part.files()}

@@ -79,7 +79,7 @@ def _pack(arguments: argparse.Namespace, progress: Progress) -> tuple[Report, Pa
     formats = [variant.format for variant in variants_of(arguments)]
     wheels = prepare(checkpoint, formats, settings, target, licence_file, progress)
     measurements = _measure_all(arguments, checkpoint, settings, progress)
-    selection, page = _choose(checkpoint, measurements, settings)
+    selection, page = _choose(checkpoint, measurements, settings, dated=False)
     taken = packed_variants(selection, arguments.variants or 1)
     by_variant = {measurement.variant: measurement for measurement in measurements}
     chosen = by_variant[selection.chosen.variant]
@@ -92,6 +92,7 @@ def _pack(arguments: argparse.Namespace, progress: Progress) -> tuple[Report, Pa
         target=target,
         licence_file=licence_file,
         arguments=recorded(arguments),
+        report=page,
         progress=progress,
     )
     notes = _notes(checkpoint, settings)
@@ -134,18 +135,22 @@ def _measure_all(
 
 
 def _choose(
-    checkpoint: Checkpoint, measurements: list[Measurement], settings: pipeline.Settings
+    checkpoint: Checkpoint,
+    measurements: list[Measurement],
+    settings: pipeline.Settings,
+    *,
+    dated: bool = True,
 ) -> tuple[Selection, Path]:
-    """Select, and write the report in either case."""
+    """Select, and write the report in either case; for a bundle without the day it was written."""
     from packager.reporting import write_selection_report
 
     page = settings.out / "report.html"
     try:
         selection = pipeline.choose(checkpoint, measurements, settings)
     except SelectionError as error:
-        write_selection_report(page, checkpoint, measurements, settings, error)
+        write_selection_report(page, checkpoint, measurements, settings, error, dated=dated)
         raise
-    write_selection_report(page, checkpoint, measurements, settings, selection)
+    write_selection_report(page, checkpoint, measurements, settings, selection, dated=dated)
     return selection, page
 
 

@@ -93,7 +93,7 @@ def render(data: ReportData) -> str:
     links = [tag("a", s[0].text or "", href=f"#{s.get('id')}") for s in sections]
     header = tag(
         "header",
-        tag("p", f"starpack \N{MIDDLE DOT} {data.date}", class_="eyebrow"),
+        tag("p", " \N{MIDDLE DOT} ".join(filter(None, ["starpack", data.date])), class_="eyebrow"),
         tag("h1", data.title),
         tag("nav", links, aria_label="Sections"),
     )

@@ -34,13 +34,18 @@ def write_selection_report(
     measurements: Sequence[Measurement],
     settings: Settings,
     outcome: Selection | SelectionError,
+    *,
+    dated: bool = True,
 ) -> None:
-    """Write the report of a selection, or of the error that there is none."""
+    """Write the report of a selection, or of the error that there is none.
+
+    dated: with the day it is written; that of SOURCE_DATE_EPOCH is there in any case.
+    """
     selected = isinstance(outcome, Selection)
     device, budget, work = settings.device, settings.budget, settings.budget.workload
     data = ReportData(
         title=f"{checkpoint.path.name} on {device.title}",
-        date=_today(),
+        date=_date(dated),
         model=checkpoint.path.name,
         device_title=device.title,
         budget_name=budget.name,
@@ -161,10 +166,9 @@ def _notes(settings: Settings) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _today() -> str:
-    """The date, or that of SOURCE_DATE_EPOCH (reproducible-builds.org), in UTC."""
-    stamp = os.environ.get("SOURCE_DATE_EPOCH")
-    now = datetime.datetime.now(datetime.UTC)
-    if stamp and stamp.isdecimal():
-        now = datetime.datetime.fromtimestamp(int(stamp), datetime.UTC)
-    return now.date().isoformat()
+def _date(dated: bool) -> str:
+    """In UTC: of SOURCE_DATE_EPOCH (reproducible-builds.org) if it is set, or today if `dated`."""
+    stamp = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if stamp.isdecimal():
+        return datetime.datetime.fromtimestamp(int(stamp), datetime.UTC).date().isoformat()
+    return datetime.datetime.now(datetime.UTC).date().isoformat() if dated else ""

@@ -15,7 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-DTYPES = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "I32": np.dtype("<i4")}
+# By the format's name; numpy has no bfloat16, so its bits come as whole numbers.
+DTYPES = {
+    "BF16": np.dtype("<u2"),
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+    "I32": np.dtype("<i4"),
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,13 +141,14 @@ def pack_selection(
     target: Target,
     licence_file: Path | None,
     arguments: Mapping[str, object],
+    report: Path,
     progress: Progress,
 ) -> Path:
     """Pack variants into `out`/bundle, with the evidence for each; returns the folder.
 
     measurements: of the chosen variant, then of the others, as packed_variants gives them. wheels:
     of each format, as `prepare` gives them. arguments: of the command, for the manifest; see
-    provenance.py.
+    provenance.py. report: the page that says why.
     """
     candidates = {r.candidate.variant: r.candidate for r in selection.rejected}
     candidates[selection.chosen.variant] = selection.chosen
@@ -167,6 +168,7 @@ def pack_selection(
         licence_file=licence_file,
         provenance=provenance_of(checkpoint, parts[0].artifact, settings.calibrations, arguments),
         variants=parts if len(parts) > 1 else (),
+        report=report,
         progress=progress,
     )
     return out

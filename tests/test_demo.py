@@ -53,6 +53,30 @@ print("{MARK}" + json.dumps([complete(ids) for ids in job["prompts"]]) + "{MARK}
 """
 
 
+# Runs in a namespace without a route, whose loopback is down until this brings it up.
+SERVED = """
+import fcntl, json, socket, struct, subprocess, sys, time, urllib.request
+with socket.socket() as any_socket:  # SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP: man 7 netdevice
+    flags = struct.unpack("16sH", fcntl.ioctl(any_socket, 0x8913, struct.pack("16sH", b"lo", 0)))
+    fcntl.ioctl(any_socket, 0x8914, struct.pack("16sH", b"lo", flags[1] | 1))
+server = subprocess.Popen([sys.argv[1], "serve", "--port", "8012", "--threads", "1"])
+address = "http://127.0.0.1:8012"
+for _ in range(300):
+    try:
+        urllib.request.urlopen(address + "/ready")
+        break
+    except OSError:
+        assert server.poll() is None
+        time.sleep(0.2)
+body = json.dumps({"prompt": "def main(", "suffix": "\\n", "max_tokens": 8}).encode()
+request = urllib.request.Request(address + "/v1/completions", body)
+request.add_header("Content-Type", "application/json")
+print(urllib.request.urlopen(request).read().decode())
+server.terminate()
+assert server.wait() == 0
+"""
+
+
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory) -> Path:
     """The demo as a float and a small bundle of each format, made by the command line."""
@@ -231,6 +255,8 @@ def test_an_installed_bundle_works_without_network_home_compiler_or_checkout(
     doctor = json.loads(run(installed / "run", "doctor", "--json"))
     assert "256" in json.dumps(doctor)
     run(installed / "run", "verify", "--full")
+    served = json.loads(run(PYTHON, "-c", SERVED, installed / "run").splitlines()[-1])
+    assert served["choices"][0]["finish_reason"] in ("stop", "length")
     assert not (tmp_path / "nobody").exists()
     # one changed byte, anywhere, and nothing is loaded
     folder = installed / "current" / "bundle" / "model"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -26,7 +27,7 @@ def checkpoint(tmp_path_factory):
     return read_checkpoint(write_checkpoint(tmp_path_factory.mktemp("reporting") / "demo"))
 
 
-def page(tmp_path, checkpoint, measurements, budget, memory_bytes=16 * GIB):
+def page(tmp_path, checkpoint, measurements, budget, memory_bytes=16 * GIB, **more):
     settings = Settings(tmp_path, 4096, 2, device=load_device("tesla-t4"), budget=budget, here=True)
     candidates = [of_measurement(m, parameters=1, context_tokens=4096) for m in measurements]
     try:
@@ -34,7 +35,7 @@ def page(tmp_path, checkpoint, measurements, budget, memory_bytes=16 * GIB):
     except NothingFits as error:
         outcome = error
     file = tmp_path / "report.html"
-    write_selection_report(file, checkpoint, measurements, settings, outcome)
+    write_selection_report(file, checkpoint, measurements, settings, outcome, **more)
     return file.read_text("utf-8")
 
 
@@ -63,3 +64,12 @@ def test_where_nothing_fits_the_page_says_what_would_do(tmp_path, checkpoint):
 def test_the_date_can_be_fixed(tmp_path, checkpoint, monkeypatch):
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
     assert "1970-01-02" in page(tmp_path, checkpoint, [MEASUREMENT], BUDGET)
+
+
+def test_without_a_day_the_same_facts_give_the_same_page(tmp_path, checkpoint, monkeypatch):
+    monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
+    assert re.search(
+        r"starpack . \d{4}-\d\d-\d\d", page(tmp_path, checkpoint, [MEASUREMENT], BUDGET)
+    )
+    text = page(tmp_path, checkpoint, [MEASUREMENT], BUDGET, dated=False)
+    assert not re.search(r"20\d\d-\d\d-\d\d", text)

@@ -199,6 +199,7 @@ def test_a_selection_is_packed_with_the_figures_of_each(tmp_path: Path, monkeypa
     selection = select(candidates, Budget(), "card", 2**34, accept=["uncalibrated"])
     chosen = [candidate.variant for candidate in ship.packed_variants(selection, 3)]
     wheel = write_wheel(tmp_path / "onnx", package="only_onnx")
+    (tmp_path / "report.html").write_text("why")
     out = ship.pack_selection(
         checkpoint_in(tmp_path / "work" / "checkpoint"),
         sorted(measured, key=lambda m: chosen.index(m.variant)),
@@ -208,6 +209,7 @@ def test_a_selection_is_packed_with_the_figures_of_each(tmp_path: Path, monkeypa
         target=this_machine(),
         licence_file=None,
         arguments={},
+        report=tmp_path / "report.html",
         progress=no_progress,
     )
     manifest = read_manifest(out)
