@@ -21,7 +21,6 @@ from packager.errors import IntegrityError, UsageError
 from packager.files import atomic_folder
 from packager.records import Progress, no_progress
 from runtimes.contract import (
-    MAX_MANIFEST_FILES,
     UNLISTED,
     FileEntry,
     file_entries,
@@ -29,6 +28,7 @@ from runtimes.contract import (
     read_manifest,
 )
 from runtimes.delta import DELTA_NAME, read_delta
+from runtimes.entries import MAX_MANIFEST_FILES
 from runtimes.installer import EXECUTABLE
 from runtimes.verify import damaged, verify_folder, verify_names
 

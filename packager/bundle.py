@@ -5,8 +5,8 @@
     README.md       for whoever receives it
     NOTICE          what was modified; MODEL_CARD.md, beside the checkpoint's own; sbom.cdx.json
     install run     POSIX shell; start.py is what both start (see bundle_files/)
-    model/          the artifact;  tokenizer.json  the checkpoint's own
-    runtimes/       this Python package, with the backend of this format alone
+    model/          the artifact, or a folder for each;  tokenizer.json  the checkpoint's own
+    runtimes/       this Python package, with the backends of these formats alone
     wheels/         the engine and the packages that run beside it
     licence/        model/: the model's licence;  starpack/: that of the runtime;  wheels/: theirs
     deploy/         systemd units, a container recipe, clients' configurations
@@ -19,17 +19,17 @@ give the same bytes: no time, path or user name is recorded.
 from __future__ import annotations
 
 import os
-import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jsonschema
 
-from packager.bundle_parts import artifact_path, model_licences, sources_of, written_files
+from packager.bundle_parts import model_licences, sources_of, written_files
 from packager.documents import documents
 from packager.errors import IntegrityError, UsageError
 from packager.files import atomic_folder, file_entry, write_json
+from packager.packed import Packed, placed
 from packager.profiles_folder import read_schema
 from packager.records import Artifact, Checkpoint, Progress, no_progress
 from packager.target import Target, this_machine
@@ -41,7 +41,7 @@ from runtimes.contract import (
     Manifest,
     manifest_hash,
 )
-from runtimes.installer import EXECUTABLE
+from runtimes.installer import EXECUTABLE, copy_file
 
 REPORT_NAME = "report.html"
 
@@ -56,6 +56,7 @@ def pack(
     target: Target | None = None,
     licence_file: Path | None = None,
     provenance: Mapping[str, object] | None = None,
+    variants: Sequence[Packed] = (),
     report: Path | None = None,
     progress: Progress = no_progress,
 ) -> Manifest:
@@ -63,8 +64,9 @@ def pack(
 
     evidence: what was measured and proved, for the manifest. target: what the wheels are for, where
     it is not this machine. licence_file: the model's licence, where the checkpoint's folder holds
-    none. provenance: what the manifest's is to have beside what is known here. report: the page
-    that says why this artifact was chosen. Progress counts bytes.
+    none. provenance: what the manifest's is to have beside what is known here. variants: where
+    several artifacts share the bundle, all of them, the best first, which is `artifact`. report:
+    the page that says why it was chosen. Progress counts bytes.
 
     An earlier bundle at `out` is replaced once the new one is whole. Raises UsageError where
     something else is there, CheckpointError without a licence, IntegrityError where the artifact
@@ -74,13 +76,16 @@ def pack(
     _check_wheels(wheels)
     target = target or this_machine()
     provenance = provenance or {}
-    sources = dict(sources_of(artifact, checkpoint, licence_file, wheels))
+    alone = Packed(artifact, evidence, calibration_sha256=provenance.get("calibration_sha256"))
+    parts = placed(variants or [alone])
+    sources = dict(sources_of(parts, checkpoint, licence_file, wheels))
     if report is not None:
         sources[REPORT_NAME] = report
-    texts = documents(artifact, checkpoint, wheels, evidence, provenance, target)
+    texts = documents(parts, checkpoint, wheels, target)
     with atomic_folder(out) as folder:
-        _copy(sources, folder, progress)
-        for name, text in written_files(artifact, checkpoint, sources, target).items():
+        known = {path: sha256 for part in parts for path, _, sha256 in part.files()}
+        _copy(sources, known, folder, progress)
+        for name, text in written_files(parts, checkpoint, sources, target).items():
             (folder / name).write_text(text, encoding="utf-8")
         for name, data in texts.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -89,8 +94,9 @@ def pack(
             (folder / name).chmod(0o755)
         paths = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
         entries = tuple(file_entry(folder, path) for path in paths)
-        _check_artifact(artifact, entries)
-        manifest = _manifest(artifact, checkpoint, entries, wheels, evidence, provenance, target)
+        for part in parts:
+            _check_artifact(part, entries)
+        manifest = _manifest(parts, checkpoint, entries, wheels, evidence, provenance, target)
         check_manifest(manifest)
         write_json(folder / MANIFEST_NAME, manifest.to_json())
         data = (folder / MANIFEST_NAME).read_bytes()
@@ -150,22 +156,30 @@ def _check_wheels(wheels: Sequence[Path]) -> None:
             )
 
 
-def _copy(sources: Mapping[str, Path], folder: Path, progress: Progress) -> None:
-    """Copies, not links: a bundle must not change with the files that it was made from."""
+def _copy(
+    sources: Mapping[str, Path], known: Mapping[str, str], folder: Path, progress: Progress
+) -> None:
+    """Copies: a bundle must not change with the files that it was made from.
+
+    known: SHA-256 by path, of files of which those that are equal are stored once.
+    """
+    stored: dict[str, Path] = {}
     total = sum(file.stat().st_size for file in sources.values())
     done = 0
     for path, file in sources.items():
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, target)
+        twin = stored.setdefault(known.get(path, path), target)
+        copy_file(file, target, twin)
         done += file.stat().st_size
         progress("pack", done, total)
 
 
-def _check_artifact(artifact: Artifact, entries: Sequence[FileEntry]) -> None:
+def _check_artifact(part: Packed, entries: Sequence[FileEntry]) -> None:
+    artifact = part.artifact
     packed = {entry.path: entry for entry in entries}
     for entry in artifact.files:
-        found = packed[f"model/{entry.path}"]
+        found = packed[f"{part.folder}/{entry.path}"]
         if (found.bytes, found.sha256) != (entry.bytes, entry.sha256):
             raise IntegrityError(
                 "the artifact has changed since it was converted",
@@ -176,7 +190,7 @@ def _check_artifact(artifact: Artifact, entries: Sequence[FileEntry]) -> None:
 
 
 def _manifest(
-    artifact: Artifact,
+    parts: Sequence[Packed],
     checkpoint: Checkpoint,
     entries: tuple[FileEntry, ...],
     wheels: Sequence[Path],
@@ -184,12 +198,12 @@ def _manifest(
     provenance: Mapping[str, object],
     target: Target,
 ) -> Manifest:
-    adapter = checkpoint.adapter
+    artifact, adapter = parts[0].artifact, checkpoint.adapter
     names = [wheel.name.split("-")[:2] for wheel in wheels]
     return Manifest(
         format=artifact.variant.format,
         recipe=artifact.variant.recipe,
-        artifact=artifact_path(artifact),
+        artifact=parts[0].path,
         files=entries,
         window=checkpoint.window,
         context_tokens=checkpoint.context_tokens,
@@ -210,16 +224,34 @@ def _manifest(
                 if entry.path.startswith(("licence/model/", "licence/starpack/"))
             ],
             **provenance,
+            **_recipes(parts),
         },
         measured=dict(evidence),
         versions={
-            **artifact.versions,
+            **{k: v for part in reversed(parts) for k, v in part.artifact.versions.items()},
             **{name.lower().replace("_", "-"): version for name, version in names},
             "wheels_python": target.python,
             "wheels_machine": target.machine,
             "wheels_glibc": newest_glibc(wheels),
         },
+        variants=tuple(part.entry for part in parts) if len(parts) > 1 else (),
     )
+
+
+def _recipes(parts: Sequence[Packed]) -> dict[str, object]:
+    """What was done for each variant, where there are several."""
+    if len(parts) == 1:
+        return {}
+    return {
+        "variants": {
+            part.artifact.variant.name: {
+                "bits": part.artifact.variant.bits,
+                "group_size": part.artifact.variant.group_size,
+                "calibration_sha256": part.calibration_sha256,
+            }
+            for part in parts
+        }
+    }
 
 
 def _flush(folder: Path) -> None:

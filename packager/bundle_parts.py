@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
 import runtimes
@@ -12,7 +12,8 @@ from packager.errors import CheckpointError, UsageError
 from packager.files import sha256_file
 from packager.law import CARD_NAME, check_full_text, model_name, own_licence
 from packager.model_card import ORIGINAL_CARD_NAME
-from packager.records import Artifact, Checkpoint
+from packager.packed import Packed
+from packager.records import Checkpoint
 from packager.target import Target
 from packager.wheelhouse import newest_glibc
 from runtimes.bundle import TOKENIZER_NAME
@@ -23,11 +24,15 @@ LICENCE_NAMES = re.compile(r"(licen[cs]e|copying)([._-].*)?", re.IGNORECASE)
 
 
 def sources_of(
-    artifact: Artifact, checkpoint: Checkpoint, licence_file: Path | None, wheels: Sequence[Path]
+    parts: Sequence[Packed],
+    checkpoint: Checkpoint,
+    licence_file: Path | None,
+    wheels: Sequence[Path],
 ) -> Iterator[tuple[str, Path]]:
     """Path in the bundle to the file that is copied there."""
-    for entry in artifact.files:
-        yield f"model/{entry.path}", artifact.path / entry.path
+    for part in parts:
+        for path, file, _ in part.files():
+            yield path, file
     yield TOKENIZER_NAME, checkpoint.path / TOKENIZER_NAME
     card = checkpoint.path / CARD_NAME
     if card.is_file():
@@ -35,7 +40,7 @@ def sources_of(
     for file in model_licences(checkpoint, licence_file):
         yield f"licence/model/{file.name}", file
     yield "licence/starpack/LICENSE", own_licence()
-    for path, file in _runtime_files(artifact.variant.format):
+    for path, file in _runtime_files({part.artifact.variant.format for part in parts}):
         yield path, file
     for wheel in wheels:
         yield f"wheels/{wheel.name}", wheel
@@ -66,19 +71,20 @@ def model_licences(checkpoint: Checkpoint, licence_file: Path | None) -> list[Pa
     return found
 
 
-def _runtime_files(format: str) -> Iterator[tuple[str, Path]]:
+def _runtime_files(formats: Set[str]) -> Iterator[tuple[str, Path]]:
     """The runtime package, without the backends of other formats."""
     root = Path(runtimes.__file__).parent
     for file in sorted([*root.rglob("*.py"), *root.glob("page/*")]):
         path = file.relative_to(root)
-        if path.parts[0] != "backends" or file.stem in ("__init__", format):
+        if path.parts[0] != "backends" or file.stem in {"__init__", *formats}:
             yield f"runtimes/{path.as_posix()}", file
 
 
 def written_files(
-    artifact: Artifact, checkpoint: Checkpoint, sources: Mapping[str, Path], target: Target
+    parts: Sequence[Packed], checkpoint: Checkpoint, sources: Mapping[str, Path], target: Target
 ) -> dict[str, str]:
     """The files that are written for this bundle: name to text."""
+    variant = parts[0].artifact.variant
     checked = [f"{sha256_file(sources[path])}  {path}" for path in (STARTER, *CHECKER)]
     install = (BUNDLE_FILES / "install").read_text()
     window = checkpoint.window.size_tokens
@@ -89,12 +95,13 @@ def written_files(
         ),
         "README.md": readme.substitute(
             model=model_name(checkpoint),
-            format=artifact.variant.format,
-            recipe=artifact.variant.recipe,
+            format=variant.format,
+            recipe=variant.recipe,
             window="none: full attention" if window is None else f"{window} tokens, exact",
             context=checkpoint.context_tokens,
-            artifact=artifact_path(artifact),
-            megabytes=f"{artifact.bytes / 1e6:.1f}",
+            artifact=parts[0].path,
+            megabytes=f"{parts[0].artifact.bytes / 1e6:.1f}",
+            variants=_variants_text(parts) if len(parts) > 1 else "",
             machine=target.machine,
             python=target.python,
             glibc=newest_glibc([file for path, file in sources.items() if path[-4:] == ".whl"]),
@@ -102,6 +109,16 @@ def written_files(
     }
 
 
-def artifact_path(artifact: Artifact) -> str:
-    """What the backend opens, as a path in the bundle."""
-    return f"model/{artifact.entry}" if artifact.entry else "model"
+def _variants_text(parts: Sequence[Packed]) -> str:
+    """A paragraph for the bundle's README."""
+    rows = [
+        f"- `{part.artifact.variant.name}`: `{part.path}`, {part.artifact.bytes / 1e6:.1f} MB"
+        for part in parts
+    ]
+    return (
+        "It has several variants of the model, the best first. That one runs unless another is\n"
+        "named: `DIR/run COMMAND --variant NAME`. `--variant auto` takes the best that the free\n"
+        "memory is enough for, and says why a better one is not. `DIR/run doctor` lists all.\n\n"
+        + "\n".join(rows)
+        + "\n\n"
+    )

@@ -6,6 +6,7 @@ installation and whether an engine makes machine code are filled in.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from pathlib import Path
 
 from packager.target import Target
@@ -19,18 +20,18 @@ MAKES_CODE = frozenset({"gptq"})
 GGUF_ONLY = frozenset({"tabby/tabby.json"})  # for Tabby's own llama.cpp
 
 
-def deploy_files(format: str, target: Target) -> dict[str, str]:
+def deploy_files(formats: Set[str], target: Target) -> dict[str, str]:
     """Path in the bundle to text."""
     values = {
         "@PYTHON@": target.python,
         "@PORT@": str(PORT),
         "@DIR@": INSTALLED,
-        "@DENY@": "no" if format in MAKES_CODE else "yes",
+        "@DENY@": "no" if formats & MAKES_CODE else "yes",
     }
     files = {}
     for file in sorted(path for path in TEMPLATES.rglob("*") if path.is_file()):
         path = file.relative_to(TEMPLATES).as_posix()
-        if path in GGUF_ONLY and format != "gguf":
+        if path in GGUF_ONLY and "gguf" not in formats:
             continue
         text = file.read_text(encoding="utf-8")
         for name, value in values.items():

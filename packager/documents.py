@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from packager.deploy import deploy_files
 from packager.law import notice, own_licence
 from packager.model_card import model_card
-from packager.records import Artifact, Checkpoint
+from packager.packed import Packed
+from packager.records import Checkpoint
 from packager.sbom import SBOM_NAME, bill_of_materials
 from packager.target import Target
 from packager.versions import tool_versions
@@ -19,21 +19,19 @@ LICENCE_FOLDER = "licence/wheels"
 
 
 def documents(
-    artifact: Artifact,
+    parts: Sequence[Packed],
     checkpoint: Checkpoint,
     wheels: Sequence[Path],
-    measured: Mapping[str, Any],
-    provenance: Mapping[str, Any],
     target: Target,
 ) -> dict[str, bytes]:
     """Path in the bundle to content. Raises IntegrityError for a wheel without metadata."""
     facts = [read_wheel(wheel) for wheel in wheels]
     version = tool_versions().get("starpack", "of no installed version")
     texts = {
-        "NOTICE": notice(artifact, checkpoint, version),
-        "MODEL_CARD.md": model_card(artifact, checkpoint, measured, provenance),
-        SBOM_NAME: bill_of_materials(artifact, checkpoint, facts, measured, provenance, version),
-        **deploy_files(artifact.variant.format, target),
+        "NOTICE": notice([part.artifact for part in parts], checkpoint, version),
+        "MODEL_CARD.md": model_card(parts, checkpoint),
+        SBOM_NAME: bill_of_materials(parts, checkpoint, facts, version),
+        **deploy_files({part.artifact.variant.format for part in parts}, target),
     }
     files = {path: text.encode() for path, text in texts.items()}
     for wheel in facts:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from packager.select import PREFERENCES
 from runtimes.bundle import MAX_CONTEXT_TOKENS
+from runtimes.entries import MAX_VARIANTS
 
 BUDGET_HELP = "inline, relaxed, batch, or a JSON file of limits (none)"
 
@@ -110,6 +111,14 @@ def add_preference(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--accept-quality", action="store_true",
         help="choose below the budget's quality floor; it is recorded",
+    )  # fmt: skip
+
+
+def add_variants(sub: argparse.ArgumentParser) -> None:
+    """How many of those that fit are packed."""
+    sub.add_argument(
+        "--variants", nargs="?", const=MAX_VARIANTS, type=count(1, MAX_VARIANTS), metavar="N",
+        help="pack the N best of those that fit, to choose from on the device; without N, all (1)",
     )  # fmt: skip
 
 

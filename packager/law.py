@@ -62,9 +62,9 @@ def build_date() -> str | None:
     return datetime.fromtimestamp(source_date_epoch(), UTC).date().isoformat()
 
 
-def notice(artifact: Artifact, checkpoint: Checkpoint, starpack_version: str) -> str:
+def notice(artifacts: Sequence[Artifact], checkpoint: Checkpoint, starpack_version: str) -> str:
     """The text of NOTICE: what was changed, with what, and what goes with every copy."""
-    name = model_name(checkpoint)
+    artifact, name = artifacts[0], model_name(checkpoint)
     date = build_date()
     lines = [
         f"This bundle contains a modified version of the model {name}"
@@ -74,6 +74,11 @@ def notice(artifact: Artifact, checkpoint: Checkpoint, starpack_version: str) ->
         f"{artifact.variant.recipe}",
         f"(nominally {artifact.variant.bits:g} bits for each weight) by starpack "
         f"{starpack_version}" + (f" on {date}." if date else "."),
+    ]
+    lines += [
+        f"They are here again as {other.variant.format} with the recipe "
+        f"{other.variant.recipe} ({other.variant.bits:g} bits)."
+        for other in artifacts[1:]
     ]
     if checkpoint.adapter is not None:
         lines.append(

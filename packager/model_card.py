@@ -6,11 +6,12 @@ from the checkpoint, the recipe or a measurement.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from packager.figures import figures
 from packager.law import declared_licence, model_name
+from packager.packed import Packed
 from packager.records import Artifact, Checkpoint
 from runtimes.promise import read_promise
 
@@ -22,14 +23,9 @@ METHODS = {
 }
 
 
-def model_card(
-    artifact: Artifact,
-    checkpoint: Checkpoint,
-    measured: Mapping[str, Any],
-    provenance: Mapping[str, Any],
-) -> str:
-    """The text of MODEL_CARD.md."""
-    name, variant = model_name(checkpoint), artifact.variant
+def model_card(parts: Sequence[Packed], checkpoint: Checkpoint) -> str:
+    """The text of MODEL_CARD.md; of several variants, the first is the one that it is about."""
+    name, variant = model_name(checkpoint), parts[0].artifact.variant
     licence = declared_licence(checkpoint)
     sections = [
         _front_matter(licence),
@@ -44,8 +40,9 @@ def model_card(
             else "their documentation for its training, uses and limits (the checkpoint has no "
             "card of its own)."
         ),
-        "## What was changed\n\n" + _table(_changes(artifact, checkpoint, provenance)),
-        _measured(measured),
+        "## What was changed\n\n" + _table(_changes(parts[0], checkpoint)),
+        _measured(parts[0].evidence, "What was measured"),
+        *[section for part in parts[1:] for section in _another(part, checkpoint)],
         _limits(checkpoint),
         "## Licence\n\n"
         + (f"The model is under {licence}. " if licence else "")
@@ -62,12 +59,17 @@ def _front_matter(licence: str | None) -> str:
     return "\n".join([*lines, "---"])
 
 
-def _changes(
-    artifact: Artifact, checkpoint: Checkpoint, provenance: Mapping[str, Any]
-) -> list[tuple[str, object]]:
-    variant = artifact.variant
+def _another(part: Packed, checkpoint: Checkpoint) -> tuple[str, str]:
+    """The sections of a further variant."""
+    variant = part.artifact.variant
+    changed = f"## Also in this bundle: {variant.format} {variant.recipe}\n\n"
+    changed += _table(_changes(part, checkpoint))
+    return changed, _measured(part.evidence, f"What was measured of {variant.name}")
+
+
+def _changes(part: Packed, checkpoint: Checkpoint) -> list[tuple[str, object]]:
+    artifact, variant = part.artifact, part.artifact.variant
     window = checkpoint.window.size_tokens
-    calibration = provenance.get("calibration_sha256")
     return [
         ("method", METHODS.get(variant.format, variant.format)),
         ("recipe", variant.recipe),
@@ -75,7 +77,7 @@ def _changes(
         ("bits of the files for each parameter", f"{_bits(artifact, checkpoint):.2f}"),
         ("weights that share a scale", variant.group_size or "as the recipe has it"),
         ("head and embedding", f"{variant.head_bits} bits" if variant.head_bits else "as the rest"),
-        ("calibrated on data with SHA-256", calibration or "none: not calibrated"),
+        ("calibrated on data with SHA-256", part.calibration_sha256 or "none: not calibrated"),
         ("from the checkpoint's revision", checkpoint.revision or "not known"),
         ("with SHA-256", artifact.checkpoint_sha256),
         ("merged adapter's SHA-256", checkpoint.adapter.sha256 if checkpoint.adapter else "none"),
@@ -90,7 +92,7 @@ def _bits(artifact: Artifact, checkpoint: Checkpoint) -> float:
     return 8 * artifact.bytes / checkpoint.geometry.parameters
 
 
-def _measured(measured: Mapping[str, Any]) -> str:
+def _measured(measured: Mapping[str, Any], title: str) -> str:
     rows = [(f.name + (f" ({f.part})" if f.part else ""), f.text) for f in figures(measured)]
     if not rows:
         return ""
@@ -98,7 +100,7 @@ def _measured(measured: Mapping[str, Any]) -> str:
     where = f" on {promise.device}" if promise.device else ""
     threads = f", {promise.threads} threads" if promise.threads else ""
     return (
-        f"## What was measured{where}{threads}\n\n{_table(rows)}\n\n"
+        f"## {title}{where}{threads}\n\n{_table(rows)}\n\n"
         "Divergences are from the unquantised checkpoint, computed in float32. `run doctor` "
         "compares the times with those of your machine."
     )

@@ -101,6 +101,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--licence-file", type=Path, help="the model's licence, if not in its folder"
         )
+        flags.add_variants(sub)
         bundle_commands.add_target_flags(sub)
         bundle_commands.add_archive_flags(sub)
     sub = add("quality", quality_commands.quality)

@@ -68,7 +68,7 @@ def bundle(arguments: argparse.Namespace, progress: Progress) -> Report:
 
 
 def _pack(arguments: argparse.Namespace, progress: Progress) -> tuple[Report, Path]:
-    from packager.ship import pack_selection, prepare
+    from packager.ship import pack_selection, packed_variants, prepare
     from packager.target import read_target
     from packager.volumes import check_flags, write_files
 
@@ -80,10 +80,12 @@ def _pack(arguments: argparse.Namespace, progress: Progress) -> tuple[Report, Pa
     wheels = prepare(checkpoint, formats, settings, target, licence_file, progress)
     measurements = _measure_all(arguments, checkpoint, settings, progress)
     selection, page = _choose(checkpoint, measurements, settings, dated=False)
-    chosen = next(m for m in measurements if m.variant == selection.chosen.variant)
+    taken = packed_variants(selection, arguments.variants or 1)
+    by_variant = {measurement.variant: measurement for measurement in measurements}
+    chosen = by_variant[selection.chosen.variant]
     folder = pack_selection(
         checkpoint,
-        chosen,
+        [by_variant[candidate.variant] for candidate in taken],
         selection,
         settings,
         wheels,
@@ -101,8 +103,12 @@ def _pack(arguments: argparse.Namespace, progress: Progress) -> tuple[Report, Pa
         f"report: {page}",
         f"bundle: {folder}",
     ]
+    names = [candidate.name for candidate in taken]
+    if len(names) > 1:
+        text.append(f"variants in it, the best first: {', '.join(names)}")
     data = {
         "bundle": str(folder),
+        "variants": names,
         "measurement": to_plain(chosen),
         "selection": to_plain(selection),
         "report": str(page),

@@ -37,17 +37,19 @@ def provenance_of(
     """
     names = [checkpoint.path / CONFIG_NAME, checkpoint.path / TOKENIZER_NAME]
     entries = hash_entries([*names, *open_folder(checkpoint.path).files])
-    format = artifact.variant.format
-    calibration = calibrations.get(format)
-    sha256 = None
-    if calibration is not None:
-        module = importlib.import_module(f"packager.formats.{format}")
-        sha256 = module.calibration_sha256(calibration)
     return {
         "checkpoint_files": [asdict(entry) for entry in sorted(entries, key=lambda e: e.path)],
-        "calibration_sha256": sha256,
+        "calibration_sha256": calibration_sha256(artifact.variant.format, calibrations),
         "arguments": dict(arguments),
     }
+
+
+def calibration_sha256(format: str, calibrations: Mapping[str, Path]) -> str | None:
+    """Of what the format was calibrated on, if on anything."""
+    calibration = calibrations.get(format)
+    if calibration is None:
+        return None
+    return importlib.import_module(f"packager.formats.{format}").calibration_sha256(calibration)
 
 
 def recorded(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,7 +24,8 @@ from packageurl import PackageURL
 from packager.archive import source_date_epoch
 from packager.figures import figures
 from packager.law import declared_licence, model_name
-from packager.records import Artifact, Checkpoint
+from packager.packed import Packed
+from packager.records import Checkpoint
 from packager.wheel_facts import WheelFacts
 
 SBOM_NAME = "sbom.cdx.json"
@@ -34,15 +35,16 @@ NAMESPACE = uuid.UUID("b05afec9-061f-4a34-8ab1-747c75a6d0f1")  # drawn once, for
 
 
 def bill_of_materials(
-    artifact: Artifact,
+    parts: Sequence[Packed],
     checkpoint: Checkpoint,
     wheels: Sequence[WheelFacts],
-    measured: Mapping[str, Any],
-    provenance: Mapping[str, Any],
     starpack_version: str,
 ) -> str:
     """The text of sbom.cdx.json. Its serial number is derived from all the rest."""
-    model = _model(artifact, checkpoint)
+    models = {
+        part.artifact.variant.name: _model(part, checkpoint, parts[:index])
+        for index, part in enumerate(parts)
+    }
     runtime = Component(
         name="starpack",
         version=starpack_version,
@@ -53,48 +55,53 @@ def bill_of_materials(
     )
     libraries = [_library(wheel) for wheel in wheels]
     bundle = Component(
-        name=f"{model_name(checkpoint)}-{artifact.variant.name}",
+        name=f"{model_name(checkpoint)}-{parts[0].artifact.variant.name}",
         type=ComponentType.APPLICATION,
         bom_ref="bundle",
     )
     bom = Bom(
-        components=[model, runtime, *libraries],
+        components=[*models.values(), runtime, *libraries],
         serial_number=uuid.UUID(int=0),
         metadata=BomMetaData(
             component=bundle,
             timestamp=datetime.fromtimestamp(source_date_epoch(), UTC),
         ),
     )
-    bom.register_dependency(bundle, [model, runtime])
+    bom.register_dependency(bundle, [*models.values(), runtime])
     bom.register_dependency(runtime, libraries)
     value = json.loads(JsonV1Dot6(bom).output_as_string())
     if not os.environ.get("SOURCE_DATE_EPOCH"):
         del value["metadata"]["timestamp"]  # better none than a wrong one
-    card = _card(checkpoint, measured, provenance)
-    next(c for c in value["components"] if c["bom-ref"] == MODEL_REF)["modelCard"] = card
+    components = {component["bom-ref"]: component for component in value["components"]}
+    for part in parts:
+        model = models[part.artifact.variant.name]
+        components[model.bom_ref.value]["modelCard"] = _card(part, checkpoint)
     del value["serialNumber"]
     text = json.dumps(value, sort_keys=True, ensure_ascii=False)
     value["serialNumber"] = uuid.uuid5(NAMESPACE, text).urn
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def _model(artifact: Artifact, checkpoint: Checkpoint) -> Component:
-    licence = declared_licence(checkpoint)
+def _model(part: Packed, checkpoint: Checkpoint, earlier: Sequence[Packed]) -> Component:
+    """The first has the name MODEL_REF; files that an earlier one has are listed there alone."""
+    artifact, licence = part.artifact, declared_licence(checkpoint)
+    ref = f"{MODEL_REF}-{artifact.variant.name}" if earlier else MODEL_REF
     files = [
         Component(
-            name=f"model/{entry.path}",
+            name=path,
             type=ComponentType.FILE,
-            bom_ref=f"model/{entry.path}",
-            hashes=[_sha256(entry.sha256)],
+            bom_ref=path,
+            hashes=[_sha256(sha256)],
         )
-        for entry in artifact.files
+        for path, _, sha256 in part.files()
+        if part.folder not in {other.folder for other in earlier}
     ]
     variant = artifact.variant
     origin = Component(
         name=model_name(checkpoint),
         version=checkpoint.revision or None,
         type=ComponentType.MACHINE_LEARNING_MODEL,
-        bom_ref=f"{MODEL_REF}-checkpoint",
+        bom_ref=f"{ref}-checkpoint",
         properties=[Property(name="starpack:sha256", value=artifact.checkpoint_sha256)],
     )
     facts = {
@@ -108,11 +115,11 @@ def _model(artifact: Artifact, checkpoint: Checkpoint) -> Component:
         name=model_name(checkpoint),
         version=checkpoint.revision or None,
         type=ComponentType.MACHINE_LEARNING_MODEL,
-        bom_ref=MODEL_REF,
+        bom_ref=ref,
         description=f"StarCoder2 as {variant.format} {variant.recipe}; modified, see NOTICE",
         pedigree=Pedigree(ancestors=[origin], notes="converted and quantised; see NOTICE"),
         # of several files each has its own hash, below
-        hashes=[_sha256(artifact.files[0].sha256)] if len(files) == 1 else None,
+        hashes=[_sha256(artifact.files[0].sha256)] if len(artifact.files) == 1 else None,
         licenses=[LicenseFactory().make_from_string(licence)] if licence else None,
         components=files,
         properties=[Property(name=f"starpack:{key}", value=value) for key, value in facts.items()],
@@ -132,12 +139,10 @@ def _library(wheel: WheelFacts) -> Component:
     )
 
 
-def _card(
-    checkpoint: Checkpoint, measured: Mapping[str, Any], provenance: Mapping[str, Any]
-) -> dict[str, Any]:
+def _card(part: Packed, checkpoint: Checkpoint) -> dict[str, Any]:
     """CycloneDX's modelCard, with what is known: nothing is guessed."""
     geometry, window = checkpoint.geometry, checkpoint.window.size_tokens
-    calibration = provenance.get("calibration_sha256")
+    calibration = part.calibration_sha256
     facts = {
         "layers": geometry.layers,
         "parameters": geometry.parameters,
@@ -171,7 +176,7 @@ def _card(
         ]
     metrics = [
         {"type": f.name, "value": f.text, **({"slice": f.part} if f.part else {})}
-        for f in figures(measured)
+        for f in figures(part.evidence)
     ]
     if metrics:
         card["quantitativeAnalysis"] = {"performanceMetrics": metrics}

@@ -17,6 +17,7 @@ from packager.records import Budget, Limit
 PREFERENCES = ("quality", "latency", "memory", "throughput")
 UNCALIBRATED, QUALITY = "uncalibrated", "quality"
 ACCEPTABLE = (UNCALIBRATED, QUALITY)
+ORDER = "order"  # what is against a candidate that fits, and is not the best
 # Guessed: differences below it are those of two roundings of the same weights, such as F16 and
 # BF16, and no reader of the text could tell them apart.
 SAME_NATS = 1e-3
@@ -68,7 +69,7 @@ def select(
     if not feasible:
         raise _nothing(explained, budget, device, memory_bytes)
     chosen, others = feasible[0], feasible[1:]
-    behind = tuple(_behind(other, chosen, prefer) for other in others)
+    behind = tuple(_behind(other, chosen, prefer, judge.overridden(other)) for other in others)
     return Selection(budget, device, prefer, chosen, behind + explained, judge.overridden(chosen))
 
 
@@ -223,15 +224,17 @@ def _instead(candidate: Candidate, feasible: Sequence[Candidate]) -> str:
     return f"the smaller {smaller[0].name} fits" if smaller else ""
 
 
-def _behind(other: Candidate, chosen: Candidate, prefer: str) -> Rejection:
+def _behind(
+    other: Candidate, chosen: Candidate, prefer: str, overridden: tuple[str, ...]
+) -> Rejection:
     """Why a feasible candidate comes after the chosen one."""
     names = ["the preferred figure"] * (len(_rank(chosen, prefer)) - 4)
     names += ["the size of the model", "quality", "the completion time", "memory"]
     pairs = zip(names, _rank(other, prefer), _rank(chosen, prefer), strict=True)
     what = next((name for name, theirs, ours in pairs if theirs != ours), "nothing")
     return Rejection(
-        other, "order", 0.0, f"it fits, and {chosen.name} is better in {what}",
-        "a tighter budget, or another --prefer, would choose it",
+        other, ORDER, 0.0, f"it fits, and {chosen.name} is better in {what}",
+        "a tighter budget, or another --prefer, would choose it", overridden,
     )  # fmt: skip
 
 

@@ -5,23 +5,26 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import math
 import os
 import re
 import shlex
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import requires, version
 from pathlib import Path, PurePosixPath
 
 from packager.bundle import check_parts, pack
 from packager.errors import DeviceError, StarpackError, UsageError
-from packager.findings import Measurement, Selection
+from packager.findings import Candidate, Measurement, Selection
+from packager.packed import Packed
 from packager.pipeline import Settings, convert
-from packager.provenance import provenance_of
-from packager.records import Checkpoint, Progress
+from packager.provenance import calibration_sha256, provenance_of
+from packager.records import Artifact, Checkpoint, Progress
+from packager.select import ORDER
 from packager.store import to_plain
 from packager.target import Target
 from packager.wheelhouse import collect_wheels
@@ -122,9 +125,15 @@ def _check_engine(installed: dict[str, str], wheels: list[Path]) -> None:
     )
 
 
+def packed_variants(selection: Selection, most: int) -> list[Candidate]:
+    """The chosen one, and the best of the others that fit: `most` in all, the best first."""
+    behind = [r.candidate for r in selection.rejected if r.limit == ORDER]
+    return [selection.chosen, *behind][:most]
+
+
 def pack_selection(
     checkpoint: Checkpoint,
-    chosen: Measurement,
+    measurements: Sequence[Measurement],
     selection: Selection,
     settings: Settings,
     wheels: Mapping[str, list[Path]],
@@ -135,25 +144,50 @@ def pack_selection(
     report: Path,
     progress: Progress,
 ) -> Path:
-    """Pack the chosen variant into `out`/bundle, with the evidence for it; returns the folder.
+    """Pack variants into `out`/bundle, with the evidence for each; returns the folder.
 
-    arguments: of the command, for the manifest; see provenance.py. report: the page that says why.
+    measurements: of the chosen variant, then of the others, as packed_variants gives them. wheels:
+    of each format, as `prepare` gives them. arguments: of the command, for the manifest; see
+    provenance.py. report: the page that says why.
     """
-    artifact = convert(checkpoint, chosen.variant, settings, progress)
+    candidates = {r.candidate.variant: r.candidate for r in selection.rejected}
+    candidates[selection.chosen.variant] = selection.chosen
+    parts = []
+    for measured in measurements:
+        artifact = convert(checkpoint, measured.variant, settings, progress)
+        parts.append(_packed(artifact, measured, candidates[measured.variant], settings))
+    needed = {w.name: w for part in parts for w in wheels[part.artifact.variant.format]}
     out = settings.out / "bundle"
     pack(
-        artifact,
+        parts[0].artifact,
         checkpoint,
         out,
-        wheels=wheels[artifact.variant.format],
-        evidence=to_plain(chosen) | {"selection": _selection(selection)},
+        wheels=list(needed.values()),
+        evidence=parts[0].evidence | {"selection": _selection(selection)},
         target=target,
         licence_file=licence_file,
-        provenance=provenance_of(checkpoint, artifact, settings.calibrations, arguments),
+        provenance=provenance_of(checkpoint, parts[0].artifact, settings.calibrations, arguments),
+        variants=parts if len(parts) > 1 else (),
         report=report,
         progress=progress,
     )
     return out
+
+
+def _packed(
+    artifact: Artifact, measured: Measurement, candidate: Candidate, settings: Settings
+) -> Packed:
+    """An artifact with what is promised of it: figures by measurement, else by estimate."""
+    memory, first, step = candidate.memory_bytes, candidate.first_token_s, candidate.per_token_s
+    return Packed(
+        artifact,
+        to_plain(measured),
+        memory_bytes=None if memory is None else math.ceil(memory.high),
+        first_token_s=None if first is None else first.p50,
+        per_token_s=None if step is None else step.p50,
+        divergence_nats=candidate.divergence_nats,
+        calibration_sha256=calibration_sha256(artifact.variant.format, settings.calibrations),
+    )
 
 
 def _selection(selection: Selection) -> dict[str, object]:
@@ -163,7 +197,11 @@ def _selection(selection: Selection) -> dict[str, object]:
         "device": selection.device,
         "prefer": selection.prefer,
         "overrides": list(selection.overrides),
-        "rejected": [{"variant": r.candidate.name, "reason": r.reason} for r in selection.rejected],
+        "rejected": [
+            {"variant": r.candidate.name, "reason": r.reason}
+            | ({"overrides": list(r.others)} if r.limit == ORDER and r.others else {})
+            for r in selection.rejected
+        ],
     }
 
 

@@ -21,6 +21,7 @@ from runtimes.contract import (
 )
 from runtimes.errors import ContextError, DeviceError, IntegrityError, UsageError
 from runtimes.host import default_threads
+from runtimes.variants import choose
 from runtimes.verify import BytesProgress, HashCache, no_progress, verify_files
 
 if TYPE_CHECKING:
@@ -39,19 +40,21 @@ def open_bundle(
     gpu_layers: int = 0,
     chunk_tokens: int = 512,
     flash_attention: bool = True,
+    variant: str | None = None,
     verify: bool = True,
     cache: HashCache | None = None,
     progress: BytesProgress = no_progress,
 ) -> Runtime:
     """Check the bundle in folder `bundle` and load its model.
 
-    What is None comes from the manifest (context_tokens) or this machine (threads); for the
-    others see BackendOptions. `verify=False` skips the hashes, for a caller that has just checked
-    them; `cache` skips those of files that have not been touched since. Raises IntegrityError for a
-    bundle that is not whole, ContextError, UsageError, and DeviceError where the engine or its
-    memory is missing.
+    What is None comes from the manifest (context_tokens) or this machine (threads); for the others
+    see BackendOptions. variant: where several share the bundle, the name of one, or "auto" for the
+    best that the free memory is enough for; None for the best where it was packed. `verify=False`
+    skips the hashes, for a caller that has just checked them; `cache` skips those of files that
+    have not been touched since. Raises IntegrityError for a bundle that is not whole, ContextError,
+    UsageError, and DeviceError where the engine or its memory is missing.
     """
-    manifest = read_manifest(bundle)
+    manifest = choose(read_manifest(bundle), variant, provider)
     options = BackendOptions(
         context_tokens=manifest.context_tokens if context_tokens is None else context_tokens,
         threads=default_threads() if threads is None else threads,

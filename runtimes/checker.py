@@ -15,7 +15,7 @@ STARTER = "start.py"
 CHECKER = tuple(
     f"runtimes/{name}.py"
     for name in (
-        "__init__ checker console contract delta errors installation installer offline seccomp "
-        "verify"
+        "__init__ checker checks console contract delta entries errors installation installer "
+        "offline seccomp verify"
     ).split()
 )

@@ -324,6 +324,11 @@ def _add_model(sub: argparse.ArgumentParser) -> None:
         help="GGUF: how many layers to put on a GPU, where not all",
     )  # fmt: skip
     group.add_argument(
+        "--variant", metavar="NAME",
+        help="which of several that share the bundle; auto: the best that the free memory is "
+        "enough for (default: the best where it was packed)",
+    )  # fmt: skip
+    group.add_argument(
         "--no-verify", action="store_false", dest="verify",
         help="skip the hashes of a bundle that was just checked",
     )  # fmt: skip

@@ -6,9 +6,9 @@ import argparse
 import statistics
 from dataclasses import asdict
 
-from runtimes.cli_inspect import open_model
+from runtimes.cli_inspect import chosen_manifest, open_model
 from runtimes.console import Console
-from runtimes.contract import Backend, read_manifest
+from runtimes.contract import Backend, Manifest
 from runtimes.errors import ContextError, UsageError
 from runtimes.host import peak_resident_bytes
 from runtimes.speed import Prompt, Steps, go_to, time_prompt, time_steps, warm_up
@@ -42,7 +42,7 @@ def bench(args: argparse.Namespace, console: Console) -> None:
             go_to(backend, depth)
             steps.append(time_steps(backend, args.steps))
             progress(done := done + 1, total)
-        result = _result(args, backend, timed, steps)
+        result = _result(chosen_manifest(args, console), backend, timed, steps)
     if console.as_json:
         console.data(result)
     else:
@@ -66,9 +66,8 @@ def _fitting(flag: str, wanted: list[int] | None, usual: tuple[int, ...], most: 
 
 
 def _result(
-    args: argparse.Namespace, backend: Backend, timed: list[list[Prompt]], steps: list[Steps]
+    manifest: Manifest, backend: Backend, timed: list[list[Prompt]], steps: list[Steps]
 ) -> dict[str, object]:
-    manifest = read_manifest(args.bundle)
     return {
         "format": manifest.format,
         "recipe": manifest.recipe,

@@ -7,10 +7,9 @@ import math
 import platform
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from pathlib import PurePosixPath
 
 from runtimes import bundle as bundles
-from runtimes.cli_inspect import open_model
+from runtimes.cli_inspect import chosen_manifest, open_model
 from runtimes.completion import GenerateOptions
 from runtimes.console import Console
 from runtimes.contract import Manifest, read_manifest
@@ -18,10 +17,8 @@ from runtimes.diagnosis import (
     Comparison,
     Verdict,
     compare,
-    fits,
     gpu_driver,
     instruction_sets,
-    needed_bytes,
     verdict_of,
 )
 from runtimes.errors import DeviceError
@@ -29,6 +26,7 @@ from runtimes.host import machine_memory_bytes, peak_resident_bytes
 from runtimes.promise import Promise, read_promise
 from runtimes.runtime import Runtime
 from runtimes.speed import Prompt, Steps, time_prompt, time_steps, warm_up
+from runtimes.variants import free_bytes, weigh
 
 PROMPT = "def main("
 
@@ -59,19 +57,13 @@ def doctor(args: argparse.Namespace, console: Console) -> None:
 
     Raises DeviceError, after the report, where the model does not fit or does not run here.
     """
-    manifest = read_manifest(args.bundle)
+    facts = _facts_before(args, read_manifest(args.bundle))
+    try:
+        manifest = _fitting(args, console, facts)
+    except DeviceError as error:
+        _report(console, "does not fit", False, facts, [], error.what)
+        raise
     promise = read_promise(manifest.measured)
-    facts = _facts_before(args, manifest)
-    needed, (_, available) = needed_bytes(promise, _model_bytes(manifest)), machine_memory_bytes()
-    facts["free memory"] = {"needed_bytes": needed, "available_bytes": available or "unknown"}
-    if args.provider == "cpu" and not fits(needed, available):
-        error = DeviceError(
-            f"the model needs {needed / 1e6:.0f} MB, and {available / 1e6:.0f} MB are free",
-            where=args.bundle,
-            remedy="free memory, or take a bundle with a smaller variant",
-        )
-        _report(console, "does not fit", False, facts, [], str(error.what))
-        raise error
     try:
         with open_model(args, console) as runtime:
             facts |= _facts_after(manifest, runtime)
@@ -95,6 +87,32 @@ def doctor(args: argparse.Namespace, console: Console) -> None:
     }
     facts["promised"] = asdict(promise)
     _report(console, verdict_of(comparisons), ready, facts, comparisons, "")
+
+
+def _fitting(args: argparse.Namespace, console: Console, facts: Facts) -> Manifest:
+    """Choose the variant, and add to the facts what it needs and what there is.
+
+    Raises DeviceError where the memory is not enough.
+    """
+    every = read_manifest(args.bundle)
+    if every.variants:
+        weighed = weigh(every, free_bytes(args.provider))
+        facts["variants"] = {one.variant.name: one.text for one in weighed}
+    manifest = chosen_manifest(args, console)
+    facts["bundle"] |= {"format": manifest.format, "recipe": manifest.recipe}
+    if manifest.variants:
+        facts["bundle"]["variant"] = manifest.variants[0].name
+    (here,) = weigh(manifest, machine_memory_bytes()[1])
+    needed, available = here.needed_bytes, here.available_bytes
+    facts["free memory"] = {"needed_bytes": needed, "available_bytes": available or "unknown"}
+    if args.provider == "cpu" and not here.fits:
+        raise DeviceError(
+            f"the model needs {needed / 1e6:.0f} MB, and {available / 1e6:.0f} MB are free",
+            where=args.bundle,
+            remedy="free memory, or take a bundle with a smaller variant"
+            + (", or this one with --variant auto" if every.variants else ""),
+        )
+    return manifest
 
 
 def _answers(runtime: Runtime) -> bool:
@@ -187,8 +205,3 @@ def _facts_after(manifest: Manifest, runtime: Runtime) -> Facts:
         "memory as the engine reports it": dict(asdict(backend.memory_bytes())),
         "engine": dict(backend.describe()),
     }
-
-
-def _model_bytes(manifest: Manifest) -> int:
-    files = (entry for entry in manifest.files if PurePosixPath(entry.path).parts[0] == "model")
-    return sum(entry.bytes for entry in files)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from runtimes import bundle as bundles
 from runtimes.console import Console
-from runtimes.contract import read_manifest
+from runtimes.contract import Manifest, read_manifest
 from runtimes.errors import UsageError
 from runtimes.signature import verify_signature
+from runtimes.variants import choose
 
 if TYPE_CHECKING:
     from runtimes.runtime import Runtime
@@ -50,9 +51,20 @@ def rollback(args: argparse.Namespace, console: Console) -> None:
     )
 
 
+def chosen_manifest(args: argparse.Namespace, console: Console) -> Manifest:
+    """The manifest, as if the variant that the flags choose were alone in the bundle.
+
+    "auto" is decided once, and its reasons told: args.variant is then the name of the chosen one.
+    """
+    manifest = choose(read_manifest(args.bundle), args.variant, args.provider, console.remark)
+    if manifest.variants:
+        args.variant = manifest.variants[0].name
+    return manifest
+
+
 def open_model(args: argparse.Namespace, console: Console) -> Runtime:
     """Open the bundle as the flags say; warns where they go beyond the model's training."""
-    trained = read_manifest(args.bundle).context_tokens
+    trained = chosen_manifest(args, console).context_tokens
     if args.context is not None and args.context > trained:
         console.warn(
             f"a context of {args.context} tokens; positions past {trained} are beyond "
@@ -64,6 +76,7 @@ def open_model(args: argparse.Namespace, console: Console) -> Runtime:
         threads=args.threads,
         provider=args.provider,
         gpu_layers=args.gpu_layers,
+        variant=args.variant,
         verify=args.verify,
         cache=None if args.version is None else args.version.bundle_cache(),
         progress=console.meter("verify", "MiB", MIB),

@@ -9,9 +9,8 @@ import stat
 from pathlib import Path
 
 from runtimes.api.guard import Access, is_loopback
-from runtimes.cli_inspect import open_model
+from runtimes.cli_inspect import chosen_manifest, open_model
 from runtimes.console import NOTICE, Console
-from runtimes.contract import read_manifest
 from runtimes.errors import UsageError
 from runtimes.listen import Address, make_server, open_socket, run, url_of
 from runtimes.server import Settings, create_app
@@ -50,7 +49,7 @@ def serve(args: argparse.Namespace, console: Console) -> None:
         logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     with open_socket(address) as listening, open_model(args, console) as runtime:
-        model = served_model(args.bundle, read_manifest(args.bundle), runtime, args.name)
+        model = served_model(args.bundle, chosen_manifest(args, console), runtime, args.name)
         service = Service(runtime, model, rules, queue_jobs=args.queue)
         server = make_server(create_app(service, settings), address)
         url = url_of(address, listening)

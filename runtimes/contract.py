@@ -10,23 +10,24 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from runtimes import checks
+from runtimes.checks import MANIFEST_NAME
+from runtimes.entries import FileEntry, VariantEntry, file_entries, variant_entries
 from runtimes.errors import IntegrityError
 
 if TYPE_CHECKING:
     import numpy as np
 
 SCHEMA_VERSION = 1
-MANIFEST_NAME = "bundle.json"
 MANIFEST_HASH_NAME = "bundle.json.sha256"  # as `sha256sum` writes it, and checks it with -c
 SIGNATURE_NAME = "bundle.json.sig"  # where the bundle is signed; see runtimes/signature.py
 # all that the manifest does not list
 UNLISTED = frozenset({MANIFEST_NAME, MANIFEST_HASH_NAME, SIGNATURE_NAME})
 MAX_SIGNATURE_BYTES = 8 * 1024 * 1024  # guessed: it names each file, in base64
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024  # guessed: a manifest of 10,000 files is under 2 MB
-MAX_MANIFEST_FILES = 10_000
 COPY_AGAIN = "copy or pack the bundle again"
 
 
@@ -72,19 +73,12 @@ class SpecialIds:
 
 
 @dataclass(frozen=True, slots=True)
-class FileEntry:
-    """One file of a bundle: POSIX path below the bundle's folder, size, SHA-256 in hex."""
-
-    path: str
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
 class Manifest:
     """What a bundle is: its files, its model, where they came from and what was measured.
 
-    Law: `Manifest.from_json(manifest.to_json()) == manifest`.
+    `variants` is there where several artifacts share the bundle: all of them, the best first, which
+    is what format, recipe, artifact and measured tell of. Law: `Manifest.from_json(
+    manifest.to_json()) == manifest`.
     """
 
     format: str
@@ -100,6 +94,15 @@ class Manifest:
     measured: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
+    variants: tuple[VariantEntry, ...] = ()
+
+    @property
+    def artifact_bytes(self) -> int:
+        """What the backend opens: the file, or all files of the folder."""
+        inside = f"{self.artifact}/"
+        return sum(
+            e.bytes for e in self.files if e.path == self.artifact or e.path.startswith(inside)
+        )
 
     def to_json(self) -> dict[str, Any]:
         """A plain structure, in field order; files are sorted by path."""
@@ -107,12 +110,16 @@ class Manifest:
         plain["files"] = [asdict(entry) for entry in sorted(self.files, key=lambda e: e.path)]
         plain["window"] = asdict(self.window)
         plain["special_ids"] = asdict(self.special_ids)
+        plain["variants"] = [asdict(variant) for variant in self.variants]
+        if not self.variants:
+            del plain["variants"]  # a bundle of one is as it was before there could be several
         return {"schema_version": plain.pop("schema_version"), **plain}
 
     @classmethod
     def from_json(cls, value: object) -> Manifest:
         """Check a decoded bundle.json key by key; raises IntegrityError naming the key."""
-        data = _record(value, "manifest", {f.name for f in fields(cls)})
+        names = {f.name for f in fields(cls)}
+        data = checks.record(value, "manifest", names, optional={"variants"})
         if data["schema_version"] != SCHEMA_VERSION:
             raise IntegrityError(
                 f"the manifest has schema version {data['schema_version']!r}",
@@ -120,26 +127,35 @@ class Manifest:
                 remedy="run the bundle with the runtime that it carries",
             )
         files = file_entries(data["files"], "files")
-        window = _record(data["window"], "window", {"size_tokens"})["size_tokens"]
-        ids = _record(data["special_ids"], "special_ids", {f.name for f in fields(SpecialIds)})
-        vocab_size = _count(data["vocab_size"], "vocab_size")
+        window = checks.record(data["window"], "window", {"size_tokens"})["size_tokens"]
+        id_names = {f.name for f in fields(SpecialIds)}
+        ids = checks.record(data["special_ids"], "special_ids", id_names)
+        vocab_size = checks.count(data["vocab_size"], "vocab_size")
         for name, token_id in ids.items():
-            if not _is_int(token_id) or not 0 <= token_id < vocab_size:
-                raise _bad(f"special_ids.{name}", token_id, f"an id from 0 to {vocab_size - 1}")
-        return cls(
-            format=_text(data["format"], "format"),
-            recipe=_text(data["recipe"], "recipe"),
-            artifact=safe_path(data["artifact"], "artifact"),
+            if not checks.is_int(token_id) or not 0 <= token_id < vocab_size:
+                expected = f"an id from 0 to {vocab_size - 1}"
+                raise checks.bad(f"special_ids.{name}", token_id, expected)
+        manifest = cls(
+            format=checks.text(data["format"], "format"),
+            recipe=checks.text(data["recipe"], "recipe"),
+            artifact=checks.safe_path(data["artifact"], "artifact"),
             files=files,
-            window=Window(None if window is None else _count(window, "window.size_tokens")),
-            context_tokens=_count(data["context_tokens"], "context_tokens"),
-            layers=_count(data["layers"], "layers"),
+            window=Window(None if window is None else checks.count(window, "window.size_tokens")),
+            context_tokens=checks.count(data["context_tokens"], "context_tokens"),
+            layers=checks.count(data["layers"], "layers"),
             vocab_size=vocab_size,
             special_ids=SpecialIds(**ids),
-            provenance=_mapping(data["provenance"], "provenance"),
-            measured=_mapping(data["measured"], "measured"),
-            versions=_mapping(data["versions"], "versions"),
+            provenance=checks.mapping(data["provenance"], "provenance"),
+            measured=checks.mapping(data["measured"], "measured"),
+            versions=checks.mapping(data["versions"], "versions"),
+            variants=variant_entries(data["variants"], "variants") if "variants" in data else (),
         )
+        if manifest.variants:
+            first = manifest.variants[0]
+            told = manifest.format, manifest.recipe, manifest.artifact
+            if (first.format, first.recipe, first.artifact) != told:
+                raise checks.bad("variants[0]", first.name, "the one that the manifest tells of")
+        return manifest
 
 
 def read_manifest(bundle: Path) -> Manifest:
@@ -205,77 +221,6 @@ def manifest_hash(data: bytes, signature: bytes | None = None) -> bytes:
 def unlisted_files(bundle: Path) -> list[str]:
     """Those of UNLISTED that are there: the signature need not be."""
     return sorted(name for name in UNLISTED if (bundle / name).is_file())
-
-
-def file_entries(value: object, key: str, most: int = MAX_MANIFEST_FILES) -> tuple[FileEntry, ...]:
-    """Check a decoded list of files, 1 to `most` with each path once; raises IntegrityError."""
-    if not isinstance(value, list) or not 0 < len(value) <= most:
-        raise _bad(key, value, f"a list of 1 to {most} files")
-    entries = tuple(_file_entry(entry, f"{key}[{i}]") for i, entry in enumerate(value))
-    if len({entry.path for entry in entries}) != len(entries):
-        raise _bad(key, "a path twice", "each path once")
-    return entries
-
-
-def safe_path(value: object, key: str) -> str:
-    """Check that `value` is a relative POSIX path that stays below its folder; return it."""
-    text = _text(value, key)
-    path = PurePosixPath(text)
-    plain = str(path) == text and "\\" not in text and "\0" not in text
-    if not plain or path.is_absolute() or ".." in path.parts or text == ".":
-        raise _bad(key, value, "a relative path that stays inside the bundle")
-    return text
-
-
-def _file_entry(value: object, key: str) -> FileEntry:
-    data = _record(value, key, {f.name for f in fields(FileEntry)})
-    sha256 = data["sha256"]
-    if not isinstance(sha256, str) or len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
-        raise _bad(f"{key}.sha256", sha256, "64 lower-case hex digits")
-    size = data["bytes"]
-    if not _is_int(size) or size < 0:
-        raise _bad(f"{key}.bytes", size, "a whole number, 0 or more")
-    return FileEntry(safe_path(data["path"], f"{key}.path"), size, sha256)
-
-
-def _record(value: object, key: str, names: set[str]) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise _bad(key, value, "an object")
-    if set(value) != names:
-        odd = sorted(set(value) ^ names)
-        raise _bad(key, f"missing or unknown keys {odd}", f"exactly the keys {sorted(names)}")
-    return value
-
-
-def _mapping(value: object, key: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise _bad(key, value, "an object")
-    return value
-
-
-def _text(value: object, key: str) -> str:
-    if not isinstance(value, str) or not value or len(value) > 1024:
-        raise _bad(key, value, "a text of 1 to 1024 characters")
-    return value
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _count(value: object, key: str) -> int:
-    if not _is_int(value) or not 0 < value < 2**31:
-        raise _bad(key, value, "a whole number above 0")
-    return value
-
-
-def _bad(key: str, value: object, expected: str) -> IntegrityError:
-    return IntegrityError(
-        f"the manifest's {key} is {str(value)[:200]!r}",
-        where=MANIFEST_NAME,
-        expected=expected,
-        remedy="the bundle is damaged or was not written by starpack: copy or pack it again",
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,16 +64,6 @@ def verdict_of(comparisons: list[Comparison]) -> Verdict:
     return "slower" if any(c.ratio > SLOWER for c in comparisons) else "as promised"
 
 
-def needed_bytes(promise: Promise, model_bytes: int) -> int:
-    """Memory to have free: what the model held where it was measured, or its files at the least."""
-    return max(promise.memory_bytes or 0, model_bytes)
-
-
-def fits(needed: int, available: int) -> bool:
-    """Whether that much is free; where nothing is known of that (0), it has to be tried."""
-    return available == 0 or needed <= available
-
-
 def instruction_sets() -> list[str]:
     """Those of INSTRUCTIONS that this processor has, as Linux says; none where it does not."""
     try:

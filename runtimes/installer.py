@@ -226,13 +226,24 @@ def _sources(here: Path, manifest: Manifest, installation: Installation) -> Sour
 
 
 def _copy(here: Path, manifest: Manifest, source: Sources, bundle: Path) -> None:
+    stored: dict[str, Path] = {}  # variants may have files in common
     for entry in manifest.files:
         copy = bundle / entry.path
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source(entry), copy, follow_symlinks=False)
+        key = entry.sha256 if entry.path.startswith("model/") else entry.path
+        copy_file(source(entry), copy, stored.setdefault(key, copy))
         copy.chmod(0o755 if entry.path in EXECUTABLE else 0o644)
     for name in unlisted_files(here):
         shutil.copyfile(here / name, bundle / name, follow_symlinks=False)
+
+
+def copy_file(source: Path, target: Path, twin: Path) -> None:
+    """Copy a file, or let `target` be another name of its copy `twin`, where the disk has that."""
+    if twin != target:
+        with suppress(OSError):
+            os.link(twin, target)
+            return
+    shutil.copyfile(source, target, follow_symlinks=False)
 
 
 def _unpack(wheels: list[Path], packages: Path) -> list[FileEntry]:

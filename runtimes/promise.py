@@ -57,6 +57,16 @@ def read_promise(measured: Mapping[str, Any]) -> Promise:
     )
 
 
+def needed_bytes(memory_bytes: int | None, model_bytes: int) -> int:
+    """Memory to have free: what the model held where it was measured, or its files at the least."""
+    return max(memory_bytes or 0, model_bytes)
+
+
+def fits(needed: int, available: int) -> bool:
+    """Whether the memory is enough; what is not known (0) is taken to be."""
+    return not available or needed <= available
+
+
 def _steps(
     speed: Mapping[str, Any], prompt_tokens: float | None
 ) -> tuple[float | None, float | None]:

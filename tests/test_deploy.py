@@ -17,7 +17,7 @@ from packager.target import Target
 from runtimes import cli
 from tests.packing import bare_environment, sh, write_bundle
 
-FILES = deploy_files("gguf", Target("3.11", "x86_64"))
+FILES = deploy_files({"gguf"}, Target("3.11", "x86_64"))
 UNITS = [name for name in FILES if name.endswith((".service", ".timer"))]
 
 
@@ -71,7 +71,7 @@ def test_clients_are_configured_for_the_models_own_prompt() -> None:
     assert json.loads(FILES["deploy/tabby/tabby.json"]) == {"prompt_template": template}
     (model,) = yaml.safe_load(FILES["deploy/continue.yaml"])["models"]
     assert model["apiBase"] == f"http://127.0.0.1:{PORT}" and model["roles"] == ["autocomplete"]
-    assert "deploy/tabby/tabby.json" not in deploy_files("onnx", Target("3.12", "x86_64"))
+    assert "deploy/tabby/tabby.json" not in deploy_files({"onnx"}, Target("3.12", "x86_64"))
 
 
 def test_the_container_recipe_downloads_nothing_but_its_base() -> None:
@@ -99,7 +99,7 @@ def test_units_are_walled_in(name: str) -> None:
     assert ("PrivateNetwork=yes" in lines) != serving
     assert ("IPAddressDeny=any" in lines) == serving
     assert "MemoryDenyWriteExecute=yes" in lines
-    with_torch = deploy_files("gptq", Target("3.11", "x86_64"))[name]
+    with_torch = deploy_files({"gptq"}, Target("3.11", "x86_64"))[name]
     assert ("MemoryDenyWriteExecute=no" in with_torch) == serving
 
 

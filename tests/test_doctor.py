@@ -15,7 +15,7 @@ from runtimes import bundle as bundles
 from runtimes import cli, cli_doctor, diagnosis
 from runtimes.cli_doctor import Extent
 from runtimes.errors import DeviceError
-from runtimes.promise import Promise, read_promise
+from runtimes.promise import Promise, fits, needed_bytes, read_promise
 from runtimes.speed import Prompt, Steps
 from tests.runtime_toys import ToyBackend, module_with, random_logits
 from tests.test_bundle_open import write_bundle, write_manifest
@@ -172,9 +172,9 @@ def test_the_verdict_leaves_room_for_noise(seconds: float, verdict: str) -> None
 
 
 def test_memory_that_is_needed_and_free() -> None:
-    assert diagnosis.needed_bytes(Promise(memory_bytes=5), 9) == 9
-    assert diagnosis.needed_bytes(Promise(memory_bytes=50), 9) == 50
-    assert diagnosis.fits(5, 0) and diagnosis.fits(5, 5) and not diagnosis.fits(6, 5)
+    assert needed_bytes(None, 9) == needed_bytes(5, 9) == 9
+    assert needed_bytes(50, 9) == 50
+    assert fits(5, 0) and fits(5, 5) and not fits(6, 5)
 
 
 def test_what_linux_says_of_processor_and_driver(

@@ -194,8 +194,24 @@ BAD = {
     "upper-case hash": lambda m: m | {"files": [m["files"][0] | {"sha256": "A" * 64}]},
     "negative size": lambda m: m | {"files": [m["files"][0] | {"bytes": -1}]},
     "measured is a list": lambda m: m | {"measured": []},
+    "variants of none": lambda m: m | {"variants": []},
+    "variants are an object": lambda m: m | {"variants": {"a": variant()}},
+    "variant without a name": lambda m: m | {"variants": [variant(name="")]},
+    "variant outside": lambda m: m | {"variants": [variant(artifact="../model")]},
+    "variant with more": lambda m: m | {"variants": [variant(bits=4)]},
+    "part of a byte": lambda m: m | {"variants": [variant(memory_bytes=0.5)]},
+    "memory as text": lambda m: m | {"variants": [variant(memory_bytes="1 GB")]},
+    "negative time": lambda m: m | {"variants": [variant(per_token_s=-1.0)]},
+    "true divergence": lambda m: m | {"variants": [variant(divergence_nats=True)]},
     "a list": lambda m: [m],
 }
+
+
+def variant(**changes: object) -> dict[str, Any]:
+    """As a manifest lists the variant that it tells of."""
+    told = {"format": "gguf", "recipe": "Q4_K_M", "artifact": "model/model.gguf"}
+    figures = {"memory_bytes": 5, "first_token_s": 1, "per_token_s": 0.5, "divergence_nats": None}
+    return {"name": "gguf-Q4_K_M", **told, **figures, "measured": {}} | changes
 
 
 def plain_manifest(artifact: Artifact, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -231,6 +247,20 @@ def test_both_validators_accept_the_same_paths(
     good = plain_manifest(artifact, checkpoint) | {"artifact": path}
     assert Manifest.from_json(good).artifact == path
     jsonschema.validate(good, read_schema("manifest"))
+
+
+def test_variants_are_read_as_they_were_written(artifact: Artifact, checkpoint: Checkpoint) -> None:
+    second = variant(name="onnx-int8", format="onnx", artifact="model/onnx-int8")
+    good = plain_manifest(artifact, checkpoint) | {"variants": [variant(), second]}
+    jsonschema.validate(good, read_schema("manifest"))
+    assert Manifest.from_json(good).to_json() == good
+    assert [entry.name for entry in Manifest.from_json(good).variants] == [
+        "gguf-Q4_K_M",
+        "onnx-int8",
+    ]
+    for bad in ([second, variant()], [variant(), variant()], [variant(per_token_s=float("inf"))]):
+        with pytest.raises(IntegrityError, match=r"variants"):
+            Manifest.from_json(good | {"variants": bad})
 
 
 def test_schema_is_a_schema() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from runtimes.completion import GenerateOptions
 from runtimes.contract import MANIFEST_NAME, Manifest
@@ -102,7 +102,7 @@ def served_model(bundle: Path, manifest: Manifest, runtime: Runtime, name: str |
         context_tokens=runtime.backend.context_tokens,
         vocab_size=manifest.vocab_size,
         layers=manifest.layers,
-        bytes=sum(e.bytes for e in manifest.files if PurePosixPath(e.path).parts[0] == "model"),
+        bytes=manifest.artifact_bytes,
         sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
         modified_s=file.stat().st_mtime,
         token_bytes=runtime.tokenizer.token_bytes,

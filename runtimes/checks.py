@@ -1,0 +1,81 @@
+"""What a value of a decoded manifest must be: each check raises IntegrityError naming the key.
+
+Standard library only, like runtimes/contract.py, which says what the keys are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Set
+from pathlib import PurePosixPath
+from typing import Any
+
+from runtimes.errors import IntegrityError
+
+MANIFEST_NAME = "bundle.json"
+
+
+def record(
+    value: object, key: str, names: Set[str], *, optional: Set[str] = frozenset()
+) -> dict[str, Any]:
+    """An object with exactly these keys, of which those `optional` may be missing."""
+    if not isinstance(value, dict):
+        raise bad(key, value, "an object")
+    odd = set(value) ^ names
+    if odd - (optional - set(value)):
+        raise bad(
+            key, f"missing or unknown keys {sorted(odd)}", f"exactly the keys {sorted(names)}"
+        )
+    return value
+
+
+def mapping(value: object, key: str) -> dict[str, Any]:
+    """An object with any keys."""
+    if not isinstance(value, dict):
+        raise bad(key, value, "an object")
+    return value
+
+
+def text(value: object, key: str) -> str:
+    """A text that is not empty."""
+    if not isinstance(value, str) or not value or len(value) > 1024:
+        raise bad(key, value, "a text of 1 to 1024 characters")
+    return value
+
+
+def is_int(value: object) -> bool:
+    """Whether it is a whole number; True is none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def count(value: object, key: str) -> int:
+    """A whole number above 0."""
+    if not is_int(value) or not 0 < value < 2**31:
+        raise bad(key, value, "a whole number above 0")
+    return value
+
+
+def figure(value: object, key: str, *, whole: bool = False) -> None:
+    """A finite number, 0 or more, or None where it is not known."""
+    number = is_int(value) or (isinstance(value, float) and not whole)
+    if value is not None and not (number and math.isfinite(value) and value >= 0):
+        raise bad(key, value, "null, or a number of 0 or more")
+
+
+def safe_path(value: object, key: str) -> str:
+    """A relative POSIX path that stays below its folder."""
+    path = PurePosixPath(text(value, key))
+    plain = str(path) == value and "\\" not in value and "\0" not in value
+    if not plain or path.is_absolute() or ".." in path.parts or value == ".":
+        raise bad(key, value, "a relative path that stays inside the bundle")
+    return value
+
+
+def bad(key: str, value: object, expected: str) -> IntegrityError:
+    """The error for a key that has another value than is expected."""
+    return IntegrityError(
+        f"the manifest's {key} is {str(value)[:200]!r}",
+        where=MANIFEST_NAME,
+        expected=expected,
+        remedy="the bundle is damaged or was not written by starpack: copy or pack it again",
+    )

@@ -1,0 +1,50 @@
+"""Free memory of the GPU, as NVIDIA's driver library says it. Standard library only.
+
+Signatures and structures are those of nvml.h, which NVIDIA keeps stable. Tested on a stand-in for
+the library, never on a GPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+LIBRARY = "libnvidia-ml.so.1"  # specified: it comes with the driver
+
+
+class Memory(ctypes.Structure):
+    """nvmlMemory_t, in bytes."""
+
+    _fields_ = (
+        ("total", ctypes.c_ulonglong),
+        ("free", ctypes.c_ulonglong),
+        ("used", ctypes.c_ulonglong),
+    )
+
+
+def gpu_free_bytes() -> int:
+    """Of the first GPU that CUDA_VISIBLE_DEVICES leaves; 0 where nobody can say.
+
+    The driver counts GPUs by their place on the bus, CUDA by default from the fastest: where they
+    differ, CUDA_VISIBLE_DEVICES with the GPU's UUID says which.
+    """
+    try:
+        nvml = ctypes.CDLL(LIBRARY)
+    except OSError:
+        return 0
+    if nvml.nvmlInit_v2():
+        return 0
+    try:
+        device, memory = ctypes.c_void_p(), Memory()
+        failed = _find(nvml, device) or nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory))
+        return 0 if failed else memory.free
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _find(nvml: ctypes.CDLL, device: ctypes.c_void_p) -> int:
+    """Set `device`; returns NVML's error code, 0 for none."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    if first.isdecimal():
+        return nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(int(first)), ctypes.byref(device))
+    return nvml.nvmlDeviceGetHandleByUUID(first.encode(), ctypes.byref(device))
