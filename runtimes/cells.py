@@ -59,6 +59,15 @@ class Cells:
         move(start, position - first)
         self.first, self.position = first, position
 
+    @property
+    def state(self) -> tuple[int, int]:
+        """Position and `first`: with the cells themselves, all there is to a sequence."""
+        return self.position, self.first
+
+    @state.setter
+    def state(self, saved: tuple[int, int]) -> None:
+        self.position, self.first = saved
+
     def rewind(self, position: int) -> None:
         """Forget every position from `position` on; the caller has looked at kept_from."""
         self.position = position

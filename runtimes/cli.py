@@ -226,6 +226,10 @@ def _add_address(sub: argparse.ArgumentParser) -> None:
 
 def _add_limits(sub: argparse.ArgumentParser) -> None:
     add = sub.add_argument_group("requests").add_argument
+    add(
+        "--slots", type=int, default=4, metavar="N",
+        help="prompts that are remembered, each with its keys and values (default: %(default)s)",
+    )  # fmt: skip
     add("--queue", type=int, default=32, metavar="N", help="most that wait (default: %(default)s)")
     add(
         "--request-time", type=float, default=120.0, metavar="SECONDS",

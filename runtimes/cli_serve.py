@@ -50,7 +50,7 @@ def serve(args: argparse.Namespace, console: Console) -> None:
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     with open_socket(address) as listening, open_model(args, console) as runtime:
         model = served_model(args.bundle, chosen_manifest(args, console), runtime, args.name)
-        service = Service(runtime, model, rules, queue_jobs=args.queue)
+        service = Service(runtime, model, rules, queue_jobs=args.queue, slots=args.slots)
         server = make_server(create_app(service, settings), address)
         url = url_of(address, listening)
         if console.as_json:
@@ -86,7 +86,12 @@ def _rules(args: argparse.Namespace) -> Rules:
 
 
 def _address(args: argparse.Namespace, access: Access) -> Address:
-    limits = {"--queue": args.queue, "--max-body": args.max_body, "--connections": args.connections}
+    limits = {
+        "--queue": args.queue,
+        "--slots": args.slots,
+        "--max-body": args.max_body,
+        "--connections": args.connections,
+    }
     for name, value in limits.items():
         if value < 1:
             raise UsageError(f"{name} is {value}", expected="1 or more")

@@ -251,6 +251,10 @@ class MemoryUse:
     compute_bytes: int
 
 
+Saved = Any
+"""A sequence as a backend saved it: for that open backend alone, and nobody else's business."""
+
+
 class Backend(Protocol):
     """Ids to logits over a rolling window; nothing of text, sampling or stopping.
 
@@ -275,6 +279,16 @@ class Backend(Protocol):
 
     def rewind(self, position: int) -> None:
         """Forget every id at `position` and after; RewindError where that cannot be exact."""
+
+    def save(self) -> Saved | None:
+        """A copy of what the ids so far have left; None where the backend cannot copy it."""
+
+    def load(self, saved: Saved) -> None:
+        """Law: after `load(saved)` everything is as it was when `save()` gave it, to the bit.
+
+        But for what can be rewound past the window: that may be less. An error leaves the backend
+        at position 0.
+        """
 
     def memory_bytes(self) -> MemoryUse:
         """What this backend holds now."""

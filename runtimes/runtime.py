@@ -152,6 +152,18 @@ class Runtime:
                     result.append(token_logprobs(row, next_id, top))
         return result
 
+    def remember(self, sequences: int) -> None:
+        """Keep so many sequences between requests; each beside the last takes what the cache does.
+
+        Where the backend cannot copy a sequence, the last one alone is kept.
+        """
+        self._tape.slots = sequences
+
+    @property
+    def aside_tokens(self) -> tuple[int, ...]:
+        """Lengths of the sequences that are kept beside the last one."""
+        return self._tape.aside_tokens
+
     @property
     def held_ids(self) -> tuple[int, ...]:
         """What the backend holds: as much of the next prompt as agrees with it costs nothing."""

@@ -1,7 +1,8 @@
 """The ids that a backend holds, written down beside it.
 
 A backend knows only how many ids it has taken in. The tape knows which, so that a request can
-start where the last one agrees with it. Knows nothing of text or sampling.
+start where an earlier one agrees with it: the last one, or one of a few that were put aside when
+another came. Knows nothing of text or sampling.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from runtimes.contract import Backend
+from runtimes.contract import Backend, Saved
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+WORTH_TOKENS = 64  # guessed: fewer are computed again as fast as they are copied
 
 
 class Tape:
@@ -23,9 +27,11 @@ class Tape:
     """
 
     def __init__(self, backend: Backend) -> None:
+        self.slots = 1  # how many sequences are remembered, the one in the backend included
         self._backend = backend
         self._ids: list[int] = []
         self._torn = False
+        self._aside: list[tuple[list[int], Saved]] = []  # the least recently used first
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -44,23 +50,54 @@ class Tape:
         held = self._backend.position - self._backend.kept_from
         return min(held, self._backend.chunk_tokens)
 
+    @property
+    def aside_tokens(self) -> tuple[int, ...]:
+        """Lengths of the sequences that are remembered beside the one in the backend."""
+        return tuple(len(ids) for ids, _ in self._aside)
+
     def keep_prefix(self, wanted: Sequence[int]) -> int:
         """Forget all but the longest exact prefix of `wanted`; returns its length.
 
-        At least the last id of `wanted` is left out, since its logits are needed. Where the ring
-        has lost what a shorter sequence needs, everything is forgotten.
+        Of the sequences that are remembered, the one that begins most like `wanted` is taken; what
+        the backend held is put aside where much of it would be lost. At least the last id of
+        `wanted` is left out, since its logits are needed. Where the ring has lost what a shorter
+        sequence needs, everything is forgotten.
         """
-        common = 0
-        for held, new in zip(self._ids, wanted[:-1], strict=False):
-            if held != new:
-                break
-            common += 1
-        intact = not self._torn and self._backend.position == len(self._ids)
-        if intact and self._can_return_to(common):
+        if self.slots > 1 and self._intact():
+            self._exchange(wanted)
+        common = _common(self._ids, wanted)
+        if self._intact() and self._can_return_to(common):
             self.rewind(common)
         else:
             self.clear()
         return len(self._ids)
+
+    def _exchange(self, wanted: Sequence[int]) -> None:
+        held = _common(self._ids, wanted)
+        likeness = [_common(ids, wanted) for ids, _ in self._aside]
+        best = max(range(len(likeness)), key=lambda i: (likeness[i], i), default=None)
+        if best is not None and likeness[best] > held:
+            ids, saved = self._aside.pop(best)
+            self._put_aside(held)
+            self._torn = True
+            self._ids = []
+            self._backend.load(saved)
+            self._ids = ids
+            self._torn = False
+        else:
+            self._put_aside(held)
+
+    def _put_aside(self, common: int) -> None:
+        """Remember what the backend holds, unless little but the first `common` ids are in it."""
+        if len(self._ids) - common < WORTH_TOKENS or common > len(self._ids) // 2:
+            return
+        saved = self._backend.save()
+        if saved is not None:
+            self._aside.append((list(self._ids), saved))
+            del self._aside[: 1 - self.slots]
+
+    def _intact(self) -> bool:
+        return not self._torn and self._backend.position == len(self._ids)
 
     def clear(self) -> None:
         """Forget everything; always possible."""
@@ -84,3 +121,11 @@ class Tape:
     def _can_return_to(self, position: int) -> bool:
         at_end = position == self._backend.position
         return at_end or position >= self._backend.kept_from
+
+
+def _common(held: Sequence[int], wanted: Sequence[int]) -> int:
+    """How many ids both begin with, the last of `wanted` aside."""
+    for i, (one, other) in enumerate(zip(held, wanted[:-1], strict=False)):
+        if one != other:
+            return i
+    return max(0, min(len(held), len(wanted) - 1))

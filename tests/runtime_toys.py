@@ -84,6 +84,13 @@ class ToyBackend:
             raise RewindError("the ring has lost it")
         self.position = position
 
+    def save(self) -> object:
+        return self.position, self._written, list(self._ring)
+
+    def load(self, saved: object) -> None:
+        self.position, self._written, ring = saved
+        self._ring = list(ring)
+
     def memory_bytes(self) -> MemoryUse:
         return MemoryUse(1, 2, 3)
 

@@ -351,3 +351,18 @@ def test_an_answer_ends_before_a_line_that_is_indented_too_little(tmp_path: Path
     runtime = toy_runtime(tmp_path, scripted_logits(1, encode(text)))
     done = answer(runtime, [100], min_indent=4)
     assert (done.text, done.finish_reason) == ("x:\n    y", "indent")
+
+
+def test_prompts_of_several_clients_are_remembered(tmp_path, monkeypatch):
+    monkeypatch.setattr("runtimes.tape.WORTH_TOKENS", 4)
+    options = GenerateOptions(max_tokens=2)
+    one, other = "def first(value):\n", "class Second:\n    x = 1\n"
+    runtime = toy_runtime(tmp_path)
+    expected = [runtime.generate(p, options).text for p in (one + "a", other + "b")]
+    runtime.remember(2)
+    for prompt in (one, other):
+        runtime.generate(prompt, options)
+    again = [runtime.generate(p, options) for p in (one + "a", other + "b")]
+    assert [completion.text for completion in again] == expected
+    assert all(completion.timings.reused_tokens > 10 for completion in again)
+    assert len(runtime.aside_tokens) == 1

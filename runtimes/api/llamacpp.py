@@ -270,7 +270,7 @@ def _props(service: Service, _body: Body) -> object:
             "n_predict": rules.default_tokens,
             "temperature": rules.temperature,
         },
-        "total_slots": 1,
+        "total_slots": service.slots,
         "model_alias": model.name,
         "model_path": model.name,
         "chat_template": "",
@@ -280,17 +280,18 @@ def _props(service: Service, _body: Body) -> object:
 
 
 def _slots(service: Service, _body: Body) -> object:
-    """A backend holds one sequence, so there is one slot, and what it holds can be used again."""
-    held = service.runtime.held_ids
+    """The backend computes one sequence, the first; the others wait to be gone on with."""
+    held = [len(service.runtime.held_ids), *service.runtime.aside_tokens]
     return [
         {
-            "id": 0,
+            "id": number,
             "n_ctx": service.model.context_tokens,
             "speculative": True,
-            "is_processing": service.engine.is_running,
-            "tokens_held": len(held),
-            "requests_waiting": service.engine.waiting_jobs,
+            "is_processing": number == 0 and service.engine.is_running,
+            "tokens_held": tokens,
+            "requests_waiting": service.engine.waiting_jobs if number == 0 else 0,
         }
+        for number, tokens in enumerate(held)
     ]
 
 

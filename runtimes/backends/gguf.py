@@ -7,12 +7,13 @@ apply the window is noticed and held to contexts inside it, where full attention
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from runtimes.contract import BackendOptions, MemoryUse, Window
+from runtimes.contract import BackendOptions, MemoryUse, Saved, Window
 from runtimes.errors import DeviceError, RewindError, WindowError
 from runtimes.llama import engine, engine_files, engine_version
 from runtimes.positions import check_rewind, checked_ids
@@ -165,6 +166,26 @@ class GgufBackend:
         if position == self._position and position > 0:
             return  # at 0 an interrupted call may have left ids that nobody counted
         self._drop_from(position)
+        self._position = position
+
+    def save(self) -> Saved:
+        """llama.cpp's own copy of the sequence."""
+        api = self._engine.api
+        size = api.llama_state_seq_get_size(self._context, SEQUENCE)
+        data = (ctypes.c_uint8 * size)()
+        if api.llama_state_seq_get_data(self._context, data, size, SEQUENCE) != size:
+            raise DeviceError(f"llama.cpp cannot copy a sequence: {self._engine.last_words()}")
+        return self._position, data
+
+    def load(self, saved: Saved) -> None:
+        """Hand the copy back."""
+        position, data = saved
+        self._drop_from(0)
+        self._position = 0
+        api = self._engine.api
+        if not api.llama_state_seq_set_data(self._context, data, len(data), SEQUENCE):
+            self._drop_from(0)
+            raise DeviceError(f"llama.cpp cannot take a sequence: {self._engine.last_words()}")
         self._position = position
 
     def _drop_from(self, position: int) -> None:

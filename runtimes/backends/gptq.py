@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from runtimes.cells import Cells
-from runtimes.contract import BackendOptions, MemoryUse, Window
+from runtimes.contract import BackendOptions, MemoryUse, Saved, Window
 from runtimes.errors import DeviceError, UsageError
 from runtimes.gptq_device import Gpu, choose_way, find_gpu
 from runtimes.gptq_files import Files, read_config
@@ -144,6 +144,19 @@ class GptqBackend:
         """Forget every id at `position` and after; RewindError where that cannot be exact."""
         check_rewind(self, position)
         self._cells.rewind(position)
+
+    def save(self) -> Saved:
+        """The cells that are filled, and what lies in them."""
+        filled = self._cells.filled
+        return self._cells.state, [cache[:, :, :filled].clone() for cache in self._model.cache]
+
+    def load(self, saved: Saved) -> None:
+        """Put saved cells back."""
+        state, caches = saved
+        self._cells.rewind(0)
+        for cache, kept in zip(self._model.cache, caches, strict=True):
+            cache[:, :, : kept.shape[2]] = kept
+        self._cells.state = state
 
     def memory_bytes(self) -> MemoryUse:
         """Weights, keys and values as allocated; computing as measured.

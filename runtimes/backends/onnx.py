@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from runtimes.cells import Cells, EngineRing
-from runtimes.contract import BackendOptions, MemoryUse, Window
+from runtimes.contract import BackendOptions, MemoryUse, Saved, Window
 from runtimes.errors import DeviceError, IntegrityError, UsageError, WindowError
 from runtimes.host import resident_bytes
 from runtimes.ort import engine, engine_files, open_session
@@ -274,6 +274,21 @@ class OnnxBackend:
         """Forget every id at `position` and after; RewindError where that cannot be exact."""
         check_rewind(self, position)
         self._cells.rewind(position)
+
+    def save(self) -> Saved | None:
+        """The cells that are filled, and what lies in them; None for a ring of the engine's own."""
+        if not self._moves:
+            return None
+        filled = self._cells.filled
+        return self._cells.state, [cells[:, :filled].copy() for cells in self._cache.values()]
+
+    def load(self, saved: Saved) -> None:
+        """Put saved cells back."""
+        state, caches = saved
+        self._cells.rewind(0)
+        for cells, kept in zip(self._cache.values(), caches, strict=True):
+            cells[:, : kept.shape[1]] = kept
+        self._cells.state = state
 
     def memory_bytes(self) -> MemoryUse:
         """Measured: what the process grew by when the model was opened, and since then.

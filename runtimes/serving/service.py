@@ -28,9 +28,11 @@ class Service:
     """What the dialects stand on. Owns its engine, not its runtime."""
 
     def __init__(
-        self, runtime: Runtime, model: Model, rules: Rules, *, queue_jobs: int = 32
+        self, runtime: Runtime, model: Model, rules: Rules, *, queue_jobs: int = 32, slots: int = 1
     ) -> None:
-        self.runtime = runtime
+        """slots: sequences that are remembered between requests; see Runtime.remember."""
+        self.runtime, self.slots = runtime, slots
+        runtime.remember(slots)
         self.model = model
         self.rules = rules
         self.metrics = Metrics()

@@ -133,6 +133,40 @@ def check_rewinds(checkpoint: Checkpoint, backend: Backend, most_rms: float) -> 
     assert refused > 0  # the ring did overwrite something, so the law was put to the test
 
 
+def check_saves(checkpoint: Checkpoint, backend: Backend, *, slack: bool = True) -> None:
+    """A sequence that was put aside goes on as if nothing had come between; to the bit.
+
+    slack: what could be rewound can be still; without, that is lost past the window.
+    """
+    rng = np.random.default_rng(8)
+    window = checkpoint.window.size_tokens
+
+    def take(count: int) -> None:
+        for start in range(0, count, backend.chunk_tokens):
+            size = min(backend.chunk_tokens, count - start)
+            backend.forward(rng.integers(40, checkpoint.geometry.vocab, size).tolist())
+
+    for length in (1, window - 1, window, 5 * window + 3):
+        backend.rewind(0)
+        take(length)
+        more = rng.integers(40, checkpoint.geometry.vocab, 3).tolist()
+        saved = backend.save()
+        position, kept_from = backend.position, backend.kept_from
+        expected = [backend.forward([i])[-1] for i in more]
+        backend.rewind(0)
+        take(3 * window)  # another one, which overwrites every cell
+        for _ in range(2):  # a copy can be used again
+            backend.load(saved)
+            assert backend.position == position
+            lost = not slack and length > window
+            assert kept_from <= backend.kept_from <= (position if lost else kept_from)
+            found = [backend.forward([i])[-1] for i in more]
+            assert np.array_equal(found, expected)
+            backend.rewind(position)
+            assert np.array_equal(backend.forward([more[0]])[-1], expected[0])
+    backend.close()
+
+
 def check_flat_memory(folder: Path, open_backend: Open, key_value_bytes: int) -> None:
     """100,000 positions in the memory of the window, and what comes out is what a fresh run says.
 

@@ -19,6 +19,7 @@ from tests.formats.laws import (
     check_proof,
     check_reach,
     check_rewinds,
+    check_saves,
     logits_of,
     rms,
 )
@@ -79,6 +80,15 @@ def test_an_engine_that_loses_the_window_is_held_to_contexts_inside_it(converted
 
 def test_a_token_reaches_layers_times_window_minus_one_back_and_no_further(tmp_path):
     check_reach(tmp_path, open_fresh)
+
+
+def test_a_sequence_put_aside_goes_on_to_the_bit(converted):
+    checkpoint, path, *_ = converted
+    check_saves(
+        checkpoint,
+        open_backend(path, checkpoint, chunk_tokens=24, flash_attention=False),
+        slack=False,
+    )
 
 
 def test_random_rewinds_equal_a_fresh_run(converted):

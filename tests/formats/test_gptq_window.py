@@ -30,6 +30,7 @@ from tests.formats.laws import (
     check_proof,
     check_reach,
     check_rewinds,
+    check_saves,
     largest,
     logits_of,
     rms,
@@ -85,6 +86,11 @@ def test_with_a_window_that_is_off_by_one_the_same_comparison_fails(quantised, t
 
 def test_a_token_reaches_layers_times_window_minus_one_back_and_no_further(tmp_path):
     check_reach(tmp_path, open_fresh)
+
+
+def test_a_sequence_put_aside_goes_on_to_the_bit(quantised):
+    checkpoint, path, *_ = quantised
+    check_saves(checkpoint, open_backend(path, checkpoint, chunk_tokens=24))
 
 
 def test_random_rewinds_equal_a_fresh_run(quantised):
