@@ -143,6 +143,7 @@ def assess(
         "artifact": artifact.files,
         "options": options,
         "engine": backends.engine_files(),
+        "runtime": quality.own_sha256(),
         "texts": gate.texts_sha256(texts),
         "extent": settings.extent,
         "versions": [quality.VERSION, gate.VERSION],
@@ -205,6 +206,7 @@ def _time(
         "options": options,
         "workload": workload,
         "engine": _backends(artifact).engine_files(),
+        "runtime": quality.own_sha256(),
         "version": timing.VERSION,
     }
 

@@ -6,6 +6,7 @@ formats: any backend is proved the same way.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,11 @@ def own_text() -> str:
     """A text that is always at hand: the runtime's own source code."""
     folder = Path(runtimes.__file__).parent
     return "\n".join(file.read_text("utf-8") for file in sorted(folder.rglob("*.py")))
+
+
+def own_sha256() -> str:
+    """Of the runtime's source code, which computes and is the text of the proof."""
+    return hashlib.sha256(own_text().encode()).hexdigest()
 
 
 def prove_window(
