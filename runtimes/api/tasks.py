@@ -88,17 +88,22 @@ def _endpoint(name: str) -> Completing:
     def read(body: Body, rules: Rules) -> Ask:
         """The pattern is never looked at for control tokens that are spelt out."""
         task = read_task(body)
-        ask = openai.read({**body, "prompt": ""}, rules)
+        ask = openai.read(_shared(body) | {"prompt": ""}, rules)
         options = replace(ask.options, stop=tuple(dict.fromkeys((*ask.options.stop, *task.stop))))
         prompt = TextPrompt(task.prefix, task.suffix, fields.context_of(body))
         return replace(ask, prompts=(prompt,), options=options)
 
     def view(body: Body, plan: Plan, model: Model) -> TaskView:
-        return TaskView(body, plan, model, read_task(body))
+        return TaskView(_shared(body), plan, model, read_task(body))
 
     required = [field for field in own if field not in optional]
     body = object_of(*required, **own, **SHARED)
     return Completing(f"/v1/tasks/{name}", summary, body, ANSWER, read, view)
+
+
+def _shared(body: Body) -> Body:
+    """OpenAI's fields that a task has; the others were not checked, so they are as if unknown."""
+    return {name: value for name, value in body.items() if name in SHARED}
 
 
 class TaskView(openai.CompletionView):

@@ -86,3 +86,11 @@ def test_the_tasks_are_listed(client: TestClient) -> None:
         schema = paths[f"/v1/tasks/{entry['name']}"]["post"]["requestBody"]["content"]
         body = schema["application/json"]["schema"]
         assert set(body["required"]) == set(entry["fields"]) - set(entry["optional"])
+
+
+@pytest.mark.parametrize("field", ["n", "logprobs", "echo", "prompt", "logit_bias"])
+def test_openais_fields_that_a_task_lacks_are_passed_over(client: TestClient, field: str) -> None:
+    body = {"prefix": "a", "suffix": "b"} | SHORT
+    plain = client.post("/v1/tasks/infill", json=body).json()["choices"]
+    answer = client.post("/v1/tasks/infill", json=body | {field: {"not": "checked"}})
+    assert (answer.status_code, answer.json()["choices"]) == (200, plain)
