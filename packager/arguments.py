@@ -10,11 +10,10 @@ from packager import pipeline
 from packager.budget import load_budget
 from packager.checkpoint import read_checkpoint
 from packager.device_choice import target_device
+from packager.estimate import DEFAULT_CONTEXT_TOKENS
 from packager.gate import Extent
 from packager.records import Checkpoint, Progress, Variant
 from runtimes.host import default_threads
-
-DEFAULT_CONTEXT_TOKENS = 16_384  # what StarCoder2 was trained to; longer only on request
 
 
 def checkpoint_of(arguments: argparse.Namespace, progress: Progress) -> Checkpoint:

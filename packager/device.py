@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import platform
-import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from packager.errors import DeviceError
 from packager.profile_file import is_path, names, own_file, read_profile, slug, unknown_name
 from packager.records import Calibration, Device, Figure
 
@@ -71,24 +68,6 @@ def device_of(data: dict[str, Any]) -> Device:
         driver=_range(driver) if driver else None,
         calibration=calibration and Calibration(**calibration),
     )
-
-
-def device_name(wanted: str | None = None) -> str:
-    """This machine's processor, by name. Raises DeviceError for any other `wanted` device.
-
-    Nothing is estimated: what is not here cannot be measured.
-    """
-    if wanted not in (None, "", "cpu"):
-        raise DeviceError(
-            f"{wanted!r} cannot be measured here",
-            expected="cpu, the only device this version measures",
-            remedy="run `make profile` on a machine that has it, with its engine",
-        )
-    try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    return f"cpu: {found[1].strip() if found else platform.processor() or platform.machine()}"
 
 
 @cache

@@ -28,7 +28,7 @@ from packager.records import (
 )
 from runtimes.contract import Window
 
-DEFAULT_CONTEXT_TOKENS = 16_384  # what StarCoder2 was trained to
+DEFAULT_CONTEXT_TOKENS = 16_384  # what StarCoder2 was trained to; longer only on request
 SMALL_PARAMETERS = 2e9  # below it no model was in the fit
 LEAST_CAPABILITY = 7.0
 # Guessed: buffers and what libraries load, unlike weights and caches, are not computed exactly.

@@ -15,7 +15,7 @@ from packager.candidates import of_estimate
 from packager.commands import Report
 from packager.device import list_devices, load_device
 from packager.errors import SelectionError
-from packager.estimate import estimate
+from packager.estimate import DEFAULT_CONTEXT_TOKENS, estimate
 from packager.files import write_text
 from packager.findings import Candidate, Selection
 from packager.models import Model, load_model
@@ -24,7 +24,6 @@ from packager.select import select
 from packager.store import to_plain
 from packager.wording import selection_text, times
 
-DEFAULT_CONTEXT_TOKENS = 16_384
 # What is worth a choice: every format from nearly exact to the smallest that holds up.
 RECIPES = (
     "gguf:F16", "gguf:Q8_0", "gguf:Q6_K", "gguf:Q5_K_M", "gguf:Q4_K_M", "gguf:IQ4_XS",
