@@ -142,7 +142,7 @@ def assess(
     inputs = {
         "artifact": artifact.files,
         "options": options,
-        "engine": backends.engine_files(),
+        "engine": _engine_files(artifact.variant.format),
         "runtime": quality.own_sha256(),
         "texts": gate.texts_sha256(texts),
         "extent": settings.extent,
@@ -205,7 +205,7 @@ def _time(
         "device": settings.device,
         "options": options,
         "workload": workload,
-        "engine": _backends(artifact).engine_files(),
+        "engine": _engine_files(artifact.variant.format),
         "runtime": quality.own_sha256(),
         "version": timing.VERSION,
     }
@@ -293,6 +293,11 @@ def choose(
 @functools.lru_cache(maxsize=1)  # its states take memory: of one checkpoint, the one in hand
 def _reference(checkpoint: Checkpoint) -> Reference:
     return Reference(checkpoint, open_tensors(checkpoint))
+
+
+@functools.cache  # it hashes whole libraries, and each variant asks twice
+def _engine_files(format: str) -> Mapping[str, str]:
+    return importlib.import_module(f"runtimes.backends.{format}").engine_files()
 
 
 def _backends(artifact: Artifact) -> types.ModuleType:
