@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -50,6 +51,10 @@ network, 7 device or engine, 8 checkpoint refused, 9 an outside tool failed, 130
 """
 
 
+Add = Callable[..., argparse.ArgumentParser]
+"""add(name, command, at=top level): a parser of that command's flags."""
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands and their flags."""
     top = argparse.ArgumentParser(
@@ -70,6 +75,15 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         return sub
 
+    _add_making(add)
+    _add_choosing(add)
+    _add_devices(commands_at, add)
+    _add_bundles(add)
+    return top
+
+
+def _add_making(add: Add) -> None:
+    """Checkpoints, engines and conversion."""
     flags.add_model(add("inspect", commands.inspect))
     sub = add("fetch", commands.fetch)
     sub.add_argument("repo", metavar="ORG/NAME", help="repository on the Hugging Face hub")
@@ -91,6 +105,10 @@ def parser() -> argparse.ArgumentParser:
     sub = add("convert", commands.convert)
     flags.add_model(sub)
     flags.add_formats(sub)
+
+
+def _add_choosing(add: Add) -> None:
+    """Measure, select, pack; judge and plan."""
     flags.add_measured(add("profile", profile_commands.profile))
     sub = add("select", profile_commands.select)
     flags.add_measured(sub)
@@ -136,8 +154,12 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--csv", type=Path, help="also write the table to this file")
     flags.add_planned(sub)
+
+
+def _add_devices(at: argparse._SubParsersAction, add: Add) -> None:
+    """The device database and the estimates, each with commands of its own."""
     about = "The device database, and what this machine is."
-    group = commands_at.add_parser("device", help=about, description=about)
+    group = at.add_parser("device", help=about, description=about)
     devices_at = group.add_subparsers(metavar="COMMAND", required=True)
     add("list", device_commands.list_all, devices_at)
     sub = add("show", device_commands.show, devices_at)
@@ -147,7 +169,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--device", required=True, help="file that `starpack device detect` wrote")
     sub.add_argument("--threads", type=flags.count(1, 1024), help="CPU threads (physical cores)")
     about = "What a variant will take on a device, and how far that can be trusted."
-    group = commands_at.add_parser("estimate", help=about, description=about)
+    group = at.add_parser("estimate", help=about, description=about)
     estimates_at = group.add_subparsers(metavar="COMMAND", required=True)
     sub = add("run", estimate_commands.run, estimates_at)
     sub.add_argument("model", help="3b, 7b, 15b, or folder of a StarCoder2 checkpoint")
@@ -156,12 +178,15 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--budget", help=flags.BUDGET_HELP)
     sub = add("validate", estimate_commands.check, estimates_at)
     sub.add_argument("--write", action="store_true", help="keep the constants as fitted anew")
+
+
+def _add_bundles(add: Add) -> None:
+    """What is done with a bundle."""
     sub = add("verify", commands.verify)
     sub.add_argument("bundle", type=Path, help="folder of a bundle")
     trust_commands.add_key(sub)
     trust_commands.add_commands(add)
     bundle_commands.add_commands(add)
-    return top
 
 
 def _version() -> str:
