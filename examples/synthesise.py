@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, pre_tokenizers
 from tqdm import tqdm
 
-from examples.special_tokens import SPECIAL_TOKENS
+from examples.special_tokens import SPECIAL_TOKENS, byte_level_bpe
 from packager.errors import UsageError
 from packager.files import atomic_folder, write_json
 from packager.models import Model, load_model
@@ -96,22 +96,9 @@ def tokenizer_of(vocab: int) -> Tokenizer:
     Pairs of letters come first, so that code takes about one id for two characters.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), key=_rareness)
-    words = [*SPECIAL_TOKENS, *alphabet]
     pairs = [(a, b) for a in alphabet for b in alphabet]
     pairs.sort(key=lambda pair: max(_rareness(part) for part in pair))
-    merges = pairs[: vocab - len(words)]
-    words += [a + b for a, b in merges]
-    tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, merges))
-    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in SPECIAL_TOKENS])
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    return tokenizer
+    return byte_level_bpe(alphabet, pairs[: vocab - len(SPECIAL_TOKENS) - len(alphabet)])
 
 
 def _rareness(character: str) -> tuple[int, str]:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, pre_tokenizers
 
-from examples.special_tokens import SPECIAL_TOKENS
+from examples.special_tokens import SPECIAL_TOKENS, byte_level_bpe
 
 MERGES = [("Ġ", "Ġ"), ("ĠĠ", "ĠĠ"), ("e", "r"), ("i", "n"), ("r", "e"), ("d", "e")]
 TOKENS = len(SPECIAL_TOKENS) + 256 + len(MERGES)
@@ -87,19 +87,7 @@ def write_checkpoint(
 
 def tiny_tokenizer() -> Tokenizer:
     """A byte-level BPE built like StarCoder2's: its 38 special ids, then bytes, then merges."""
-    words = [*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    words += ["".join(pair) for pair in MERGES]
-    tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, MERGES))
-    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in SPECIAL_TOKENS])
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    return tokenizer
+    return byte_level_bpe(sorted(pre_tokenizers.ByteLevel.alphabet()), MERGES)
 
 
 def random_tensors(
