@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from packager.budget import load_budget
-from packager.errors import UsageError
 from packager.profile_file import names
 from packager.records import Budget, Limit, Workload
-
-
-def written(folder: Path, data: object) -> Path:
-    file = folder / "mine.json"
-    file.write_text(json.dumps(data))
-    return file
-
-
-def refused(call: Callable[[], object], message: str) -> UsageError:
-    with pytest.raises(UsageError, match=message) as raised:
-        call()
-    assert raised.value.expected
-    assert raised.value.remedy
-    return raised.value
+from tests.profiles import refused, written
 
 
 def test_ours() -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from packager.device import list_devices, load_device, read_device
-from packager.errors import UsageError
 from packager.profile_file import names
 from packager.profiles_folder import profiles_folder
 from packager.records import Device, Figure
+from tests.profiles import refused, written
 
 GIB = 1 << 30
 EXAMPLES = ("tesla-t4", "rtx-3060-12gb", "jetson-orin-nano-8gb", "l4-24gb")  # the issue's own
@@ -23,20 +21,6 @@ FIGURES += ("int8_ops_per_s", "fp32_flops_per_s")
 
 def plain(device: str = "tesla-t4") -> dict[str, Any]:
     return read_device(device)
-
-
-def written(folder: Path, data: dict[str, Any]) -> Path:
-    file = folder / "mine.json"
-    file.write_text(json.dumps(data))
-    return file
-
-
-def refused(call: Callable[[], object], message: str) -> UsageError:
-    with pytest.raises(UsageError, match=message) as raised:
-        call()
-    assert raised.value.expected
-    assert raised.value.remedy
-    return raised.value
 
 
 def test_all_of_the_table_is_there_and_accepted() -> None:
