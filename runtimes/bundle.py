@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from runtimes.runtime import Runtime
 
 TOKENIZER_NAME = "tokenizer.json"  # at the top of the bundle
+REPRODUCIBLE_CHUNK_TOKENS = 64  # guessed: fewer cost speed, more are computed again more often
 MAX_CONTEXT_TOKENS = 131_072  # specified: the longest context that starpack offers
 
 
@@ -40,6 +41,7 @@ def open_bundle(
     gpu_layers: int = 0,
     chunk_tokens: int = 512,
     flash_attention: bool = True,
+    reproducible: bool = False,
     variant: str | None = None,
     verify: bool = True,
     cache: HashCache | None = None,
@@ -49,9 +51,10 @@ def open_bundle(
 
     What is None comes from the manifest (context_tokens) or this machine (threads); for the others
     see BackendOptions. variant: where several share the bundle, the name of one, or "auto" for the
-    best that the free memory is enough for; None for the best where it was packed. `verify=False`
-    skips the hashes, for a caller that has just checked them; `cache` skips those of files that
-    have not been touched since. Raises IntegrityError for a bundle that is not whole, ContextError,
+    best that the free memory is enough for; None for the best where it was packed. reproducible:
+    see Runtime; chunks then have REPRODUCIBLE_CHUNK_TOKENS at the most. `verify=False` skips the
+    hashes, for a caller that has just checked them; `cache` skips those of files that have not been
+    touched since. Raises IntegrityError for a bundle that is not whole, ContextError,
     UsageError, and DeviceError where the engine or its memory is missing.
     """
     manifest = choose(read_manifest(bundle), variant, provider)
@@ -60,8 +63,9 @@ def open_bundle(
         threads=default_threads() if threads is None else threads,
         provider=provider,
         gpu_layers=gpu_layers,
-        chunk_tokens=chunk_tokens,
+        chunk_tokens=min(chunk_tokens, REPRODUCIBLE_CHUNK_TOKENS) if reproducible else chunk_tokens,
         flash_attention=flash_attention,
+        reproducible=reproducible,
     )
     _check_options(options)
     _check_parts(bundle, manifest)
@@ -113,7 +117,7 @@ def _load(bundle: Path, manifest: Manifest, options: BackendOptions) -> Runtime:
                 expected=f"{manifest.vocab_size}, as the manifest says",
                 remedy="pack the bundle again",
             )
-        return Runtime(backend, tokenizer, manifest.special_ids)
+        return Runtime(backend, tokenizer, manifest.special_ids, options.reproducible)
     except BaseException:
         backend.close()
         raise

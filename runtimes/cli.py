@@ -230,6 +230,11 @@ def _add_limits(sub: argparse.ArgumentParser) -> None:
         "--slots", type=int, default=4, metavar="N",
         help="prompts that are remembered, each with its keys and values (default: %(default)s)",
     )  # fmt: skip
+    add(
+        "--reproducible", action="store_true",
+        help="the same answer, whatever was asked before: guesses nothing, and computes up to 64 "
+        "tokens of a remembered prompt again",
+    )  # fmt: skip
     add("--queue", type=int, default=32, metavar="N", help="most that wait (default: %(default)s)")
     add(
         "--request-time", type=float, default=120.0, metavar="SECONDS",

@@ -231,7 +231,8 @@ class BackendOptions:
     "cuda", the device that runs the model; one that is not there is an error. gpu_layers: with
     GGUF, how many layers to put on the GPU, where not all. chunk_tokens: most ids per forward call,
     which is also the slack of the key/value ring. flash_attention: use the engine's fused
-    attention, where it has another.
+    attention, where it has another. reproducible: let nothing be rewound or copied that the engine
+    would go on from with another rounding; prompts then come in whole chunks, see Tape.
     """
 
     context_tokens: int
@@ -240,6 +241,7 @@ class BackendOptions:
     gpu_layers: int = 0
     chunk_tokens: int = 512
     flash_attention: bool = True
+    reproducible: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from runtimes.errors import DeviceError
 from runtimes.host import library_hashes
 
 _BUFFER = re.compile(r"(model|KV|compute) buffer size\s*=\s*([0-9.]+) MiB")
+_CELLS = re.compile(r"\( *(\d+) cells, *[1-9]\d* layers")  # a cache of no layers is not used
 _KEPT_LINES = 2000  # guessed: loading a model logs a few hundred lines
 _MIB = 1024 * 1024
 
@@ -71,6 +72,17 @@ class Engine:
         """Sum of the buffers of one kind (model, KV, compute) that the log reports."""
         found = (match for line in self.lines if (match := _BUFFER.search(line)))
         return round(sum(float(match[2]) * _MIB for match in found if match[1] == kind))
+
+    def cells(self) -> int:
+        """How many positions the cache holds, by the log; DeviceError where it does not say."""
+        found = [int(match[1]) for line in self.lines if (match := _CELLS.search(line))]
+        if not found:
+            raise DeviceError(
+                "llama.cpp does not say how many cells its cache has",
+                expected="the engine that starpack builds",
+                remedy="run without --reproducible",
+            )
+        return found[-1]
 
     def system_info(self) -> str:
         """The instruction sets that the chosen CPU kernels use."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 
@@ -35,11 +36,22 @@ class Runtime:
     Law: ids and text depend on the prompt and the options, never on earlier requests, on how the
     prompt was chunked, or on speculation. It holds to the bit where the engine gives equal logits
     however ids are grouped into calls; most round differently for different groups, which can
-    turn a choice between two ids that are all but equal.
+    turn a choice between two ids that are all but equal. `reproducible` holds those to it too: ids
+    always come in the same groups, for which nothing is guessed and up to a chunk of what an
+    earlier request has left is computed again.
     """
 
-    def __init__(self, backend: Backend, tokenizer: Tokenizer, special_ids: SpecialIds) -> None:
-        """Raises IntegrityError where the tokenizer has ids that the model lacks."""
+    def __init__(
+        self,
+        backend: Backend,
+        tokenizer: Tokenizer,
+        special_ids: SpecialIds,
+        reproducible: bool = False,
+    ) -> None:
+        """Raises IntegrityError where the tokenizer has ids that the model lacks.
+
+        A `reproducible` runtime needs a backend that was opened so.
+        """
         if tokenizer.vocab_size > backend.vocab_size:
             raise IntegrityError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the model {backend.vocab_size}",
@@ -49,7 +61,8 @@ class Runtime:
         self.backend = backend
         self.tokenizer = tokenizer
         self.special_ids = special_ids
-        self._tape = Tape(backend)
+        self._tape = Tape(backend, in_groups=reproducible)
+        self.reproducible = reproducible
         self._lock = threading.Lock()
         self._holder: int | None = None  # the thread that took the lock
         self._closed = False
@@ -127,6 +140,8 @@ class Runtime:
         runtime that is closed, or busy in this thread; later whatever the engine meets.
         """
         self._check_prompt(ids, options)
+        if self.reproducible:
+            options = replace(options, speculate=False)
         return self._serve(list(ids), options, progress, cancelled)
 
     def score(self, ids: Sequence[int]) -> np.ndarray:

@@ -24,12 +24,18 @@ class Tape:
 
     A call that was interrupted (an error of the engine, KeyboardInterrupt) leaves the tape torn;
     the next `keep_prefix` then starts from nothing.
+
+    in_groups: keep whole chunks only that came in one call each, at a multiple of their length. A
+    prompt that is taken in by whole chunks then always comes in the same groups, whatever was
+    there before, and an engine whose rounding depends on them rounds alike.
     """
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, in_groups: bool = False) -> None:
         self.slots = 1  # how many sequences are remembered, the one in the backend included
         self._backend = backend
+        self._in_groups = in_groups
         self._ids: list[int] = []
+        self._grouped = 0  # how many of them came in whole chunks
         self._torn = False
         self._aside: list[tuple[list[int], Saved]] = []  # the least recently used first
 
@@ -66,6 +72,8 @@ class Tape:
         if self.slots > 1 and self._intact():
             self._exchange(wanted)
         common = _common(self._ids, wanted)
+        if self._in_groups:
+            common = min(self._grouped, common - common % self._backend.chunk_tokens)
         if self._intact() and self._can_return_to(common):
             self.rewind(common)
         else:
@@ -82,7 +90,7 @@ class Tape:
             self._torn = True
             self._ids = []
             self._backend.load(saved)
-            self._ids = ids
+            self._ids, self._grouped = ids, len(ids)
             self._torn = False
         else:
             self._put_aside(held)
@@ -91,6 +99,10 @@ class Tape:
         """Remember what the backend holds, unless little but the first `common` ids are in it."""
         if len(self._ids) - common < WORTH_TOKENS or common > len(self._ids) // 2:
             return
+        if self._in_groups:  # the rest would be computed again
+            if not self._can_return_to(self._grouped):
+                return
+            self.rewind(self._grouped)
         saved = self._backend.save()
         if saved is not None:
             self._aside.append((list(self._ids), saved))
@@ -107,6 +119,8 @@ class Tape:
         """Backend.forward, written down: at most `chunk_tokens` ids; logits (1 or T, vocab)."""
         self._torn = True
         logits = self._backend.forward(ids, last_only)
+        if self._grouped == len(self._ids) and len(ids) == self._backend.chunk_tokens:
+            self._grouped += len(ids)
         self._ids += ids
         self._torn = False
         return logits
@@ -116,6 +130,7 @@ class Tape:
         self._torn = True
         self._backend.rewind(position)
         del self._ids[position:]
+        self._grouped = min(self._grouped, position - position % self._backend.chunk_tokens)
         self._torn = False
 
     def _can_return_to(self, position: int) -> bool:

@@ -107,3 +107,45 @@ def test_any_order_of_requests_gives_what_a_fresh_backend_gives():
             expected = fresh.forward(prompt[len(fresh) : len(fresh) + 8])
         assert (found[-1] == expected[-1]).all()
     assert reused > 2000
+
+
+class RoundingByGroup(ToyBackend):
+    """An engine whose every position keeps a trace of the call that it came in."""
+
+    def forward(self, ids, last_only=True):
+        group = self.position, len(ids)
+        self.groups = [*self.groups[: self.position], *[group] * len(ids)]
+        return super().forward(ids, last_only) + hash(tuple(self.groups[-6:])) % 1000 / 1000
+
+    groups: tuple[tuple[int, int], ...] = ()
+
+    def save(self):
+        return super().save(), self.groups
+
+    def load(self, saved):
+        state, self.groups = saved
+        super().load(state)
+
+
+@pytest.mark.parametrize("in_groups", [True, False])
+def test_whole_groups_alone_are_kept_for_an_engine_that_rounds_by_them(in_groups):
+    rng = random.Random(4)
+    logits = random_logits(window=6)
+    tape, fresh = (
+        Tape(RoundingByGroup(logits, window=6, chunk_tokens=8), in_groups) for _ in range(2)
+    )
+    tape.slots = 3
+    reused = different = 0
+    for _ in range(200):
+        prompt = rng.choice([A, B, C, A[:20] + B])[: rng.randint(1, 60)]
+        prompt = prompt + [rng.randint(40, 50) for _ in range(rng.randint(0, 3))]
+        reused += tape.keep_prefix(prompt)
+        fresh.clear()
+        answers = []
+        for of in (tape, fresh):
+            while len(of) < len(prompt):
+                row = of.forward(prompt[len(of) : len(of) + 8])
+            answers.append([row, of.forward([50]), of.forward([51])])
+        different += any((a != b).any() for a, b in zip(*answers, strict=True))
+    assert reused > 1000
+    assert (different == 0) == in_groups

@@ -44,6 +44,7 @@ class GgufBackend:
         self.window = window
         self.context_tokens = options.context_tokens
         self.chunk_tokens = min(options.chunk_tokens, options.context_tokens)
+        self._reproducible = options.reproducible
         self._gpu_layers = options.gpu_layers
         if options.provider == "cuda" and not options.gpu_layers:
             self._gpu_layers = ALL_LAYERS
@@ -109,6 +110,7 @@ class GgufBackend:
                 expected=f"memory for {self.context_tokens} tokens",
                 remedy="ask for a smaller --context or free memory",
             )
+        self._cells = self._engine.cells() if self._reproducible else 0
         self._memory_handle = api.llama_get_memory(self._context)
         self._batch = api.llama_batch_init(self.chunk_tokens, 0, 1)
         as_array = np.ctypeslib.as_array
@@ -134,7 +136,17 @@ class GgufBackend:
         least = self._engine.api.llama_memory_seq_pos_min(self._memory_handle, SEQUENCE)
         if least <= 0 or self.window.size_tokens is None:
             return 0
-        return least + self.window.size_tokens - 1
+        first = least + self.window.size_tokens - 1
+        return max(first, self._lap_start) if self._reproducible else first
+
+    @property
+    def _lap_start(self) -> int:
+        """The position that last went into the cache's first cell.
+
+        Rewound to one before it, llama.cpp fills the cells in another order from there on, and adds
+        up in the order of the cells (found by comparing bits with a fresh run's).
+        """
+        return (self._position - 1) // self._cells * self._cells
 
     def forward(self, ids: Sequence[int], last_only: bool = True) -> np.ndarray:
         """Append `ids` (1 to chunk_tokens); float32 logits, (1 or T, vocab), the caller's own."""
@@ -168,8 +180,14 @@ class GgufBackend:
         self._drop_from(position)
         self._position = position
 
-    def save(self) -> Saved:
-        """llama.cpp's own copy of the sequence."""
+    def save(self) -> Saved | None:
+        """llama.cpp's own copy of the sequence, which leaves out what no window reaches any more.
+
+        What is left lies in other cells when it comes back: not reproducible.
+        """
+        window = self.window.size_tokens
+        if self._reproducible and window is not None and self._position > window:
+            return None
         api = self._engine.api
         size = api.llama_state_seq_get_size(self._context, SEQUENCE)
         data = (ctypes.c_uint8 * size)()

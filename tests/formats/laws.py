@@ -16,6 +16,7 @@ from packager.tensors import open_tensors
 from runtimes.contract import Backend
 from runtimes.errors import RewindError
 from runtimes.host import resident_bytes
+from runtimes.tape import Tape
 from tests.reference import eager_logits
 from tests.tiny import write_checkpoint
 
@@ -165,6 +166,39 @@ def check_saves(checkpoint: Checkpoint, backend: Backend, *, slack: bool = True)
             backend.rewind(position)
             assert np.array_equal(backend.forward([more[0]])[-1], expected[0])
     backend.close()
+
+
+def check_same_bits(path: Path, checkpoint: Checkpoint, open_backend: Open) -> None:
+    """Prompts in any order, and what is generated after them, as on a fresh backend; to the bit.
+
+    Prompts grow, shrink, change and take turns, and are up to 600 ids long: some windows, and more
+    than llama.cpp's ring of 256 cells.
+    """
+    backend, fresh = (
+        open_backend(path, checkpoint, chunk_tokens=16, reproducible=True) for _ in range(2)
+    )
+    rng, vocab = np.random.default_rng(9), checkpoint.geometry.vocab
+    tape, alone = Tape(backend, in_groups=True), Tape(fresh, in_groups=True)
+    tape.slots = 3
+    texts = rng.integers(40, vocab, (4, 600)).tolist()
+    lengths = [150, 300, 450, 600]
+    kept_tokens = 0
+    for _ in range(40):
+        which = rng.integers(len(texts))
+        lengths[which] = int(np.clip(lengths[which] + rng.integers(-30, 50), 2, 600))
+        wanted = [*texts[which][: lengths[which]], int(rng.integers(40, vocab))]
+        kept_tokens += tape.keep_prefix(wanted)
+        alone.clear()
+        for of in (tape, alone):
+            while len(of) < len(wanted):
+                logits = of.forward(wanted[len(of) : len(of) + backend.chunk_tokens])
+            answers = [logits[-1]] + [of.forward([int(i)])[-1] for i in wanted[:3]]
+            if of is tape:
+                found = answers
+        assert np.array_equal(found, answers)
+    assert kept_tokens > 1000
+    backend.close()
+    fresh.close()
 
 
 def check_flat_memory(folder: Path, open_backend: Open, key_value_bytes: int) -> None:

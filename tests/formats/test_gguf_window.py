@@ -19,6 +19,7 @@ from tests.formats.laws import (
     check_proof,
     check_reach,
     check_rewinds,
+    check_same_bits,
     check_saves,
     logits_of,
     rms,
@@ -89,6 +90,11 @@ def test_a_sequence_put_aside_goes_on_to_the_bit(converted):
         open_backend(path, checkpoint, chunk_tokens=24, flash_attention=False),
         slack=False,
     )
+
+
+def test_reproducible_answers_do_not_depend_on_what_came_before(converted):
+    checkpoint, path, *_ = converted
+    check_same_bits(path, checkpoint, open_backend)
 
 
 def test_random_rewinds_equal_a_fresh_run(converted):

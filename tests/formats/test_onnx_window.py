@@ -23,6 +23,7 @@ from tests.formats.laws import (
     check_proof,
     check_reach,
     check_rewinds,
+    check_same_bits,
     check_saves,
     largest,
     logits_of,
@@ -106,6 +107,11 @@ def test_a_token_reaches_layers_times_window_minus_one_back_and_no_further(tmp_p
 def test_a_sequence_put_aside_goes_on_to_the_bit(exported):
     checkpoint, path, *_ = exported
     check_saves(checkpoint, open_backend(path, checkpoint, chunk_tokens=24))
+
+
+def test_reproducible_answers_do_not_depend_on_what_came_before(exported):
+    checkpoint, path, *_ = exported
+    check_same_bits(path, checkpoint, open_backend)
 
 
 def test_random_rewinds_equal_a_fresh_run(exported):

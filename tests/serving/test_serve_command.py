@@ -100,6 +100,23 @@ def test_json_says_where(bundle, port, capsys):
     assert err == ""
 
 
+@pytest.mark.parametrize(
+    ("flags", "reused"), [(["--reproducible"], 64), ([], 100)], ids=["reproducible", "as-usual"]
+)
+def test_reproducible_answers_reuse_whole_groups(bundle, port, flags, reused):
+    url = f"http://127.0.0.1:{port}"
+
+    def ask() -> list[int]:
+        wait_until(lambda: is_up(url))
+        prompts = [[*range(40, 140), 40], [*range(40, 140), 41, 42]]
+        bodies = [{"prompt": prompt, "n_predict": 2} for prompt in prompts]
+        answers = [httpx.post(url + "/completion", json=body).json() for body in bodies]
+        return [answer["timings"]["cache_n"] for answer in answers]
+
+    words = ["serve", "--bundle", str(bundle), "--port", str(port), *flags]
+    assert serve_and_ask(words, ask) == (0, [0, reused])
+
+
 @pytest.mark.parametrize("where", ["file", "variable"])
 def test_other_addresses_with_a_key(bundle, port, tmp_path, monkeypatch, capsys, where):
     words = ["serve", "--bundle", str(bundle), "--port", str(port), "--host", "0.0.0.0"]
