@@ -7,6 +7,7 @@ jobs a core are in memory. Knows where each tensor lies (onnx_layout.py), nothin
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -22,6 +23,7 @@ from packager.onnx_layout import Matrix, Plan, Stored
 from packager.quant.blocks import Blocks, pack, quantize
 from packager.records import Progress
 from packager.tensors import TensorSource
+from packager.work import Ledger
 
 SLAB_BYTES = 8 * 1024 * 1024  # float32 rows per job: enough to keep a core busy, small in memory
 COMPARED_ROWS = 64
@@ -71,19 +73,19 @@ def write_tensors(
     source: TensorSource,
     plans: list[Plan],
     given: GivenCodes | None,
+    ledger: Ledger,
     progress: Progress,
 ) -> None:
     """Write every tensor to its place. Raises CheckpointError for values that do not fit."""
     total = sum(part.nbytes for plan in plans for part in plan.parts)
-    done = 0
-    with open(file, "wb") as stream:
+    with open(file, "r+b" if ledger.jobs else "wb") as stream:
         jobs = _Writer(stream.fileno(), source, given).jobs(plans)
-        with closing(results_in_order(jobs)) as written:
+        left = itertools.islice(jobs, ledger.jobs, None)
+        with closing(results_in_order(left)) as written:
             for count in written:
-                done += count
-                progress("convert", done, total)
+                progress("convert", ledger.add(stream, count), total)
         os.fsync(stream.fileno())
-    assert done == total, f"{done} bytes written of {total}"
+    assert ledger.bytes == total, f"{ledger.bytes} bytes written of {total}"
     progress("convert", total, total)
 
 

@@ -9,6 +9,7 @@ pre-tokenizer. An unmodified llama.cpp loads it too and ignores the window key.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import re
@@ -30,6 +31,7 @@ from packager.records import Artifact, Checkpoint, Geometry, Progress, Variant, 
 from packager.tensors import TensorSource, open_tensors
 from packager.tokenizer_file import TOKENIZER_NAME
 from packager.versions import tool_versions
+from packager.work import Ledger, work_folder
 
 RECIPES = tuple(ggml.RECIPES)
 DEFAULT_RECIPES = ("Q4_K_M",)
@@ -95,6 +97,7 @@ def convert(
 ) -> Artifact:
     """Write `out`/model.gguf; the folder appears when the file is whole.
 
+    A run that is stopped is gone on with by the next one (work.py).
     `calibration` is an importance file: per GGUF matrix name, the mean square (C,) of what the
     matrix is multiplied with. Raises CheckpointError for weights that cannot be converted.
     """
@@ -104,11 +107,20 @@ def convert(
         importance = read_importance(calibration, matrix_columns(checkpoint))
     recipe = ggml.RECIPES[variant.recipe]
     plans = plan_tensors(checkpoint.geometry, source, recipe, bool(importance))
-    with atomic_folder(out) as folder:
-        file = folder / FILE_NAME
-        write_header(file, checkpoint, variant, plans)
-        write_tensors(file, source, plans, importance, progress)
-        entry = file_entry(folder, FILE_NAME)
+    inputs = {
+        "checkpoint": checkpoint.sha256,
+        "variant": variant.name,
+        "calibration": calibration and calibration_sha256(calibration),
+    }
+    with work_folder(out, ("gguf", VERSION), inputs) as work:
+        file = work / FILE_NAME
+        ledger = Ledger(file)
+        if ledger.jobs == 0:
+            write_header(file, checkpoint, variant, plans)
+        write_tensors(file, source, plans, importance, ledger, progress)
+        entry = file_entry(work, FILE_NAME)
+        with atomic_folder(out) as folder:
+            file.rename(folder / FILE_NAME)
     versions = tool_versions("gguf", "llama-cpp-python")
     return Artifact(variant, checkpoint.sha256, out, (entry,), versions)
 
@@ -262,16 +274,16 @@ def write_tensors(
     source: TensorSource,
     plans: list[TensorPlan],
     importance: Mapping[str, np.ndarray],
+    ledger: Ledger,
     progress: Progress,
 ) -> None:
     """Append every tensor in order. At most two slabs per core are in memory at any time."""
     total = sum(plan.nbytes for plan in plans)
-    done = 0
+    left = itertools.islice(_slabs(source, plans, importance), ledger.jobs, None)
     with open(file, "ab") as stream:
-        with closing(results_in_order(_slabs(source, plans, importance))) as slabs:
+        with closing(results_in_order(left)) as slabs:
             for slab in slabs:
-                done += stream.write(slab)
-                progress("convert", done, total)
+                progress("convert", ledger.add(stream, stream.write(slab)), total)
         stream.flush()
         os.fsync(stream.fileno())
     progress("convert", total, total)

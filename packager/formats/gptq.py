@@ -32,6 +32,7 @@ from packager.shards import SINGLE_NAME
 from packager.strict_json import read_object
 from packager.tensors import TensorSource, open_tensors
 from packager.versions import tool_versions
+from packager.work import work_folder
 
 # Asymmetric files have less error and fewer readers: not vLLM, nor GPTQModel unless it wrote them.
 RECIPES = tuple(
@@ -121,10 +122,9 @@ def convert(
     inputs = {
         "checkpoint": checkpoint.sha256,
         "variant": variant.name,
-        "writer": VERSION,
         "calibration": [sources, asdict(sampling)],
     }
-    with run.work_folder(out, inputs) as work:
+    with work_folder(out, ("gptq", VERSION), inputs) as work:
         layers = run.quantize_layers(checkpoint, tensors, recipe, sequences, work, progress)
         damping = max(float(np.load(file)[run.DAMPING]) for file in layers)
         with atomic_folder(out) as folder:

@@ -29,6 +29,7 @@ from packager.onnx_layout import DATA_NAME, Recipe, Weights, linears, plan_tenso
 from packager.records import Artifact, Checkpoint, Geometry, Progress, Variant, no_progress
 from packager.tensors import TensorSource, open_tensors
 from packager.versions import tool_versions
+from packager.work import Ledger, work_folder
 
 DEFAULT_RECIPES = ("int4-g32",)
 VERSION = 1  # of what this module writes: part of the key of its artifacts
@@ -98,6 +99,7 @@ def convert(
 ) -> Artifact:
     """Write the artifact's files; the folder appears when they are whole.
 
+    A run that is stopped is gone on with by the next one (work.py).
     `calibration` is the folder of GPTQ weights that the recipe int4 takes its codes from. Raises
     CheckpointError for weights that cannot be converted, UsageError where the folder is missing.
     """
@@ -115,16 +117,25 @@ def convert(
         {name: plan.vector for name, plan in plans.items() if plan.vector is not None},
     )
     metadata = {"starpack": json.dumps(describe(checkpoint, variant, recipe))}
-    with atomic_folder(out) as folder:
-        write_tensors(folder / DATA_NAME, source, list(plans.values()), given, progress)
-        settings = (checkpoint, weights, recipe.activations, metadata)
-        onnx_graph.write_model(folder / MODEL_NAME, *settings)
-        onnx_graph.write_model(folder / GENAI_MODEL_NAME, *settings, genai=True)
-        onnx_graph.write_probe(folder / PROBE_NAME, checkpoint, recipe.activations, metadata)
-        write_json(folder / GENAI_NAME, genai_config(checkpoint, GENAI_MODEL_NAME))
-        names = (MODEL_NAME, DATA_NAME, PROBE_NAME, GENAI_MODEL_NAME, GENAI_NAME)
-        entries = tuple(file_entry(folder, name) for name in names)
-    return Artifact(variant, checkpoint.sha256, out, entries, tool_versions("onnx"))
+    inputs = {
+        "checkpoint": checkpoint.sha256,
+        "variant": variant.name,
+        "calibration": given and calibration_sha256(calibration),
+    }
+    with work_folder(out, ("onnx", VERSION), inputs) as work:
+        data = work / DATA_NAME
+        write_tensors(data, source, list(plans.values()), given, Ledger(data), progress)
+        entry = file_entry(work, DATA_NAME)
+        with atomic_folder(out) as folder:
+            data.rename(folder / DATA_NAME)
+            settings = (checkpoint, weights, recipe.activations, metadata)
+            onnx_graph.write_model(folder / MODEL_NAME, *settings)
+            onnx_graph.write_model(folder / GENAI_MODEL_NAME, *settings, genai=True)
+            onnx_graph.write_probe(folder / PROBE_NAME, checkpoint, recipe.activations, metadata)
+            write_json(folder / GENAI_NAME, genai_config(checkpoint, GENAI_MODEL_NAME))
+            names = (MODEL_NAME, PROBE_NAME, GENAI_MODEL_NAME, GENAI_NAME)
+            model, *others = (file_entry(folder, name) for name in names)
+    return Artifact(variant, checkpoint.sha256, out, (model, entry, *others), tool_versions("onnx"))
 
 
 def tensor_bytes(geometry: Geometry, variant: Variant) -> dict[str, int]:

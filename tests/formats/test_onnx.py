@@ -342,17 +342,6 @@ def test_weights_that_cannot_be_converted_leave_nothing(tmp_path):
     assert not list(tmp_path.glob("out*"))
 
 
-def test_an_interrupt_leaves_nothing(tmp_path):
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        onnx.convert(
-            checkpoint_of(tmp_path), onnx.variant("fp32"), tmp_path / "out", progress=interrupt
-        )
-    assert not list(tmp_path.glob("out*"))
-
-
 def lead_outside(folder: Path) -> None:
     (folder / DATA_NAME).rename(folder.parent / "elsewhere")
     file = folder / "model.onnx"
