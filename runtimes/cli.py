@@ -230,11 +230,6 @@ def _add_limits(sub: argparse.ArgumentParser) -> None:
         "--slots", type=int, default=4, metavar="N",
         help="prompts that are remembered, each with its keys and values (default: %(default)s)",
     )  # fmt: skip
-    add(
-        "--reproducible", action="store_true",
-        help="the same answer, whatever was asked before: guesses nothing, and computes up to 64 "
-        "tokens of a remembered prompt again",
-    )  # fmt: skip
     add("--queue", type=int, default=32, metavar="N", help="most that wait (default: %(default)s)")
     add(
         "--request-time", type=float, default=120.0, metavar="SECONDS",
@@ -300,7 +295,13 @@ def _add_generation(sub: argparse.ArgumentParser) -> None:
         "--repetition-penalty", type=float, default=1.0, metavar="R",
         help="above 1, what was there already gets less likely",
     )  # fmt: skip
-    add("--seed", type=int, default=0, metavar="N", help="same seed, same answer; default 0")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="same seed, same answer (see --reproducible)",
+    )
     add("--logprobs", type=int, metavar="N", help="with --json: log-probabilities of the N best")
     add(
         "--no-speculation", action="store_false", dest="speculation",
@@ -336,6 +337,11 @@ def _add_model(sub: argparse.ArgumentParser) -> None:
         "--variant", metavar="NAME",
         help="which of several that share the bundle; auto: the best that the free memory is "
         "enough for (default: the best where it was packed)",
+    )  # fmt: skip
+    group.add_argument(
+        "--reproducible", action="store_true",
+        help="the same answer to the last bit, whatever came before and however fast: guesses "
+        "nothing, and computes up to 64 tokens of a remembered prompt again",
     )  # fmt: skip
     group.add_argument(
         "--no-verify", action="store_false", dest="verify",

@@ -76,7 +76,7 @@ def open_model(args: argparse.Namespace, console: Console) -> Runtime:
         threads=args.threads,
         provider=args.provider,
         gpu_layers=args.gpu_layers,
-        reproducible=getattr(args, "reproducible", False),
+        reproducible=args.reproducible,
         variant=args.variant,
         verify=args.verify,
         cache=None if args.version is None else args.version.bundle_cache(),
