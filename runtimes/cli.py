@@ -340,8 +340,8 @@ def _add_model(sub: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--reproducible", action="store_true",
-        help="the same answer to the last bit, whatever came before and however fast: guesses "
-        "nothing, and computes up to 64 tokens of a remembered prompt again",
+        help="the same answer to the bit, each time, whatever came before it: guesses nothing, and "
+        "computes up to 64 tokens of a remembered prompt again",
     )  # fmt: skip
     group.add_argument(
         "--no-verify", action="store_false", dest="verify",
