@@ -38,7 +38,11 @@ class Cells:
     @property
     def needed(self) -> int:
         """The first cell that the window of the next position reaches."""
-        return 0 if self._size is None else max(0, self.filled - (self._size - 1))
+        return self.needed_after(0)
+
+    def needed_after(self, more: int) -> int:
+        """The same once `more` cells are filled."""
+        return 0 if self._size is None else max(0, self.filled + more - (self._size - 1))
 
     @property
     def kept_from(self) -> int:
