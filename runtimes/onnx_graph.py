@@ -18,10 +18,11 @@ from runtimes.rope import rope_tables
 
 TYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 MAX_COUNT = 1 << 20  # guessed: far beyond any layer, head or vocabulary; bounds what is allocated
-# Products leave the scores of all rows in memory, and the weights made of them. At 24 heads and the
-# window of 4,096 this is 64 rows. Measured there: with 128, what no longer fits in the processor's
-# caches costs half as much again for each row; fewer slow down the other products.
-SCORES_BYTES = 27 << 20
+# Products leave the scores of all rows in memory, and the weights made of them: at the window of
+# 4,096 and 24 heads, this much for the most rows. Measured there (benchmarks/LOG.md): products with
+# 4-bit weights gain nothing by more rows, and attention loses.
+SCORES_BYTES = 54 << 20
+MOST_ROWS = 128
 LEAST_ROWS = 16  # guessed: fewer make the weights be read too often
 
 
@@ -64,7 +65,7 @@ class Graph:
 
 def rows_at_once(heads: int, cells: int) -> int:
     """How many new positions products take in one run, where `cells` are seen."""
-    return max(LEAST_ROWS, SCORES_BYTES // (4 * heads * cells))
+    return max(LEAST_ROWS, min(MOST_ROWS, SCORES_BYTES // (4 * heads * cells)))
 
 
 def check_attention(graph: Graph, probe: Path, provider: str, threads: int) -> None:
