@@ -186,10 +186,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     arguments = parser.parse_args()
     prompts = arguments.prompts or (PROMPTS if arguments.size else SMALL_PROMPTS)
-    tokens = max(prompts) + DECODE_TOKENS + 1
     results = {}
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = make_model(Path(scratch) / "model", arguments.size, arguments.layers)
+        # genai refuses sequences that are shorter than the window
+        tokens = max(*prompts, checkpoint.window.size_tokens) + DECODE_TOKENS + 1
         rng = np.random.default_rng(0)
         for recipe in arguments.recipes:
             folder = Path(scratch) / recipe
