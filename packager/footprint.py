@@ -169,8 +169,8 @@ def compute_bytes(geometry: Geometry, variant: Variant, window: Window, setting:
     # 5 to 11 MB at 128 tokens (15 by this), 55 to 81 at 512 (59). Its own node keeps no scores.
     if key_value_width(variant, setting.gpu) == _HALF:
         return 7 * ffn
-    # Products run in parts. StarCoder2-3B, measured: 37 MB within the first tokens, when a part has
-    # the most rows (44 by the first term), and at the window, with 128 rows, 160 MB (168 by both).
+    # Products run in parts. StarCoder2-3B with 4-bit weights, measured: 53 to 90 MB with the first
+    # chunk (44 by the first term), 110 to 147 at the window (127 by both).
     scores = 4 * geometry.heads * seen * min(chunk, rows_at_once(geometry.heads, seen))
     return 7 * ffn * min(chunk, MOST_ROWS) // chunk + 3 * scores
 

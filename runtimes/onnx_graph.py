@@ -19,8 +19,8 @@ from runtimes.rope import rope_tables
 TYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 MAX_COUNT = 1 << 20  # guessed: far beyond any layer, head or vocabulary; bounds what is allocated
 # Products leave the scores of all rows in memory, and weights made of them. Measured at 24 heads
-# (benchmarks/LOG.md): other products gain 3 % from 64 to 128 rows and nothing by more. At the window
-# of 4,096 this is 64 rows; with 128 attention loses what they gain, and takes twice the memory.
+# (benchmarks/LOG.md): other products gain 3 % from 64 to 128 rows, and nothing by more. This is 64
+# rows at the window of 4,096; with 128 attention loses what they gain, and takes twice the memory.
 SCORES_BYTES = 27 << 20
 MOST_ROWS = 128
 LEAST_ROWS = 16  # guessed: fewer make the weights be read too often
