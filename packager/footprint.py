@@ -170,7 +170,7 @@ def compute_bytes(geometry: Geometry, variant: Variant, window: Window, setting:
     if key_value_width(variant, setting.gpu) == _HALF:
         return 7 * ffn
     # Products run in parts. StarCoder2-3B with 4-bit weights, measured: 53 to 90 MB with the first
-    # chunk (44 by the first term), 110 to 147 at the window (127 by both).
+    # chunk (44 by the first term), 110 to 147 at the window (128 by both).
     scores = 4 * geometry.heads * seen * min(chunk, rows_at_once(geometry.heads, seen))
     return 7 * ffn * min(chunk, MOST_ROWS) // chunk + 3 * scores
 
