@@ -1,9 +1,13 @@
-"""ONNX decode and prefill against peers: `python -m benchmarks.run_onnx`.
+"""ONNX decode and prefill against peers.
 
-A random checkpoint of about 300 million parameters with a window of 1,024; a prompt of 1,536 ids,
-so past the window, then 64 greedy ids. Ours and onnxruntime-genai run the same weights through the
-same nodes, with the same engine, in one process, alternating; genai takes the prompt in whole and
-in chunks of ours. transformers (eager attention, float32, its own cache) runs the checkpoint.
+python -m benchmarks.run_onnx
+python -m benchmarks.run_onnx --size 3b --layers 4 --recipes int4-g32
+
+A random checkpoint of about 300 million parameters with a window of 1,024, and a prompt of 1,536
+ids, so past the window; or StarCoder2's own geometry, cut to a few layers, with a short prompt and
+one past its window of 4,096. Then 64 greedy ids. Ours and onnxruntime-genai run the same weights
+with the same engine, in one process, alternating; genai takes the prompt in whole and in chunks of
+ours. transformers (eager attention, float32, its own cache) runs the small checkpoint.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,20 +26,21 @@ import onnxruntime_genai as og
 import torch
 import transformers
 
-from benchmarks.harness import make_checkpoint
+from benchmarks.harness import make_checkpoint, timed
 from packager.checkpoint import read_checkpoint
 from packager.formats import onnx
 from packager.records import Checkpoint
 from runtimes.backends.onnx import open_backend
 from runtimes.contract import BackendOptions
 
-WINDOW_TOKENS = 1024
-PROMPT_TOKENS = 1536
+SMALL_WINDOW_TOKENS, SMALL_PROMPTS = 1024, [1536]
+PROMPTS = [128, 4224]  # of StarCoder2's own geometry: within the window of 4,096, and past it
 DECODE_TOKENS = 64
 CHUNK_TOKENS = 512
 
 Timed = tuple[float, float, list[int]]
 """Seconds for the prompt, median of the seconds per later id, the ids."""
+Runner = Callable[[np.ndarray], Timed]
 
 
 def steps_s(step: Callable[[], object]) -> float:
@@ -47,9 +53,10 @@ def steps_s(step: Callable[[], object]) -> float:
     return statistics.median(times)
 
 
-def ours(folder: Path, checkpoint: Checkpoint, threads: int) -> Callable[[np.ndarray], Timed]:
-    """Our backend, opened once."""
-    backend = open_backend(folder, checkpoint.window, BackendOptions(4096, threads))
+def ours(folder: Path, checkpoint: Checkpoint, threads: int, tokens: int) -> Runner:
+    """Our backend, opened once, for sequences of up to `tokens`."""
+    options = BackendOptions(tokens, threads, chunk_tokens=CHUNK_TOKENS)
+    backend = open_backend(folder, checkpoint.window, options)
 
     def run(prompt: np.ndarray) -> Timed:
         backend.rewind(0)
@@ -64,8 +71,8 @@ def ours(folder: Path, checkpoint: Checkpoint, threads: int) -> Callable[[np.nda
     return run
 
 
-def genai(folder: Path, threads: int, chunk: int) -> Callable[[np.ndarray], Timed]:
-    """onnxruntime-genai's own loop over the same files."""
+def genai(folder: Path, threads: int, tokens: int, chunk: int) -> Runner:
+    """onnxruntime-genai's own loop over the same weights."""
     config = og.Config(str(folder))
     options = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
     config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
@@ -73,7 +80,7 @@ def genai(folder: Path, threads: int, chunk: int) -> Callable[[np.ndarray], Time
 
     def run(prompt: np.ndarray) -> Timed:
         parameters = og.GeneratorParams(model)
-        parameters.set_search_options(max_length=4096, min_length=4096)  # does not stop by itself
+        parameters.set_search_options(max_length=tokens, min_length=tokens)  # does not stop itself
         generator = og.Generator(model, parameters)
         started = time.perf_counter()
         for at in range(0, len(prompt), chunk):
@@ -86,7 +93,7 @@ def genai(folder: Path, threads: int, chunk: int) -> Callable[[np.ndarray], Time
     return run
 
 
-def reference(checkpoint: Checkpoint, threads: int) -> Callable[[np.ndarray], Timed]:
+def reference(checkpoint: Checkpoint, threads: int) -> Runner:
     """transformers with its own cache, one forward a step."""
     torch.set_num_threads(threads)
     model = transformers.Starcoder2ForCausalLM.from_pretrained(
@@ -112,9 +119,8 @@ def reference(checkpoint: Checkpoint, threads: int) -> Callable[[np.ndarray], Ti
     return run
 
 
-def measure(runs: dict[str, Callable[[np.ndarray], Timed]], vocab: int, rounds: int) -> dict:
-    """Medians by runner, the ratio of ours to each, and how many ids are equal to ours."""
-    prompt = np.random.default_rng(0).integers(40, vocab, PROMPT_TOKENS)
+def measure(runs: dict[str, Runner], prompt: np.ndarray, rounds: int) -> dict[str, dict]:
+    """By runner: the ratio of ours to it, medians, and how many ids are equal to ours."""
     found: dict[str, list[Timed]] = {name: [] for name in runs}
     for run in runs.values():
         run(prompt[:64])  # warm
@@ -127,11 +133,12 @@ def measure(runs: dict[str, Callable[[np.ndarray], Timed]], vocab: int, rounds: 
     }
     return {
         name: {
-            "prefill_tokens_per_s": round(PROMPT_TOKENS / median[name][0], 1),
-            "decode_tokens_per_s": round(1 / median[name][1], 2),
-            "decode_spread": [round(1 / t[1], 2) for t in times],
-            "ours_over_this_prefill": round(median[name][0] / median["ours"][0], 3),
             "ours_over_this_decode": round(median[name][1] / median["ours"][1], 3),
+            "ours_over_this_prefill": round(median[name][0] / median["ours"][0], 3),
+            "decode_tokens_per_s": round(1 / median[name][1], 2),
+            "prefill_tokens_per_s": round(len(prompt) / median[name][0], 1),
+            "decode_spread": [round(1 / t[1], 2) for t in times],
+            "prefill_spread": [round(len(prompt) / t[0], 1) for t in times],
             "ids_equal_to_ours": sum(
                 a == b for a, b in zip(times[0][2], found["ours"][0][2], strict=False)
             ),
@@ -140,32 +147,70 @@ def measure(runs: dict[str, Callable[[np.ndarray], Timed]], vocab: int, rounds: 
     }
 
 
+def print_table(results: dict[str, dict[str, dict]]) -> None:
+    """A row for each peer of each case, ratios first."""
+    print("| case | against | decode | prefill | tokens/s: ours | theirs | prompt: ours | theirs |")
+    print("|" + "---|" * 8)
+    for case, found in results.items():
+        mine = found["ours"]
+        for name in (name for name in found if name != "ours"):
+            them = found[name]
+            cells = [
+                case,
+                name,
+                *(them[f"ours_over_this_{kind}"] for kind in ("decode", "prefill")),
+            ]
+            for kind in ("decode", "prefill"):
+                cells += [who[f"{kind}_tokens_per_s"] for who in (mine, them)]
+            print("|", " | ".join(map(str, cells)), "|")
+
+
+def make_model(out: Path, size: str | None, layers: int | None) -> Checkpoint:
+    """The random checkpoint to run; `size` is one of StarCoder2's, else the small one."""
+    if size is None:
+        make_checkpoint(out, window=SMALL_WINDOW_TOKENS)
+    else:
+        words = [sys.executable, "-m", "examples.synthesise", "--size", size, "--out", out]
+        timed([*words, "--dtype", "bfloat16", *(["--layers", layers] if layers else [])])
+    return read_checkpoint(out, hash_files=False)
+
+
 def main() -> None:
-    """Every recipe and thread count in turn; prints JSON."""
+    """Every recipe, thread count and prompt in turn; prints JSON and a table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--size", choices=["3b", "7b", "15b"], help="StarCoder2's own geometry")
+    parser.add_argument("--layers", type=int, help="of --size, only so many")
+    parser.add_argument("--prompts", type=int, nargs="+", help="tokens of each prompt")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--recipes", nargs="+", default=["fp32", "int8", "int4-g32", "int4-g128"])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     arguments = parser.parse_args()
+    prompts = arguments.prompts or (PROMPTS if arguments.size else SMALL_PROMPTS)
     results = {}
     with tempfile.TemporaryDirectory() as scratch:
-        make_checkpoint(Path(scratch) / "model", window=WINDOW_TOKENS)
-        checkpoint = read_checkpoint(Path(scratch) / "model", hash_files=False)
+        checkpoint = make_model(Path(scratch) / "model", arguments.size, arguments.layers)
+        # genai refuses sequences that are shorter than the window
+        tokens = max(*prompts, checkpoint.window.size_tokens) + DECODE_TOKENS + 1
+        rng = np.random.default_rng(0)
         for recipe in arguments.recipes:
             folder = Path(scratch) / recipe
             onnx.convert(checkpoint, onnx.variant(recipe), folder)
             for threads in arguments.threads:
                 runs = {
-                    "ours": ours(folder, checkpoint, threads),
-                    "genai": genai(folder, threads, PROMPT_TOKENS),
-                    "genai, chunked": genai(folder, threads, CHUNK_TOKENS),
+                    "ours": ours(folder, checkpoint, threads, tokens),
+                    "genai": genai(folder, threads, tokens, max(prompts)),
+                    "genai, chunked": genai(folder, threads, tokens, CHUNK_TOKENS),
                 }
-                if recipe == "fp32":
+                if recipe == "fp32" and not arguments.size:
                     runs["transformers"] = reference(checkpoint, threads)
-                found = measure(runs, checkpoint.geometry.vocab, arguments.rounds)
-                results[f"{recipe}, {threads} threads"] = found
-                print(json.dumps({f"{recipe}, {threads} threads": found}, indent=2), flush=True)
+                for count in prompts:
+                    prompt = rng.integers(40, checkpoint.geometry.vocab, count)
+                    found = measure(runs, prompt, arguments.rounds)
+                    case = {f"{recipe}, {threads} threads, after {count}": found}
+                    results |= case
+                    print(json.dumps(case, indent=2), flush=True)
     print(json.dumps(results))
+    print_table(results)
 
 
 if __name__ == "__main__":

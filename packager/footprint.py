@@ -18,6 +18,7 @@ from packager.layout import GeometryShapes
 from packager.records import Device, Geometry, MemoryParts, Variant
 from runtimes.cells import Cells, EngineRing
 from runtimes.contract import Window
+from runtimes.onnx_graph import MOST_ROWS, rows_at_once
 
 CHUNK_TOKENS = 512  # BackendOptions' own: most tokens of one forward
 _CELLS = 256  # llama.cpp pads its caches to this (src/llama-kv-cache*.cpp)
@@ -131,8 +132,11 @@ def key_values_bytes(geometry: Geometry, variant: Variant, window: Window, setti
     cell = 2 * geometry.layers * geometry.kv_heads * geometry.head_dim * width
     cells = cache_cells(variant.format, window, setting)
     spare = 0
-    if variant.format == "onnx" and not setting.gpu:
-        spare = cells * geometry.head_dim * width  # one head more: see backends/onnx.py
+    if variant.format == "onnx" and width == _HALF:
+        # ONNX Runtime's own node asks for no fewer cells than the window has
+        cells = max(cells, window.size_tokens or 0)
+        # one head more: see backends/onnx.py
+        spare = 0 if setting.gpu else cells * geometry.head_dim * width
     return cells * cell + spare
 
 
@@ -146,9 +150,7 @@ def cache_cells(format: str, window: Window, setting: Setting) -> int:
             whole, _padded(window.size_tokens + chunk, _CELLS)
         )  # fmt: skip
     ring = EngineRing if format == "onnx" and setting.gpu else Cells
-    count = ring(window, context, chunk).count
-    # ONNX Runtime asks for no fewer cells than the window has
-    return max(count, window.size_tokens or 0) if format == "onnx" else count
+    return ring(window, context, chunk).count
 
 
 def compute_bytes(geometry: Geometry, variant: Variant, window: Window, setting: Setting) -> int:
@@ -164,8 +166,13 @@ def compute_bytes(geometry: Geometry, variant: Variant, window: Window, setting:
         # the mask of all rows in bfloat16, and the feed-forward in float32 and bfloat16
         return rows * seen * _HALF + 6 * hidden + 3 * ffn // 2
     # Measured with onnxruntime 1.32 on one layer's shapes, hidden 1024, windows of 1,024 and 4,096:
-    # 5 to 11 MB at 128 tokens (15 by this), 55 to 81 at 512 (59). It keeps no scores.
-    return 7 * ffn
+    # 5 to 11 MB at 128 tokens (15 by this), 55 to 81 at 512 (59). Its own node keeps no scores.
+    if key_value_width(variant, setting.gpu) == _HALF:
+        return 7 * ffn
+    # Products run in parts. StarCoder2-3B with 4-bit weights, measured: 53 to 90 MB with the first
+    # chunk (44 by the first term), 110 to 147 at the window (128 by both).
+    scores = 4 * geometry.heads * seen * min(chunk, rows_at_once(geometry.heads, seen))
+    return 7 * ffn * min(chunk, MOST_ROWS) // chunk + 3 * scores
 
 
 def llama_compute_bytes(shape: Sizes, cells: int, chunk: int, *, fused: bool = True) -> int:

@@ -1,48 +1,36 @@
 """StarCoder2 as an ONNX graph: which operators, in which order, over tensors in a file beside it.
 
 The operators are ONNX Runtime's own (domain com.microsoft), so that one node does what the engine
-has one kernel for. GroupQueryAttention applies the window and rotates keys and queries; keys and
-values are inputs and outputs, in buffers that the caller owns. Knows nothing of how weights are
-stored in a checkpoint, nor of how they are quantised.
+has one kernel for. Keys and values are inputs and outputs, in buffers that the caller owns. Knows
+nothing of how weights are stored in a checkpoint, nor of how they are quantised.
 
-    input_ids (B, S)  attention_mask (B, T)  position_ids (B, S)
-    past_key_values.I.key and .value (B, kv_heads, C, head_dim): C cells, T of them filled by now
+    input_ids (B, S)  position_ids (B, S)
+    attention_mask or first_position, and past_key_values.I.key and .value: see onnx_attention.py
     logits_from (1): the first of the S positions whose logits are wanted; -1: the last alone
     cos_cache, sin_cache (positions, head_dim / 2)
     -> logits (B, wanted, vocab), present.I.key and .value as the past
 
-A second graph over the same weights is for onnxruntime-genai, which knows neither of the last three
-inputs: there they are constants, the tables as long as the trained context.
+Activations in float32 run on CPUs alone, so that graph's attention is `Products`. A second graph
+over the same weights is for onnxruntime-genai, which knows neither of the last three inputs: there
+they are constants, the tables as long as the trained context.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 
-from packager.onnx_layout import DATA_NAME, Stored, Weights
+from packager.onnx_attention import Grouped, Products
+from packager.onnx_layout import Stored, Weights
+from packager.onnx_nodes import Nodes
 from packager.records import Checkpoint
 from runtimes.rope import rope_tables
 
-DOMAIN = "com.microsoft"
-OPSETS = (helper.make_opsetid("", 21), helper.make_opsetid(DOMAIN, 1))
-IR_VERSION = 10
 # int8 arithmetic for the activations; the other levels are many times slower on CPUs
 # (benchmarks/LOG.md)
 ACCURACY_LEVEL = 4
 END = np.iinfo(np.int64).max
-
-TYPES = {
-    "float32": TensorProto.FLOAT,
-    "float16": TensorProto.FLOAT16,
-    "uint8": TensorProto.UINT8,
-    "int64": TensorProto.INT64,
-}
 
 
 def write_model(
@@ -60,7 +48,7 @@ def write_model(
     """
     builder = _Builder(checkpoint, weights, activations, genai)
     builder.model()
-    _write(file, builder, metadata)
+    builder.write(file, metadata)
 
 
 def write_probe(
@@ -69,35 +57,20 @@ def write_probe(
     """Write one attention node alone, made as those of the model: for the engine's self-test."""
     builder = _Builder(checkpoint, Weights({}, {}), activations)
     builder.probe()
-    _write(file, builder, metadata)
+    builder.write(file, metadata)
 
 
-def _write(file: Path, builder: _Builder, metadata: dict[str, str]) -> None:
-    graph = helper.make_graph(
-        builder.nodes, "starcoder2", builder.inputs, builder.outputs, builder.initializers
-    )
-    model = helper.make_model(
-        graph, opset_imports=OPSETS, ir_version=IR_VERSION, producer_name="starpack"
-    )
-    helper.set_model_props(model, metadata)
-    file.write_bytes(model.SerializeToString(deterministic=True))
-    onnx.checker.check_model(str(file))
-
-
-class _Builder:
-    """Nodes as they are added. Every method returns the name of what it computes."""
+class _Builder(Nodes):
+    """The nodes of StarCoder2."""
 
     def __init__(
         self, checkpoint: Checkpoint, weights: Weights, activations: str, genai: bool = False
     ) -> None:
-        self.geometry, self.window = checkpoint.geometry, checkpoint.window
-        self.table_rows = checkpoint.context_tokens
+        super().__init__()
+        self.geometry, self.table_rows = checkpoint.geometry, checkpoint.context_tokens
         self.weights, self.float, self.genai = weights, activations, genai
-        self.nodes: list[onnx.NodeProto] = []
-        self.inputs: list[onnx.ValueInfoProto] = []
-        self.outputs: list[onnx.ValueInfoProto] = []
-        self.initializers: list[TensorProto] = []
-        self._stored: set[str] = set()
+        way = Grouped if genai or activations == "float16" else Products
+        self.attention = way(self, self.geometry, checkpoint.window, activations)
 
     def model(self) -> None:
         """Embedding, layers, head. Each residual is added within the norm that comes after it."""
@@ -107,7 +80,7 @@ class _Builder:
         norm = self.norm("layers.0.attention_norm", state)
         for layer in range(self.geometry.layers):
             at = f"layers.{layer}"
-            mixed = self.attention(layer, self.linear(f"{at}.qkv", norm, bias=True))
+            mixed = self.attend(layer, self.linear(f"{at}.qkv", norm, bias=True))
             norm, state = self.add_norm(
                 self.linear(f"{at}.output", mixed), state, f"{at}.output.bias", f"{at}.mlp_norm"
             )
@@ -126,16 +99,15 @@ class _Builder:
         width = (geometry.heads + 2 * geometry.kv_heads) * geometry.head_dim
         self.input("qkv", self.float, ["batch", "new", width])
         self._sequence_inputs(layers=1)
-        mixed = self.attention(0, "qkv")
+        mixed = self.attend(0, "qkv")
         self.output(mixed, self.float, ["batch", "new", geometry.heads * geometry.head_dim])
 
     def _sequence_inputs(self, layers: int) -> None:
         """Positions, tables, and the cells of `layers` layers; counts for the attention."""
-        self.input("attention_mask", "int64", ["batch", "total"])
         self.input("position_ids", "int64", ["batch", "new"])
         for layer in range(layers):
             for kind in ("key", "value"):
-                self.input(f"past_key_values.{layer}.{kind}", self.float, self.cells)
+                self.input(f"past_key_values.{layer}.{kind}", self.float, self.attention.cells)
         tables = ("cos_cache", "sin_cache")
         if self.genai:
             head_dim, theta = self.geometry.head_dim, self.geometry.rope_theta
@@ -146,15 +118,7 @@ class _Builder:
         else:
             for name in tables:
                 self.input(name, self.float, ["positions", self.geometry.head_dim // 2])
-        # tokens in all (batch,), and one less, as GroupQueryAttention has them
-        filled = self.node(
-            "ReduceSum", ["attention_mask", self.constant("axis_1", [1])], "filled", keepdims=0
-        )
-        before = self.node("Sub", [filled, self.constant("one", [1])], "before")
-        self.node("Cast", [before], "seqlens_k", to=TensorProto.INT32)
-        shape = self.node("Shape", ["attention_mask"], "mask_shape", start=1)
-        total = self.node("Squeeze", [shape], "total")
-        self.node("Cast", [total], "total_sequence_length", to=TensorProto.INT32)
+        self.attention.prepare()
 
     def embed(self) -> str:
         """Rows of the embedding (B, S, hidden)."""
@@ -207,28 +171,14 @@ class _Builder:
         )  # fmt: skip
         return outputs[0], outputs[3]
 
-    def attention(self, layer: int, qkv: str) -> str:
+    def attend(self, layer: int, qkv: str) -> str:
         """Windowed attention of one layer: packed (B, S, q + k + v) to (B, S, heads head_dim)."""
         past = [f"past_key_values.{layer}.{kind}" for kind in ("key", "value")]
         present = [f"present.{layer}.{kind}" for kind in ("key", "value")]
-        geometry, window = self.geometry, self.window.size_tokens
-        ring = {} if window is None else dict(local_window_size=window, sliding_window_cache=1)
-        mixed = f"layers.{layer}.mixed"
-        self.node(
-            "GroupQueryAttention",
-            [qkv, "", "", *past, "seqlens_k", "total_sequence_length", "cos_cache", "sin_cache",
-             "position_ids"],
-            [mixed, *present],
-            num_heads=geometry.heads, kv_num_heads=geometry.kv_heads, do_rotary=1, **ring,
-        )  # fmt: skip
+        mixed = self.attention.layer(f"layers.{layer}", qkv, past, present)
         for name in present:
-            self.output(name, self.float, self.cells)
+            self.output(name, self.float, self.attention.cells)
         return mixed
-
-    @property
-    def cells(self) -> list[int | str]:
-        """The shape of a layer's keys, and of its values."""
-        return ["batch", self.geometry.kv_heads, "cells", self.geometry.head_dim]
 
     def head(self, norm: str) -> None:
         """Logits, float32, of the positions from `logits_from` on."""
@@ -240,48 +190,12 @@ class _Builder:
             "Slice", [norm, "logits_from", self.constant("end", [END]), "axis_1"], "wanted"
         )
         logits = self.linear("embedding" if self.geometry.tied else "head", wanted)
-        self.node("Cast", [logits], "logits", to=TensorProto.FLOAT)
+        self.cast(logits, "float32", "logits")
         # genai has to see from the shape that there is one row, whatever the prompt's length
         self.output(
             "logits", "float32", ["batch", 1 if self.genai else "wanted", self.geometry.vocab]
         )
 
-    def node(self, kind: str, inputs: Sequence[str], outputs: str | list[str], **settings: Any):
-        """Add a node; returns the name of its (first) output."""
-        names = [outputs] if isinstance(outputs, str) else outputs
-        domain = "" if onnx.defs.has(kind) else DOMAIN
-        self.nodes.append(
-            helper.make_node(kind, inputs, names, name=names[0], domain=domain, **settings)
-        )
-        return names[0]
-
-    def input(self, name: str, kind: str, shape: list[int | str]) -> None:
-        """Declare an input of the graph."""
-        self.inputs.append(helper.make_tensor_value_info(name, TYPES[kind], shape))
-
-    def output(self, name: str, kind: str, shape: list[int | str]) -> None:
-        """Declare an output of the graph."""
-        self.outputs.append(helper.make_tensor_value_info(name, TYPES[kind], shape))
-
-    def constant(self, name: str, value: list[int] | np.ndarray) -> str:
-        """A small tensor within the graph's own file."""
-        self.initializers.append(numpy_helper.from_array(np.asarray(value), name))
-        return name
-
     def vector(self, name: str) -> str:
         """A stored vector by its name in the graph."""
         return self.stored(self.weights.vectors[name])
-
-    def stored(self, tensor: Stored) -> str:
-        """Refer to a tensor of the data file."""
-        if tensor.name not in self._stored:
-            self._stored.add(tensor.name)
-            proto = TensorProto(
-                name=tensor.name, data_type=TYPES[tensor.type], dims=tensor.shape,
-                data_location=TensorProto.EXTERNAL,
-            )  # fmt: skip
-            place = dict(location=DATA_NAME, offset=tensor.offset_bytes, length=tensor.nbytes)
-            for key, value in place.items():
-                proto.external_data.add(key=key, value=str(value))
-            self.initializers.append(proto)
-        return tensor.name

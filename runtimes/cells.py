@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 from runtimes.contract import Window
 
+STEP = 32  # cells, guessed. They move by whole steps: a position's place in its step stays
+
 Move = Callable[[int, int], None]
 """move(start, count): copy the `count` cells from `start` on to the front, in every layer."""
 
@@ -18,7 +20,8 @@ Move = Callable[[int, int], None]
 class Cells:
     """Law: cells [needed, filled) hold all that the next position sees besides itself.
 
-    `first` is the position in cell 0. A move that is interrupted leaves no position at all.
+    `first` is the position in cell 0, a multiple of STEP. A move that is interrupted leaves no
+    position at all.
     """
 
     def __init__(self, window: Window, context_tokens: int, chunk_tokens: int) -> None:
@@ -26,7 +29,8 @@ class Cells:
         self._chunk_tokens = chunk_tokens
         self.count = context_tokens
         if self._size is not None:
-            self.count = min(context_tokens, self._size - 1 + 2 * chunk_tokens)
+            most = self._size - 1 + 2 * chunk_tokens + STEP - 1
+            self.count = min(context_tokens, most + -most % STEP)
         self.position = 0
         self.first = 0
 
@@ -38,7 +42,11 @@ class Cells:
     @property
     def needed(self) -> int:
         """The first cell that the window of the next position reaches."""
-        return 0 if self._size is None else max(0, self.filled - (self._size - 1))
+        return self.needed_after(0)
+
+    def needed_after(self, more: int) -> int:
+        """The same once `more` cells are filled."""
+        return 0 if self._size is None else max(0, self.filled + more - (self._size - 1))
 
     @property
     def kept_from(self) -> int:
@@ -54,6 +62,7 @@ class Cells:
             return
         assert self._size is not None, "without a window the cells hold the whole context"
         start = self.filled - min(self.filled, self._size - 1 + self._chunk_tokens)
+        start -= start % STEP
         first, position = self.first + start, self.position
         self.first = self.position = 0
         move(start, position - first)

@@ -20,8 +20,9 @@ from runtimes.host import library_hashes
 
 # GroupQueryAttention of these versions sees W keys for local_window_size W, the query's own
 # included, and keeps a ring of them (onnxruntime#25927, #29904). Before 1.24 it saw W + 1; from
-# 1.29 on it has the ring. What comes after is told apart by the self-test in backends/onnx.py.
+# 1.29 on it has the ring. What comes after is told apart by the self-test in onnx_graph.py.
 LEAST_VERSION = (1, 29)
+TESTED_VERSION = "1.32"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 FATAL = 4  # onnxruntime's severities: errors come as exceptions too
 

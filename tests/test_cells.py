@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtimes.cells import Cells, EngineRing
+from runtimes.cells import STEP, Cells, EngineRing
 from runtimes.contract import Window
 
 STEPS = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 40)), max_size=120)
@@ -27,6 +27,7 @@ def test_cells_hold_what_the_next_position_sees(window, chunk, steps):
         cells.make_room(new, move)
         if cells.first > before:  # it moved: a chunk can be forgotten
             assert cells.position - cells.kept_from >= chunk
+        assert cells.first % STEP == 0
         for i in range(new):
             held[cells.filled + i] = cells.position + i
         cells.position += new

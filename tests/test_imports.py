@@ -43,7 +43,7 @@ HEAVY = {
     "huggingface_hub": {"packager/fetch.py"},
     "llama_cpp": {"runtimes/llama.py"},
     "model_signing": {"packager/signing.py"},
-    "onnx": {"packager/onnx_graph.py"},
+    "onnx": {"packager/onnx_nodes.py"},
     "onnxruntime": {"runtimes/ort.py"},
     "pynvml": {"packager/gpu_meter.py", "packager/nvidia.py"},
     "torch": {

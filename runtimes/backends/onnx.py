@@ -12,19 +12,18 @@ rewound.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from runtimes.cells import Cells, EngineRing
+from runtimes.cells import STEP, Cells, EngineRing
 from runtimes.contract import BackendOptions, MemoryUse, Saved, Window
-from runtimes.errors import DeviceError, IntegrityError, UsageError, WindowError
+from runtimes.errors import DeviceError, UsageError
 from runtimes.host import resident_bytes
+from runtimes.onnx_graph import Graph, check_attention, rows_at_once
 from runtimes.ort import engine, engine_files, open_session
 from runtimes.positions import check_rewind, check_whole, check_window, checked_ids
 from runtimes.rope import rope_tables
@@ -33,13 +32,7 @@ __all__ = ["REQUIRES", "OnnxBackend", "engine_files", "open_backend"]
 
 # What importing onnxruntime loads, found by listing sys.modules: itself and numpy.
 REQUIRES = ("onnxruntime",)
-TESTED_VERSION = "1.32"
 MODEL_NAME, PROBE_NAME = "model.onnx", "probe.onnx"
-TYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
-# The engine looks at every cell it is shown, and showing others costs a binding per layer (.28 ms
-# for 24, measured). So it is shown up to this many too many. Guessed.
-SHOWN_STEP = 32
-MAX_COUNT = 1 << 20  # guessed: far beyond any layer, head or vocabulary; bounds what is allocated
 
 
 def open_backend(path: Path, window: Window, options: BackendOptions) -> OnnxBackend:
@@ -49,41 +42,6 @@ def open_backend(path: Path, window: Window, options: BackendOptions) -> OnnxBac
     would lose the window, IntegrityError for files that are not what starpack wrote.
     """
     return OnnxBackend(path, window, options)
-
-
-@dataclass(frozen=True, slots=True)
-class Graph:
-    """What the converter wrote down of the graph."""
-
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    window_tokens: int | None
-    rope_theta: float
-    float_type: np.dtype
-
-    @classmethod
-    def of(cls, session: Any, path: Path) -> Graph:
-        """Read it from the graph's metadata; IntegrityError where that makes no sense."""
-        try:
-            data = json.loads(session.get_modelmeta().custom_metadata_map["starpack"])
-            kinds = {i.name: i.type for i in session.get_inputs()}
-            counts = {k: data[k] for k in ("layers", "heads", "kv_heads", "head_dim", "vocab")}
-            window, theta = data["window_tokens"], data["rope_theta"]
-            for count in (*counts.values(), 1 if window is None else window):
-                if type(count) is not int or not 0 < count <= MAX_COUNT:
-                    raise ValueError(f"{count!r} is not a count")
-            kind = TYPES[kinds["past_key_values.0.key"]]
-            return cls(**counts, window_tokens=window, rope_theta=float(theta), float_type=kind)
-        except (KeyError, TypeError, ValueError) as error:
-            raise IntegrityError(
-                f"the graph does not say what it is: {type(error).__name__} {error}",
-                where=path,
-                expected="a graph that starpack wrote",
-                remedy="convert the checkpoint again",
-            ) from None
 
 
 class OnnxBackend:
@@ -106,7 +64,9 @@ class OnnxBackend:
         self.vocab_size = self._graph.vocab
         check_window(self._graph.window_tokens, window, path)
         self._check_type(path)
-        self._window_applied = self._check_window(path / PROBE_NAME)
+        self._window_applied = str(window.size_tokens or "none")
+        if window.size_tokens is not None:
+            check_attention(self._graph, path / PROBE_NAME, options.provider, options.threads)
         self._weights_bytes = max(resident_bytes() - held, 0)
         self._bind()
         self._load_s = time.perf_counter() - started
@@ -121,81 +81,16 @@ class OnnxBackend:
                 remedy="convert to onnx:fp16 or onnx:int4-g32-fp16, or use --provider cpu",
             )
 
-    def _check_window(self, probe: Path) -> str:
-        """Ask the engine how many keys a query sees; WindowError where that is not the window.
-
-        The probe is one attention node of the model's shape and window W. Position W must not see
-        position 0, and must see position 1: a large value put there shows. So the next, in the
-        same call, must not see 1. This needs no reference and no tolerance.
-        """
-        wanted = self.window.size_tokens
-        if wanted is None:
-            return "none"
-        session = open_session(probe, self._provider, self._threads)
-        for new in (1, 2):  # kernels for one query and for several may differ
-            plain, out, inside = (self._probe(session, wanted, new, at) for at in (None, 0, 1))
-            if (plain != out).any() or not (plain[0] != inside[0]).any():
-                raise WindowError(
-                    f"the attention of ONNX Runtime {engine().__version__} does not see the last "
-                    f"{wanted} tokens, but another number",
-                    where=probe,
-                    expected=f"{TESTED_VERSION}, which starpack is tested with",
-                    remedy="install the bundle with its own ./install, or run `make setup`",
-                )
-            if new == 2 and (plain[1] != inside[1]).any():
-                raise WindowError("the second query of a call sees a token too many", where=probe)
-        return str(wanted)
-
-    def _probe(self, session: Any, past: int, new: int, marked: int | None) -> np.ndarray:
-        """What `new` queries after `past` positions compute, (new, hidden), one value marked."""
-        graph, kind = self._graph, self._graph.float_type
-        rng = np.random.default_rng(0)
-        cells = past + new if self._moves else past
-        width = (graph.heads + 2 * graph.kv_heads) * graph.head_dim
-        key = np.zeros((1, graph.kv_heads, cells, graph.head_dim), kind)
-        key[:, :, :past] = rng.standard_normal(key[:, :, :past].shape).astype(kind)
-        value = key.copy()
-        if marked is not None:
-            value[:, :, marked] = 1000.0
-        cos, sin = rope_tables(past + new, graph.head_dim, graph.rope_theta)
-        feeds = {
-            "qkv": rng.standard_normal((1, new, width)).astype(kind),
-            "attention_mask": np.ones((1, past + new), np.int64),
-            "position_ids": np.arange(past, past + new)[None],
-            "past_key_values.0.key": key,
-            "past_key_values.0.value": value,
-            "cos_cache": cos.astype(kind),
-            "sin_cache": sin.astype(kind),
-        }
-        return session.run(["layers.0.mixed"], feeds)[0][0]
-
     def _bind(self) -> None:
         """Allocate every buffer and bind what stays bound."""
         graph, kind = self._graph, self._graph.float_type
-        # the engine asks for no fewer cells than the window has
-        count = max(self._cells.count, self.window.size_tokens or 0)
-        shape = (1, graph.kv_heads, count, graph.head_dim)
         self._binding = self._session.io_binding()
-        self._cache_bytes = 2 * graph.layers * int(np.prod(shape)) * kind.itemsize
-        names = [f"{layer}.{part}" for layer in range(graph.layers) for part in ("key", "value")]
-        # Keys and values of each layer, on a CPU. What is shown starts at any cell and has the same
-        # shape, so its end lies as far beyond: in the next one, or in a head that is never touched.
-        # They are one allocation, which numpy asks the system to put on large pages.
-        self._cache: dict[str, np.ndarray] = {}
-        heads = graph.kv_heads
-        if self._moves:
-            whole = np.zeros((len(names) * heads + 1, count, graph.head_dim), kind)
-            self._cache = {name: whole[i * heads :][:heads] for i, name in enumerate(names)}
-        else:
-            for name in names:
-                cells = np.zeros(shape, kind)
-                value = engine().OrtValue.ortvalue_from_numpy(cells, self._provider, 0)
-                self._binding.bind_ortvalue_input(f"past_key_values.{name}", value)
-                self._binding.bind_ortvalue_output(f"present.{name}", value)
-        self._show(0)
+        self._allocate()
+        self._show(0, self._count)
         self._ids = np.zeros((1, self.chunk_tokens), np.int64)
         self._positions = np.zeros((1, self.chunk_tokens), np.int64)
-        self._mask = np.ones((1, count if self._moves else self.context_tokens), np.int64)
+        self._mask = np.ones((1, self._count if self._moves else self.context_tokens), np.int64)
+        self._first_position = np.zeros(1, np.int64)
         self._last_logits = np.empty((1, 1, self.vocab_size), np.float32)
         self._logits_from = np.zeros(1, np.int64)
         tables = rope_tables(self.context_tokens, graph.head_dim, graph.rope_theta)
@@ -203,16 +98,52 @@ class OnnxBackend:
         for name, table in zip(("cos_cache", "sin_cache"), self._tables, strict=True):
             self._bind_input(name, table, table.shape)
         self._bind_input("logits_from", self._logits_from, (1,))
+        if graph.products:
+            self._bind_input("first_position", self._first_position, (1,))
         self._bound = 0  # how many ids the inputs are bound for
         self._bound_logits: np.ndarray | None = None
 
-    def _show(self, first: int) -> None:
-        """Have the engine see the cells from `first` on as its whole cache."""
-        self._shown = self._cells.count + 1  # none, should this be interrupted
+    def _allocate(self) -> None:
+        """The cells: on a CPU one array (cells, kv_heads, head_dim) for each layer's keys, values.
+
+        Products have cells in that order. The engine's own node has them by head in memory. Then
+        what is shown starts at any cell and has the same shape, so its end lies as far beyond: in
+        the next array, or in a head that is never touched. They are one allocation, which numpy
+        asks the system to put on large pages.
+        """
+        graph, heads = self._graph, self._graph.kv_heads
+        self._count = self._cells.count
+        if not graph.products:  # the engine asks for no fewer cells than the window has
+            self._count = max(self._count, self.window.size_tokens or 0)
+        size = (self._count, graph.head_dim)
+        names = [f"{layer}.{part}" for layer in range(graph.layers) for part in ("key", "value")]
+        self._cache_bytes = len(names) * heads * int(np.prod(size)) * graph.float_type.itemsize
+        self._cache: dict[str, np.ndarray] = {}
+        if not self._moves:
+            for name in names:
+                cells = np.zeros((1, heads, *size), graph.float_type)
+                value = engine().OrtValue.ortvalue_from_numpy(cells, self._provider, 0)
+                self._binding.bind_ortvalue_input(f"past_key_values.{name}", value)
+                self._binding.bind_ortvalue_output(f"present.{name}", value)
+        elif graph.products:
+            shape = (len(names), self._count, heads, graph.head_dim)
+            self._cache = dict(zip(names, np.zeros(shape, graph.float_type), strict=True))
+        else:
+            whole = np.zeros((len(names) * heads + 1, *size), graph.float_type)
+            parts = (whole[i * heads :][:heads].swapaxes(0, 1) for i in range(len(names)))
+            self._cache = dict(zip(names, parts, strict=True))
+
+    def _show(self, first: int, end: int) -> None:
+        """Have the engine see the cells from `first` on as its whole cache; products, to `end`."""
+        self._shown = (0, 0)  # none, should this be interrupted
+        heads, size = self._graph.kv_heads, self._graph.head_dim
+        shape = (1, heads, self._count, size)
+        if self._graph.products:
+            shape = (end - first, heads, size)
         for name, cells in self._cache.items():
-            self._bind_input(f"past_key_values.{name}", cells[0, first:], (1, *cells.shape))
-            self._bind_output(f"present.{name}", cells[0, first:], (1, *cells.shape))
-        self._shown = first
+            self._bind_input(f"past_key_values.{name}", cells[first], shape)
+            self._bind_output(f"present.{name}", cells[first], shape)
+        self._shown = (first, end)
 
     def _bind_input(self, name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
         self._binding.bind_input(name, "cpu", 0, array.dtype, shape, array.ctypes.data)
@@ -233,25 +164,39 @@ class OnnxBackend:
     def forward(self, ids: Sequence[int], last_only: bool = True) -> np.ndarray:
         """Append `ids` (1 to chunk_tokens); float32 logits, (1 or T, vocab), the caller's own."""
         new = checked_ids(self, ids)
-        count = len(new)
-        cells = self._cells
+        count, cells = len(new), self._cells
         cells.make_room(count, self._move)
-        if self._moves and not 0 <= cells.needed - self._shown < SHOWN_STEP:
-            self._show(cells.needed)
+        rows = 1 if last_only else count
+        logits = self._last_logits
+        if rows > 1:
+            logits = np.empty((1, rows, self.vocab_size), np.float32)
+        step = count
+        if self._graph.products:
+            seen = cells.filled - cells.needed + count
+            step = min(count, rows_at_once(self._graph.heads, seen))
+        for start in range(0, count, step):
+            part = new[start : start + step]
+            self._run(part, start, logits[:, start : start + len(part)] if rows > 1 else logits)
+        cells.position += count
+        return logits[0].copy() if rows == 1 else logits[0]
+
+    def _run(self, new: Sequence[int], after: int, logits: np.ndarray) -> None:
+        """Compute `new`, which lie `after` ids beyond the position, and their last logits."""
+        cells, count = self._cells, len(new)
+        position, filled = cells.position + after, cells.filled + after
+        self._see(cells.needed_after(after), filled + count)
         self._ids[0, :count] = new
-        self._positions[0, :count] = np.arange(cells.position, cells.position + count)
+        self._positions[0, :count] = np.arange(position, position + count)
         if count != self._bound:
             self._bound = 0  # should this be interrupted
             self._bind_input("input_ids", self._ids, (1, count))
             self._bind_input("position_ids", self._positions, (1, count))
             self._bound = count
-        total = cells.filled + count - self._shown
-        self._bind_input("attention_mask", self._mask, (1, total))
-        self._logits_from[0] = -1 if last_only else 0
-        rows = 1 if last_only else count
-        logits = self._last_logits
-        if rows > 1:
-            logits = np.empty((1, rows, self.vocab_size), np.float32)
+        first, _ = self._shown
+        self._first_position[0] = cells.first + first
+        if not self._graph.products:
+            self._bind_input("attention_mask", self._mask, (1, filled + count - first))
+        self._logits_from[0] = -logits.shape[1]
         if logits is not self._bound_logits:
             self._bound_logits = None
             self._bind_output("logits", logits, logits.shape)
@@ -260,15 +205,29 @@ class OnnxBackend:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # the engine has a class for each of its codes
             raise DeviceError(
-                f"ONNX Runtime failed at position {cells.position}: {error}",
+                f"ONNX Runtime failed at position {position}: {error}",
                 remedy="if memory ran out, use a smaller --context or recipe",
             ) from None
-        cells.position += count
-        return logits[0].copy() if rows == 1 else logits[0]
+
+    def _see(self, needed: int, end: int) -> None:
+        """Show the cells [needed, end) and less than a STEP more on either side.
+
+        The engine looks at every cell it is shown, and showing others costs a binding per layer
+        (.28 ms for 24, measured): hence steps.
+        What is shown follows from the positions alone, so that a sequence goes on to the bit,
+        whatever was rewound or put back before: where a sum begins says how it is rounded.
+        """
+        if not self._moves:
+            return
+        first, last = needed - needed % STEP, self._count
+        if self._graph.products:
+            last = min(last, end + -end % STEP)
+        if (first, last) != self._shown:
+            self._show(first, last)
 
     def _move(self, start: int, count: int) -> None:
         for cells in self._cache.values():
-            cells[:, :count] = cells[:, start : start + count]
+            cells[:count] = cells[start : start + count]
 
     def rewind(self, position: int) -> None:
         """Forget every id at `position` and after; RewindError where that cannot be exact."""
@@ -280,14 +239,14 @@ class OnnxBackend:
         if not self._moves:
             return None
         filled = self._cells.filled
-        return self._cells.state, [cells[:, :filled].copy() for cells in self._cache.values()]
+        return self._cells.state, [cells[:filled].copy() for cells in self._cache.values()]
 
     def load(self, saved: Saved) -> None:
         """Put saved cells back."""
         state, caches = saved
         self._cells.rewind(0)
         for cells, kept in zip(self._cache.values(), caches, strict=True):
-            cells[:, : kept.shape[1]] = kept
+            cells[: len(kept)] = kept
         self._cells.state = state
 
     def memory_bytes(self) -> MemoryUse:

@@ -62,7 +62,7 @@ def stored_weights(folder: Path) -> dict[str, np.ndarray]:
     arrays = {t.name: numpy_helper.to_array(t, str(folder)) for t in graph.initializer}
     weights: dict[str, np.ndarray] = {}
     for node in graph.node:
-        if node.op_type == "FusedMatMul":
+        if node.op_type == "FusedMatMul" and node.input[1] in arrays:
             weights[node.name.removesuffix(".y")] = arrays[node.input[1]].astype(np.float32)
         elif node.op_type == "MatMulNBits":
             settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}

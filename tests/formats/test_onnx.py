@@ -118,6 +118,15 @@ def test_same_inputs_same_bytes(tmp_path):
     assert made[0].entry == ""
 
 
+@pytest.mark.parametrize(("recipe", "own"), [("fp32", False), ("int8", False), ("fp16", True)])
+def test_the_engines_attention_is_where_it_is_the_faster(tmp_path, recipe, own):
+    """On GPUs, which take half precision alone, and in onnxruntime-genai, which knows no other."""
+    folder = onnx.convert(checkpoint_of(tmp_path), onnx.variant(recipe), tmp_path / "out").path
+    for name, expected in (("model.onnx", own), ("probe.onnx", own), ("genai.onnx", True)):
+        graph = load(folder / name, load_external_data=False).graph
+        assert any(node.op_type == "GroupQueryAttention" for node in graph.node) == expected
+
+
 # --- calibrated codes --------------------------------------------------------------------------
 
 

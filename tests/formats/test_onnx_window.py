@@ -16,6 +16,7 @@ from packager.records import Checkpoint
 from runtimes import ort as engine_module
 from runtimes.contract import Window
 from runtimes.errors import RewindError, WindowError
+from runtimes.onnx_graph import rows_at_once
 from tests.formats.laws import (
     SHAPES,
     check_flat_memory,
@@ -58,6 +59,28 @@ def test_chunks_of_changing_size_give_the_same(exported):
         assert logits.shape == (1, checkpoint.geometry.vocab)
         assert np.abs(logits[0] - reference[at - 1]).max() < MOST_ERROR
     backend.close()
+
+
+def test_a_call_that_runs_in_parts_gives_the_same(exported, monkeypatch):
+    """As long calls do at the real shape: scores of all their rows would take too much memory."""
+    checkpoint, path, ids, reference = exported
+    monkeypatch.setattr(backend_module, "rows_at_once", lambda heads, cells: 5)
+    backend = open_backend(path, checkpoint, chunk_tokens=64)
+    error = np.abs(logits_of(backend, ids, 64) - reference)
+    assert error.max() < MOST_ERROR
+    backend.rewind(0)
+    for at in range(0, len(ids), 64):
+        last = backend.forward(ids[at : at + 64].tolist())
+    assert np.abs(last[0] - reference[-1]).max() < MOST_ERROR
+    run = (backend._session, "run_with_iobinding")
+    check_interrupts(backend, ids, reference, run, largest, MOST_ERROR)
+
+
+def test_scores_that_are_kept_are_bounded():
+    assert rows_at_once(heads=24, cells=512) == 128  # all that other products gain by
+    for heads, cells in ((24, 4096 + 512), (48, 4096 + 512), (24, 16_384)):
+        assert 16 <= rows_at_once(heads, cells) < 128
+        assert 4 * heads * cells * rows_at_once(heads, cells) <= 27 << 20
 
 
 def replace_window(checkpoint: Checkpoint, size: int | None) -> Checkpoint:
@@ -112,6 +135,19 @@ def test_a_sequence_put_aside_goes_on_to_the_bit(exported):
 def test_reproducible_answers_do_not_depend_on_what_came_before(exported):
     checkpoint, path, *_ = exported
     check_same_bits(path, checkpoint, open_backend)
+
+
+def test_half_precision_on_a_cpu_keeps_to_the_laws_in_its_own_way(exported, tmp_path):
+    """The engine's own node, over cells that start anywhere."""
+    checkpoint, _, ids, reference = exported
+    folder = onnx.convert(checkpoint, onnx.variant("fp16"), tmp_path / "half").path
+    backend = open_backend(folder, checkpoint, chunk_tokens=24)
+    window = checkpoint.window.size_tokens
+    for chunk in (1, 7, 24):
+        backend.rewind(0)
+        error = logits_of(backend, ids, chunk) - reference
+        assert rms(error[window:]) < 1.5 * rms(error[:window]) < 0.01
+    check_saves(checkpoint, backend)
 
 
 def test_random_rewinds_equal_a_fresh_run(exported):
