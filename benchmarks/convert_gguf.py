@@ -7,9 +7,10 @@ source (vendor/llama.cpp of the sdist in the cache) as its users do, for this ma
 
     cmake -B DIR -DCMAKE_BUILD_TYPE=Release SOURCE && cmake --build DIR --target llama-quantize
 
-Each run is a process of its own; wall time and peak memory are those of the process (for theirs:
-the sum, and the larger). `--tokenizer` must be StarCoder2's own tokenizer.json, because theirs
-accepts tokenizers that it knows. The tensors of both files must be the same to the byte.
+Each run is a process of its own; times and peak memory are those of the process (for theirs: the
+sums, and the larger). On a busy machine the time on the processor says more than wall time.
+`--tokenizer` must be StarCoder2's own tokenizer.json, because theirs accepts tokenizers that it
+knows. The tensors of both files must be the same to the byte.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def theirs(model: Path, folder: Path, source: Path, peer: Path) -> tuple[Run, Pa
     first = timed([sys.executable, script, model, "--outfile", half, "--outtype", "f16"])
     second = timed([peer, half, target, "Q4_K_M", len(os.sched_getaffinity(0))])
     peak = max(first.peak_bytes, second.peak_bytes)
-    return Run(first.wall_s + second.wall_s, peak), target
+    return Run(first.wall_s + second.wall_s, first.cpu_s + second.cpu_s, peak), target
 
 
 def check_same(ours: Path, theirs: Path) -> None:
