@@ -64,12 +64,14 @@ def child(checkpoint: str, file: str, threads: int, depths: list[int]) -> None:
             _complete(runtime, [*before, *draw(8)], 8)  # fills the depth, and warms up
             prompts = [_complete(runtime, before + draw(PROMPT_TOKENS), 0) for _ in range(REPEATS)]
             assert all(p.timings.reused_tokens == depth for p in prompts), "the depth was lost"
-            rates[f"pp512 @ d{depth}"] = PROMPT_TOKENS / statistics.median(
+            rates[f"pp{PROMPT_TOKENS} @ d{depth}"] = PROMPT_TOKENS / statistics.median(
                 p.timings.prompt_s for p in prompts
             )
             # the first id comes from the prompt, so there are as many steps as ids after it
             runs = [_complete(runtime, before or draw(1), 1 + STEPS) for _ in range(REPEATS)]
-            rates[f"tg64 @ d{depth}"] = STEPS / statistics.median(r.timings.decode_s for r in runs)
+            rates[f"tg{STEPS} @ d{depth}"] = STEPS / statistics.median(
+                r.timings.decode_s for r in runs
+            )
     print(json.dumps(rates))
 
 
