@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 # About 300 million parameters in StarCoder2's proportions.
@@ -26,9 +26,10 @@ MAKE = (
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Seconds of wall time and peak resident bytes of one process, or of a sequence of them."""
+    """Wall time, time on the processor and peak memory of one process, or of a sequence of them."""
 
     wall_s: float
+    cpu_s: float
     peak_bytes: int
 
 
@@ -47,7 +48,8 @@ def timed(command: list[object], environment: Mapping[str, str] | None = None) -
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{command[:3]} ended with code {process.returncode}:\n{error[-2000:]}")
-    return Run(time.perf_counter() - started, usage.ru_maxrss * 1024)
+    wall_s = time.perf_counter() - started
+    return Run(wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
 
 def make_checkpoint(model: Path, **changes: object) -> None:
@@ -58,21 +60,18 @@ def make_checkpoint(model: Path, **changes: object) -> None:
 def summary(
     results: dict[str, list[Run]], sizes: dict[str, int], parameters: int
 ) -> dict[str, object]:
-    """Medians, raw values and the ratio ours / theirs."""
+    """The ratios ours / theirs of the medians, and what every run took."""
+    names = [field.name for field in fields(Run)]
     median = {
-        who: (
-            statistics.median(run.wall_s for run in runs),
-            statistics.median(run.peak_bytes for run in runs),
-        )
+        who: {name: statistics.median(getattr(run, name) for run in runs) for name in names}
         for who, runs in results.items()
     }
+    ratios = {name: median["ours"][name] / median["theirs"][name] for name in names}
     return {
         "parameters": parameters,
-        "wall_ratio": median["ours"][0] / median["theirs"][0],
-        "peak_ratio": median["ours"][1] / median["theirs"][1],
+        "wall_ratio": ratios["wall_s"],
+        "cpu_ratio": ratios["cpu_s"],
+        "peak_ratio": ratios["peak_bytes"],
         "file_bytes": sizes,
-        "runs": {
-            who: [{"wall_s": r.wall_s, "peak_bytes": r.peak_bytes} for r in runs]
-            for who, runs in results.items()
-        },
+        "runs": {who: [asdict(run) for run in runs] for who, runs in results.items()},
     }

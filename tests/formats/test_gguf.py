@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -52,6 +53,31 @@ def llama_quantize(source: Path, target: Path, file_type: int) -> int:
     params.ftype, params.nthread = file_type, 1
     names = (str(path).encode() for path in (source, target))
     return llama_cpp.llama_model_quantize(*names, params)
+
+
+# SHA-256 of what ggml-quants.c as published writes for `awkward_rows`, compiled without our patch
+PUBLISHED = {
+    "Q4_K": "b01dbd50a83ce2b8f421ef688a017c11aa30fe07a1c9bcbc19ecc0a739880b34",
+    "Q5_K": "4cefdf293c51935213b3ec37a69591a7e3daefa4c9aefbcd6cef2b01bd9291fb",
+}
+
+
+@pytest.mark.parametrize("type_name", PUBLISHED)
+def test_bytes_are_those_of_the_quantiser_as_published(type_name):
+    packed = ggml.row_quantizer(type_name, "rows")(awkward_rows())
+    assert hashlib.sha256(packed).hexdigest() == PUBLISHED[type_name]
+
+
+def awkward_rows() -> np.ndarray:
+    """Float32 (64, 2048): plain rows, and blocks of one value, of zeros, of one sign, of ties."""
+    raw = np.random.PCG64(0).random_raw(64 * 2048)
+    rows = ((raw >> np.uint64(40)).astype(np.float32) / 2**23 - 1).reshape(-1, 32)
+    rows[::7] = 0
+    rows[1::7] = rows[1::7, :1]
+    rows[2::7] = np.abs(rows[2::7])
+    rows[3::7] = np.round(rows[3::7] * 8) / 16
+    rows[4::7] **= 9
+    return rows.reshape(64, 2048)
 
 
 @pytest.mark.parametrize("layers", [30, 32, 40])
