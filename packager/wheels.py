@@ -4,7 +4,8 @@ As published, llama.cpp runs StarCoder2 with full attention. The patch beside th
 read the window from the model file and use its own windowed attention. It also gives the wheel a
 version of its own, leaves out llama.cpp's command-line tools, and keeps GCC 12 from dropping the
 tile shapes that its AMX kernels load: without that, quantised models end in an illegal instruction
-on processors with AMX.
+on processors with AMX. And it quantises to Q4_K and Q5_K in a fifth of the time where there is
+AVX2, eight blocks side by side, with the same bytes.
 
 The wheel is portable: one CPU kernel library per instruction set, chosen at run time, none tuned
 to the build machine. It needs the build machine's glibc or newer (symbols up to 2.34 with GCC 12),
@@ -56,6 +57,10 @@ PATCHED_FILES: Mapping[str, tuple[str, str]] = {
     "vendor/llama.cpp/ggml/src/ggml-cpu/amx/mmq.cpp": (
         "0f95c80e0300eca3b3a3df07272042fee708425e19cd5f2c4cba7b253b26d226",
         "7aa9714089f2000ed7e3f7ece844ac3a49b44f8810c522138d8e202db45d5e7c",
+    ),
+    "vendor/llama.cpp/ggml/src/ggml-quants.c": (
+        "7878680cc60493f98469a116e9b14af8b84789292ccf891c249230b2fa3d157f",
+        "47c0f4e4c1cb8b2e0a136d8c1ab42710f177bbd20ebd03b79ddafa70aa23307d",
     ),
     "vendor/llama.cpp/src/models/starcoder2.cpp": (
         "f37d72a30092fbe193d0a8ea656e37bdea8b173c5ba10f4d3f20d72f94a29e90",
