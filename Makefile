@@ -56,7 +56,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.engine: $(VENV)/.installed $(ENGINE)
 	$(STARPACK) wheels --out build
-	$(PIP) install --no-index --no-deps --force-reinstall $(WHEELS)/llama_cpp_python-*+starpack1-*.whl
+	$(PIP) install --no-index --no-deps --force-reinstall $(WHEELS)/llama_cpp_python-*+starpack2-*.whl
 	@touch $@
 
 wheels: $(VENV)/.installed ## build the GGUF engine's wheel, or take it from the cache

@@ -41,7 +41,7 @@ from packager.wheelhouse import content_key, locked, pip, run_logged
 
 SDIST = "llama_cpp_python-0.3.36.tar.gz"
 SDIST_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
-VERSION = "0.3.36+starpack1"
+VERSION = "0.3.36+starpack2"
 CUDA_VERSION = f"{VERSION}.cuda"
 PATCH = Path(__file__).parent / "engine" / "llama-cpp-python.patch"
 # SHA-256 of each file that the patch touches, before and after it
@@ -52,7 +52,7 @@ PATCHED_FILES: Mapping[str, tuple[str, str]] = {
     ),
     "llama_cpp/__init__.py": (
         "b05f3332080ca0313fea46964d9ee8f5183197360cf26247ad8fea9fa6b0e62b",
-        "ff919438fe04704edbdf6dabb4e42aa04621e47fe14f4bc55d63241a879658db",
+        "91169bfd9130b7d53e2a705e8a997da734ace01c4e548184b56d913bf8c655b7",
     ),
     "vendor/llama.cpp/ggml/src/ggml-cpu/amx/mmq.cpp": (
         "0f95c80e0300eca3b3a3df07272042fee708425e19cd5f2c4cba7b253b26d226",

@@ -119,7 +119,7 @@ def full_report() -> ReportData:
         comparisons=tuple(comparisons),
         notes=("The device was idle and at its usual clocks.", "Prompts are held-out Python."),
         warnings=("Uncalibrated estimates were accepted (--accept-uncalibrated).",),
-        versions=(("starpack", "0.1.0"), ("llama-cpp-python", "0.3.36+starpack1")),
+        versions=(("starpack", "0.1.0"), ("llama-cpp-python", "0.3.36+starpack2")),
         provenance=(("checkpoint", "ab" * 32), ("gguf-Q6_K.gguf", "cd" * 32)),
     )
 

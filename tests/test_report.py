@@ -148,7 +148,7 @@ def test_chosen_one_is_the_headline_with_its_figures():
         "limit p50 200 ms, p90 400 ms",
         "Uncalibrated estimates were accepted",
         "ab" * 32,
-        "0.3.36+starpack1",
+        "0.3.36+starpack2",
     ):
         assert words in text
 
