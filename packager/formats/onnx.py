@@ -101,9 +101,25 @@ def convert(
     `calibration` is the folder of GPTQ weights that the recipe int4 takes its codes from. Raises
     CheckpointError for weights that cannot be converted, UsageError where the folder is missing.
     """
+    with atomic_folder(out) as folder:
+        names = write_files(
+            folder, checkpoint, variant, open_tensors(checkpoint), calibration, progress
+        )
+        entries = tuple(file_entry(folder, name) for name in names)
+    return Artifact(variant, checkpoint.sha256, out, entries, tool_versions("onnx"))
+
+
+def write_files(
+    folder: Path,
+    checkpoint: Checkpoint,
+    variant: Variant,
+    source: TensorSource,
+    calibration: Path | None = None,
+    progress: Progress = no_progress,
+) -> tuple[str, ...]:
+    """Write the files of `convert` with the weights of `source`; returns their names."""
     recipe = parse(variant.recipe)
     head = _head_recipe(recipe, variant.head_bits)
-    source = open_tensors(checkpoint)
     given: GivenCodes | None = None
     if recipe.calibrated:
         given = _given_codes(calibration, checkpoint, recipe, source)
@@ -115,16 +131,13 @@ def convert(
         {name: plan.vector for name, plan in plans.items() if plan.vector is not None},
     )
     metadata = {"starpack": json.dumps(describe(checkpoint, variant, recipe))}
-    with atomic_folder(out) as folder:
-        write_tensors(folder / DATA_NAME, source, list(plans.values()), given, progress)
-        settings = (checkpoint, weights, recipe.activations, metadata)
-        onnx_graph.write_model(folder / MODEL_NAME, *settings)
-        onnx_graph.write_model(folder / GENAI_MODEL_NAME, *settings, genai=True)
-        onnx_graph.write_probe(folder / PROBE_NAME, checkpoint, recipe.activations, metadata)
-        write_json(folder / GENAI_NAME, genai_config(checkpoint, GENAI_MODEL_NAME))
-        names = (MODEL_NAME, DATA_NAME, PROBE_NAME, GENAI_MODEL_NAME, GENAI_NAME)
-        entries = tuple(file_entry(folder, name) for name in names)
-    return Artifact(variant, checkpoint.sha256, out, entries, tool_versions("onnx"))
+    write_tensors(folder / DATA_NAME, source, list(plans.values()), given, progress)
+    settings = (checkpoint, weights, recipe.activations, metadata)
+    onnx_graph.write_model(folder / MODEL_NAME, *settings)
+    onnx_graph.write_model(folder / GENAI_MODEL_NAME, *settings, genai=True)
+    onnx_graph.write_probe(folder / PROBE_NAME, checkpoint, recipe.activations, metadata)
+    write_json(folder / GENAI_NAME, genai_config(checkpoint, GENAI_MODEL_NAME))
+    return (MODEL_NAME, DATA_NAME, PROBE_NAME, GENAI_MODEL_NAME, GENAI_NAME)
 
 
 def tensor_bytes(geometry: Geometry, variant: Variant) -> dict[str, int]:
