@@ -92,7 +92,7 @@ def check(arguments: argparse.Namespace) -> int:
     interrupted = False
     try:
         # two at once would slow each other down
-        with locked(plan.state / "lock", lambda what, done, total: say(what)):
+        with locked(plan.state / "lock", lambda *_: say("another check runs: waiting for its end")):
             for outcome in run_all(plan, say):
                 outcomes.append(outcome)
     except (Interrupted, KeyboardInterrupt):

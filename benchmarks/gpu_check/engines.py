@@ -26,7 +26,7 @@ GGUF_REMEDY = (
 )
 ONNX_REMEDY = (
     "make another environment as .venv, with onnxruntime-gpu (1.29 or newer) in place of "
-    "onnxruntime, and name it: --python onnx=/path/to/bin/python"
+    "onnxruntime, and name it: --python onnx-exact=PYTHON --python onnx-3b=PYTHON"
 )
 Open = Callable[[Path, Window, BackendOptions], Backend]
 

@@ -27,9 +27,9 @@ SHAPE = dict(
     window=37, layers=3, hidden=1536, heads=12, kv_heads=1, ffn=2048, context=4096, seed=1,
     dtype="float16",
 )  # fmt: skip
-TOY_SHAPE = SHAPE | dict(hidden=256, heads=4, kv_heads=2, ffn=512, layers=2)
+TOY_SHAPE = SHAPE | dict(hidden=128, heads=2, ffn=256, layers=2)
 WINDOWS = 32  # how far the text goes on: 1,184 tokens
-TOY_WINDOWS = 12
+TOY_WINDOWS = 9
 PAST_WINDOWS = 8  # up to here is "past", the rest "far"
 CHUNK_TOKENS = 64
 CALLS = (1, 5, CHUNK_TOKENS)  # ids per call: a step, a step with guesses, a prompt's chunk

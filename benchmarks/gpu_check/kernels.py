@@ -82,7 +82,7 @@ def run(job: Job, keep: Keep) -> None:
         for product in PRODUCTS:
             with noting(keep, f"{product.kernel.name}, {name}"):
                 absent = not_for(product.kernel, capability)
-                if device.type == "cpu" and not product.on_cpu:
+                if gpu is None and not product.on_cpu:
                     what = "torch packs these for its CUDA kernel alone"
                     absent = NotRun(product.kernel.name, what, "a GPU", failed=False)
                 if absent is not None:

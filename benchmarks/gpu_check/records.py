@@ -23,10 +23,10 @@ OUT_OF_TIME, INTERRUPTED = "out of time", "interrupted"
 class Job:
     """What a part is told: the rest it finds out itself.
 
-    provider: "cuda", or "cpu" for a dry run on toys. work: a folder for its models, emptied after
-    it. limit_s: when its process will be ended. device: a device file's content, or None where the
-    driver states too little for one. peer: the Python that has GPTQModel.
-    held_bytes: as held_bytes() says before anything is loaded.
+    provider: "cuda", or "cpu" for a dry run. toy: with models that say nothing of a real one's
+    time. work: a folder for its models, emptied after it. limit_s: when its process will be ended.
+    device: a device file's content, or None where the driver states too little for one. peer: the
+    Python that has GPTQModel. held_bytes: as held_bytes() says before anything is loaded.
     """
 
     part: str
@@ -36,12 +36,8 @@ class Job:
     limit_s: float
     device: dict[str, Any] | None
     peer: str | None = None
+    toy: bool = False
     held_bytes: int = 0
-
-    @property
-    def toy(self) -> bool:
-        """Whether this is a dry run."""
-        return self.provider == "cpu"
 
 
 @dataclass(frozen=True, slots=True)

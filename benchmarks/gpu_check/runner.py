@@ -98,7 +98,16 @@ def run_part(plan: Plan, part: str, limit_s: float, file: Path) -> Outcome:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     file.unlink(missing_ok=True)
-    job = Job(part, plan.provider, work, plan.threads, limit_s, plan.facts.device, plan.peer)
+    job = Job(
+        part,
+        plan.provider,
+        work,
+        plan.threads,
+        limit_s,
+        plan.facts.device,
+        plan.peer,
+        toy=plan.provider == "cpu",
+    )
     command = [
         plan.pythons.get(part, sys.executable), "-m", "benchmarks.gpu_check.child",
         json.dumps(to_plain(job)), str(file),
