@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--again", nargs="?", const="all", help="measure anew: all of --parts, or those named"
     )
-    made.add_argument("--gpu", type=int, default=0, help="which, as nvidia-smi counts")
+    made.add_argument("--gpu", type=int, help="which, as nvidia-smi counts; the first visible one")
     made.add_argument("--threads", type=int, help="of the CPU; the physical cores unless given")
     made.add_argument(
         "--python", action="append", default=[], metavar="PART=PATH",
@@ -71,7 +71,10 @@ def parser() -> argparse.ArgumentParser:
 
 def check(arguments: argparse.Namespace) -> int:
     """As main; raises StarpackError."""
-    facts = dry_facts() if arguments.dry_run else find_facts(arguments.gpu)
+    if arguments.dry_run:
+        facts = dry_facts()
+    else:
+        facts = find_facts(first_visible() if arguments.gpu is None else arguments.gpu)
     limits = {part: _seconds(text) for part, text in _pairs("--limit", arguments.limit).items()}
     chosen = _names("--parts", arguments.parts) or tuple(PARTS)
     again = chosen if arguments.again == "all" else _names("--again", arguments.again)
@@ -106,6 +109,18 @@ def check(arguments: argparse.Namespace) -> int:
     print(tables(record))
     say(f"written: {file}")
     return Cancelled.exit_code if interrupted else exit_code(record)
+
+
+def first_visible() -> int:
+    """The GPU that CUDA_VISIBLE_DEVICES names first, 0 without. Raises UsageError for a UUID."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+    if first and not first.isdecimal():
+        raise UsageError(
+            f"CUDA_VISIBLE_DEVICES names a GPU as {first!r}",
+            expected="a number",
+            remedy="give its number with --gpu; `nvidia-smi -L` lists them",
+        )
+    return int(first or 0)
 
 
 def say(text: str) -> None:
