@@ -5,15 +5,24 @@ torch's int4 operations, which only CUDA has, are tests/formats/int4_kernel.py. 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import types
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-from benchmarks.gpu_check import exact, kernels, peer_kernels, speed, weights  # noqa: E402
+from benchmarks.gpu_check import (  # noqa: E402
+    exact,
+    kernels,
+    peer_kernels,
+    product_times,
+    speed,
+    weights,
+)
 from benchmarks.gpu_check.engines import ENGINES  # noqa: E402
 from benchmarks.gpu_check.kernel_table import KERNELS  # noqa: E402
 from benchmarks.gpu_check.product_times import series_s  # noqa: E402
@@ -199,6 +208,37 @@ def test_a_series_is_timed_as_a_whole():
     seconds, captured = series_s([lambda: done.append(1)] * 3, torch.device("cpu"))
     assert seconds > 0 and not captured
     assert len(done) % 3 == 0 and len(done) > 9
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_series_is_replayed_as_a_graph_where_it_can_be_recorded(monkeypatch, works):
+    """How torch.cuda is called; what it does there, only a GPU shows."""
+    said: list[str] = []
+
+    @contextlib.contextmanager
+    def record(graph):
+        assert isinstance(graph, Graph)
+        said.append("record")
+        yield
+        if not works:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    class Graph:
+        def replay(self) -> None:
+            said.append("replay")
+
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: said.append("wait"))
+    device = types.SimpleNamespace(type="cuda")
+    seconds, captured = series_s([lambda: said.append("call")] * 2, device)
+    assert seconds > 0 and captured is works
+    warm = [*["call"] * 2 * product_times.WARM_UPS, "wait", "record", "call", "call"]
+    assert said[: len(warm)] == warm
+    once = ["replay"] if works else ["call", "call"]
+    rest = said[len(warm) :]
+    assert rest[:4] == (["replay", "wait", "wait", "replay"] if works else ["wait", "wait", *once])
+    assert rest[-len(once) - 1 :] == [*once, "wait"]
 
 
 class Peer:
