@@ -144,9 +144,11 @@ def test_what_a_part_found_survives_its_limit(plan, monkeypatch):
         raise subprocess.TimeoutExpired("part", 30)
 
     processes(monkeypatch, too_long)
-    found = run_part(plan, "kernels", 30, plan.file("kernels"))
+    found = run_part(plan, "kernels", 90, plan.file("kernels"))
     assert (found.status, found.findings) == (OUT_OF_TIME, (to_plain(FINDING),))
-    assert found.what == "it took more than 30 s" and "--limit kernels=120" in found.remedy
+    assert found.what == "it took more than 90 s" and "--limit kernels=360" in found.remedy
+    assert "run it again" in run_part(plan, "kernels", 30, plan.file("kernels")).remedy
+    found = run_part(plan, "kernels", 90, plan.file("kernels"))
     assert read_outcome(plan.file("kernels")) == found
     assert not list(plan.state.glob("*.work"))
 
@@ -174,8 +176,11 @@ def test_parts_that_have_no_time_left_are_for_the_next_run(plan, monkeypatch):
     assert not started and found["kernels"].status == OUT_OF_TIME
     assert "run it again" in found["kernels"].remedy
     assert outcomes(plan)["kernels"].status == MEASURED
-    # a limit that was given counts, also where all would be over
-    assert outcomes(replace(plan, total_s=5.0, limits_s={"kernels": 3600}))["kernels"].status
+    half = PARTS["kernels"].limit_s / 2
+    again = frozenset(["kernels"])
+    for total, status in ((half - 5, OUT_OF_TIME), (half + 5, MEASURED)):
+        more = replace(plan, total_s=total, parts=("kernels",), again=again)
+        assert outcomes(more)["kernels"].status == status
 
 
 def test_the_whole_check_takes_less_than_ten_minutes():

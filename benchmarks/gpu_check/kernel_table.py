@@ -19,7 +19,7 @@ class Kernel:
     """One kernel. least: the oldest compute capability. only: the sole ones, where there are such.
 
     owner: "ours" (in our backend's path), "torch", "gptqmodel" or another engine. why: where that
-    is said. note: what else decides.
+    is said. note: what else decides. unsure: where it may run, though nobody promises it.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Kernel:
     why: str
     only: tuple[Capability, ...] = ()
     note: str = ""
+    unsure: tuple[Capability, ...] = ()
 
     def runs_on(self, capability: Capability) -> bool:
         """Whether it should run there."""
@@ -66,6 +67,7 @@ KERNELS = {
             "Triton's own list begins at 8.0 (triton-lang/triton#5066); this kernel only expands, "
             "without what was dropped for 7.5, so it is tried there",
             note="comes with CUDA builds of torch; compiled when it is first used",
+            unsure=((7, 5),),
         ),
         Kernel(
             "GPTQ_MARLIN", "gptqmodel", (7, 5), "utils/marlin.py",
@@ -101,12 +103,18 @@ def table() -> str:
     lines = ["| kernel | of | " + " | ".join(map(_dotted, ASKED)) + " | runs on | says |"]
     lines.append("|---" * (len(ASKED) + 4) + "|")
     for kernel in KERNELS.values():
-        marks = ["yes" if kernel.runs_on(one) else "no" for one in ASKED]
+        marks = [_mark(kernel, one) for one in ASKED]
         said = f"{kernel.why}; {kernel.note}" if kernel.note else kernel.why
         lines.append(
             f"| {kernel.name} | {kernel.owner} | {' | '.join(marks)} | {kernel.where} | {said} |"
         )
     return "\n".join(lines)
+
+
+def _mark(kernel: Kernel, capability: Capability) -> str:
+    if capability in kernel.unsure:
+        return "perhaps"
+    return "yes" if kernel.runs_on(capability) else "no"
 
 
 def _dotted(capability: Capability) -> str:

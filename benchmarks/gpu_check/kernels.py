@@ -25,7 +25,6 @@ from runtimes.gptq_tiles import ExpandedLinear, TiledLinear, Tiles
 
 GROUP = 128
 CACHE_BYTES = 256 << 20  # guessed: beyond the caches of all cards but for a few
-MOST_BYTES = 1 << 30  # of one kernel's weights: small cards are to manage it
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +113,7 @@ def time_product(
     """One kernel on one model's layer, for all numbers of rows."""
     shapes = shapes_of(geometry)
     layer_bytes = product.bits * sum(a * b for a, b in shapes) // 8
-    copies = 2 if toy else max(2, min(CACHE_BYTES, MOST_BYTES) // layer_bytes + 1)
+    copies = 2 if toy else max(2, CACHE_BYTES // layer_bytes + 1)
     random = torch.Generator().manual_seed(0)
     codes = [random_codes(*shape, random) for shape in shapes]
     layers = [[product.pack(one.to(device)) for one in codes] for _ in range(copies)]

@@ -34,7 +34,7 @@ from benchmarks.gpu_check.records import (
 from packager.files import write_json
 from packager.store import Store, from_plain, to_plain
 
-LEAST_S = 15.0  # guessed: a part that has less is not begun
+LEAST_SHARE = 0.5  # guessed: a part that has less of its limit left is not begun
 AGAIN = "run it again: what was measured is kept, and it goes on"
 Say = Callable[[str], None]
 
@@ -84,8 +84,9 @@ def run_all(plan: Plan, say: Say) -> Iterator[Outcome]:
             yield known or Outcome(part, NOT_RUN, what="it was not asked for")
             continue
         left = plan.total_s - (time.monotonic() - started)
-        limit = min(plan.limits_s.get(part, PARTS[part].limit_s), left)
-        if limit < LEAST_S and part not in plan.limits_s:
+        wanted = plan.limits_s.get(part, PARTS[part].limit_s)
+        limit = min(wanted, left)
+        if limit < LEAST_SHARE * wanted:
             yield Outcome(part, OUT_OF_TIME, what="the time for all parts was over", remedy=AGAIN)
             continue
         say(f"{part}: {PARTS[part].about} (at most {limit:.0f} s)")
@@ -165,6 +166,8 @@ def _ended(found: Outcome, code: int | None, stopped: str, limit_s: float, log: 
     if stopped == OUT_OF_TIME:
         what = f"it took more than {limit_s:.0f} s"
         remedy = f"give it more time: --parts {found.part} --limit {found.part}={4 * limit_s:.0f}"
+        if limit_s < PARTS[found.part].limit_s:
+            remedy = AGAIN  # the parts before it left it less than it is to have
         return replace(found, status=OUT_OF_TIME, what=what, remedy=remedy)
     if stopped == INTERRUPTED:
         return replace(found, status=INTERRUPTED, what="Ctrl-C", remedy=AGAIN)
