@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.gpu_check import runner
+from benchmarks.gpu_check.child import Keeper
 from benchmarks.gpu_check.facts import Facts
-from benchmarks.gpu_check.records import Finding, Job
+from benchmarks.gpu_check.records import MEASURED, Finding, Job, KernelTime, NotRun
 from packager.device import read_device
+from packager.store import from_plain
 
 GIB = 1 << 30
 FACTS = Facts(
@@ -19,6 +23,10 @@ FACTS = Facts(
     threads=1, memory_bytes=16 * GIB, system="Linux", python="3.11", versions={"torch": "2.13.0"},
     code_sha256="a" * 64,
 )  # fmt: skip
+
+FINDING = KernelTime("torch-int4", "3b", 1, 1e-4, True, 0.003)
+ABSENT = NotRun("GPTQ_MARLIN", "no nvcc", "install it", failed=False)
+Act = Callable[[Job, Keeper], int]
 
 
 def job(part: str, work: Path, provider: str = "cpu", **more: Any) -> Job:
@@ -47,3 +55,36 @@ def card(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], free_gib:
         monkeypatch.setattr(module, "find_gpu", lambda: found)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7 * GIB, 24 * GIB))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: GIB // 2)
+
+
+def processes(monkeypatch: pytest.MonkeyPatch, act: Act) -> list[str]:
+    """Parts' processes become calls of `act`, which returns the exit code; lists what was run."""
+    started: list[str] = []
+
+    def wait(command: list[str], log: Path, environment: Any, limit_s: float) -> int:
+        asked = from_plain(Job, json.loads(command[-2]))
+        started.append(asked.part)
+        assert asked.work.is_dir() and not list(asked.work.iterdir())
+        (asked.work / "model").write_text("large")
+        log.write_text("line one\nthe last line\n")
+        return act(asked, Keeper(Path(command[-1]), asked.part))
+
+    monkeypatch.setattr(runner, "_wait", wait)
+    return started
+
+
+def measure(asked: Job, keeper: Keeper) -> int:
+    keeper(FINDING)
+    keeper.write(status=MEASURED)
+    return 0
+
+
+def small_case(folder: Path) -> tuple[Path, Any]:
+    """(artifact, case) of the toy, in GPTQ."""
+    from benchmarks.gpu_check import exact
+    from benchmarks.gpu_check.engines import ENGINES
+
+    source = exact.write_checkpoint(folder / "model", **exact.TOY_SHAPE)
+    checkpoint = exact.read_checkpoint(source, hash_files=False)
+    path, stands_for = ENGINES["gptq"].convert(checkpoint, "w4g128", folder / "gptq")
+    return path, exact.make_case(checkpoint, stands_for, 9)

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import types
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -27,14 +25,11 @@ from benchmarks.gpu_check.engines import ENGINES  # noqa: E402
 from benchmarks.gpu_check.kernel_table import KERNELS  # noqa: E402
 from benchmarks.gpu_check.product_times import series_s  # noqa: E402
 from packager.device import load_device  # noqa: E402
-from packager.footprint import file_bytes  # noqa: E402
-from packager.formats import gguf, gptq, onnx  # noqa: E402
 from packager.models import load_model  # noqa: E402
 from runtimes.contract import BackendOptions, Window  # noqa: E402
 from runtimes.errors import DeviceError  # noqa: E402
-from runtimes.gptq_files import Files, read_config  # noqa: E402
 from runtimes.gptq_step import Step  # noqa: E402
-from tests.gpu_samples import card, findings, job  # noqa: E402
+from tests.gpu_samples import card, findings, job, small_case  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 GIB = 1 << 30
@@ -84,14 +79,6 @@ def test_a_window_of_another_size_is_not_exact(tmp_path):
         backend.close()
         assert found.inside_rms < 1e-4
         assert found.past_rms > 0.01 and not found.exact
-
-
-def small_case(folder):
-    """(artifact, case) of the toy, in GPTQ."""
-    source = exact.write_checkpoint(folder / "model", **exact.TOY_SHAPE)
-    checkpoint = exact.read_checkpoint(source, hash_files=False)
-    path, stands_for = ENGINES["gptq"].convert(checkpoint, "w4g128", folder / "gptq")
-    return path, exact.make_case(checkpoint, stands_for, 9)
 
 
 def test_graphs_that_are_off_are_not_used(tmp_path, kernel, monkeypatch):
@@ -308,44 +295,6 @@ def test_what_is_missing_comes_with_its_remedy(tmp_path, monkeypatch):
     assert "no environment" in peer.what and "--peer" in peer.remedy
     for path in (str(tmp_path / "none"), "/bin/false"):
         assert path in peer_kernels.missing(job("kernels-gptqmodel", tmp_path, peer=path)).what
-
-
-# The models
-
-
-def test_random_gptq_weights_are_of_the_models_size_and_run(tmp_path):
-    path = weights.write_gptq(TOY, "w4g128", tmp_path / "toy")
-    size = (path / "model.safetensors").stat().st_size
-    wanted = file_bytes(TOY.geometry, gptq.variant("w4g128"))
-    assert wanted < size < wanted + 16_384  # the header
-    config = read_config(path)
-    codes = Files(path, config).codes(["model.layers.1.mlp.c_fc"], [(512, 256)])
-    assert codes.weights().std() == pytest.approx(0.0187, rel=0.05)
-    again = weights.write_gptq(TOY, "w4g128", tmp_path / "again")
-    first, second = ((p / "model.safetensors").read_bytes() for p in (path, again))
-    assert first == second
-
-
-def test_what_rounded_weights_stand_for_is_what_the_backend_reads(tmp_path):
-    path, case = small_case(tmp_path)
-    config = read_config(path)
-    stands_for = weights.GptqTensors(weights.open_gptq(path), case.checkpoint.geometry)
-    module, shape = "model.layers.0.mlp.c_proj", (128, 256)
-    theirs = Files(path, config).codes([module], [shape]).weights().numpy()
-    assert np.array_equal(stands_for.read(f"{module}.weight"), theirs)
-    assert np.array_equal(stands_for.read_rows(f"{module}.weight", 3, 5), theirs[3:5])
-
-
-def test_random_gguf_and_onnx_files_are_of_the_models_size(tmp_path):
-    need("gguf")
-    file = weights.write_gguf(TOY, "Q4_K_M", tmp_path / "gguf")
-    wanted = file_bytes(TOY.geometry, gguf.variant("Q4_K_M"))
-    assert wanted < file.stat().st_size < wanted + 65_536  # the header has the vocabulary
-    folder = weights.write_onnx(TOY, "int4-g32-rtn-fp16", tmp_path / "onnx")
-    wanted = file_bytes(TOY.geometry, onnx.variant("int4-g32-rtn-fp16"))
-    assert wanted <= (folder / "model.onnx.data").stat().st_size < wanted + 64 * 40
-    rows = weights.RandomTensors(TOY.geometry).read("model.layers.0.mlp.c_fc.weight")
-    assert rows.std() == pytest.approx(0.018, rel=0.02) and math.isfinite(rows.sum())
 
 
 def test_a_broken_model_is_an_error_of_the_part(tmp_path, monkeypatch):
