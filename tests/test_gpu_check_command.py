@@ -72,7 +72,7 @@ def test_ctrl_c_leaves_what_is_done(tmp_path, monkeypatch, capsys):
     status = {p["part"]: p["status"] for p in record["parts"]}
     assert list(status) == list(PARTS)
     assert (status["gptq-exact"], status["kernels"]) == (MEASURED, INTERRUPTED)
-    assert status["gguf-exact"] == INTERRUPTED
+    assert (status["gguf-exact"], status["gguf-3b"]) == (INTERRUPTED, NOT_RUN)
     kept = next(p for p in record["parts"] if p["part"] == "kernels")
     assert kept["findings"] == [to_plain(FINDING)]
     processes(monkeypatch, measure)

@@ -17,8 +17,8 @@ from typing import Any
 
 from benchmarks.gpu_check.facts import ROOT, Facts, dry_facts, find_facts
 from benchmarks.gpu_check.parts import PARTS, TOTAL_S
-from benchmarks.gpu_check.records import FAILED, INTERRUPTED, OUT_OF_TIME, Outcome
-from benchmarks.gpu_check.runner import AGAIN, Interrupted, Plan, read_outcome, run_all
+from benchmarks.gpu_check.records import FAILED, INTERRUPTED, NOT_RUN, OUT_OF_TIME, Outcome
+from benchmarks.gpu_check.runner import AGAIN, NOT_ASKED, Interrupted, Plan, read_outcome, run_all
 from benchmarks.gpu_check.table import tables
 from packager.errors import Cancelled, QualityError, UsageError
 from packager.files import write_json
@@ -101,7 +101,7 @@ def check(arguments: argparse.Namespace) -> int:
     except (Interrupted, KeyboardInterrupt):
         interrupted = True
         done = {outcome.part for outcome in outcomes}
-        outcomes += [known_or_interrupted(plan, part) for part in PARTS if part not in done]
+        outcomes += [kept_of(plan, part) for part in PARTS if part not in done]
     record = record_of(plan, outcomes)
     check_profile("measured", record, "what was measured")
     file = arguments.out or place_of(plan)
@@ -128,10 +128,12 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def known_or_interrupted(plan: Plan, part: str) -> Outcome:
-    """What is kept of a part that this run did not come to."""
-    known = read_outcome(plan.file(part))
-    return known or Outcome(part, INTERRUPTED, what="Ctrl-C", remedy=AGAIN)
+def kept_of(plan: Plan, part: str) -> Outcome:
+    """What is known of a part that this run did not come to."""
+    absent = Outcome(part, NOT_RUN, what=NOT_ASKED)
+    if part in plan.parts:
+        absent = Outcome(part, INTERRUPTED, what="Ctrl-C", remedy=AGAIN)
+    return read_outcome(plan.file(part)) or absent
 
 
 def record_of(plan: Plan, outcomes: list[Outcome]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from packager.files import write_json
 from packager.store import Store, from_plain, to_plain
 
 LEAST_SHARE = 0.5  # guessed: a part that has less of its limit left is not begun
+NOT_ASKED = "it was not asked for"
 AGAIN = "run it again: what was measured is kept, and it goes on"
 Say = Callable[[str], None]
 
@@ -81,7 +82,7 @@ def run_all(plan: Plan, say: Say) -> Iterator[Outcome]:
             yield known
             continue
         if not asked:
-            yield known or Outcome(part, NOT_RUN, what="it was not asked for")
+            yield known or Outcome(part, NOT_RUN, what=NOT_ASKED)
             continue
         left = plan.total_s - (time.monotonic() - started)
         wanted = plan.limits_s.get(part, PARTS[part].limit_s)
