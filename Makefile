@@ -9,6 +9,7 @@ OUT     ?= artifacts
 LICENCE ?=
 # the demo is calibrated on our own code; a real model on the kind of code that it is to write
 SOURCES ?= $(if $(filter examples/demo,$(MODEL)),packager)
+PARTS   ?=
 PYTHON  ?= python3
 
 VENV     := .venv
@@ -27,7 +28,7 @@ PLAN      = $(WANTED) \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup wheels plan matrix convert profile select bundle verify test test-peers test-ray \
-        bench lint clean distclean
+        bench gpu-check lint clean distclean
 
 help: ## show this text
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -44,6 +45,7 @@ help: ## show this text
 	@echo "  CTX         context wanted, in tokens             $(or $(CTX),(16384, or the model's own))"
 	@echo "  OUT         folder for everything that is made    $(OUT)"
 	@echo "  LICENCE     the model's licence text for the bundle   $(or $(LICENCE),(in MODEL))"
+	@echo "  PARTS       of gpu-check                          $(or $(PARTS),(all))"
 	@echo "  PYTHON      Python 3.11 or newer for the set-up   $(PYTHON)"
 
 setup: $(VENV)/.engine ## make .venv with all tools and engines (first time: 5 to 10 minutes)
@@ -108,6 +110,9 @@ $(RAY)/.installed: deploy/requirements.txt $(OUT)/bundle/bundle.json
 
 bench: setup ## the figures of `profile` as JSON
 	$(STARPACK) profile $(PLAN) --json
+
+gpu-check: $(VENV)/.installed ## measure what a CUDA GPU here does, in ten minutes: profiles/measured/README.md
+	PYTHONPATH=. $(VENV)/bin/python -m benchmarks.gpu_check $(if $(PARTS),--parts '$(PARTS)')
 
 lint: setup ## check style
 	$(VENV)/bin/ruff check .

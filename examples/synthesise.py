@@ -82,7 +82,7 @@ def synthesise(out: Path, model: Model, dtype: str, shards: int, seed: int = 0) 
     size = (4 if dtype == "float32" else 2) * model.geometry.parameters
     _check_place(out, size)
     with atomic_folder(out) as folder:
-        write_json(folder / "config.json", _config(model, dtype))
+        write_json(folder / "config.json", config_of(model, dtype))
         tokenizer_of(model.geometry.vocab).save(str(folder / "tokenizer.json"))
         with tqdm(
             total=size, unit="B", unit_scale=True, desc=f"write {out.name}", disable=None
@@ -183,7 +183,8 @@ def _bfloat16(values: np.ndarray) -> np.ndarray:
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
-def _config(model: Model, dtype: str) -> dict[str, object]:
+def config_of(model: Model, dtype: str) -> dict[str, object]:
+    """The config.json of a checkpoint of this shape, as the published ones have it."""
     geometry = model.geometry
     return {
         "architectures": ["Starcoder2ForCausalLM"],
@@ -225,7 +226,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model = load_model(arguments.size)
     if arguments.layers:
-        model = _cut(model, arguments.layers)
+        model = cut(model, arguments.layers)
     dtype, shards = PUBLISHED[arguments.size]
     try:
         synthesise(arguments.out, model, arguments.dtype or dtype, shards, arguments.seed)
@@ -234,7 +235,8 @@ def main() -> None:
     print(json.dumps({"out": str(arguments.out), "parameters": model.geometry.parameters}))
 
 
-def _cut(model: Model, layers: int) -> Model:
+def cut(model: Model, layers: int) -> Model:
+    """The same with so many layers."""
     return replace(model, geometry=replace(model.geometry, layers=layers))
 
 

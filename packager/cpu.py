@@ -40,7 +40,7 @@ def describe_cpu(progress: Progress) -> dict[str, Any]:
 
     Raises DeviceError where Linux does not say how much memory there is, or the child fails.
     """
-    title, flags = _cpuinfo()
+    title, flags = cpuinfo()
     threads = default_threads()
     total, available = machine_memory_bytes()
     if available < LEAST_MEMORY_BYTES:
@@ -119,7 +119,7 @@ def measure_speed(
     return figures
 
 
-def _cpuinfo() -> tuple[str, frozenset[str]]:
+def cpuinfo() -> tuple[str, frozenset[str]]:
     """The processor's name and its instruction set extensions, as Linux calls them."""
     try:
         text = CPUINFO.read_text()

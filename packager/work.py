@@ -23,7 +23,8 @@ from packager.files import write_json
 INPUTS_NAME = "inputs.json"  # what a work folder is for
 WORK_FOLDER = re.compile(r".+\.[0-9a-f]{12}\.work")
 WORK_FILES = re.compile(
-    r"lock|(inputs|ledger)\.json.*|layer-\d+\.(npz|partial)|states-\d+\.(f32|partial)|model\..*"
+    r"lock|(inputs|ledger)\.json.*|layer-\d+\.(npz|partial)|states-\d+\.(f32|partial)|"
+    r"(model|probe|genai)[._].*"
 )
 LEDGER_NAME = "ledger.json"
 NOTE_BYTES = 256 * 1024 * 1024  # guessed: some seconds of work
@@ -52,7 +53,7 @@ def work_folder(out: Path, writer: tuple[str, int], inputs: Mapping[str, object]
         _remove_useless(out.parent, writer)
         try:
             yield folder
-        except CheckpointError:  # to go on from there would end there again
+        except (CheckpointError, UsageError):  # to go on from there would end there again
             shutil.rmtree(folder)
             raise
         shutil.rmtree(folder)

@@ -103,9 +103,36 @@ def convert(
     `calibration` is the folder of GPTQ weights that the recipe int4 takes its codes from. Raises
     CheckpointError for weights that cannot be converted, UsageError where the folder is missing.
     """
+    inputs = {
+        "checkpoint": checkpoint.sha256,
+        "variant": variant.name,
+        "calibration": calibration and calibration_sha256(calibration),
+    }
+    with work_folder(out, ("onnx", VERSION), inputs) as work:
+        names = write_files(
+            work, checkpoint, variant, open_tensors(checkpoint), calibration, progress
+        )
+        entries = tuple(file_entry(work, name) for name in names)
+        with atomic_folder(out) as folder:
+            for name in names:
+                (work / name).rename(folder / name)
+    return Artifact(variant, checkpoint.sha256, out, entries, tool_versions("onnx"))
+
+
+def write_files(
+    folder: Path,
+    checkpoint: Checkpoint,
+    variant: Variant,
+    source: TensorSource,
+    calibration: Path | None = None,
+    progress: Progress = no_progress,
+) -> tuple[str, ...]:
+    """Write the files of `convert` with the weights of `source`; returns their names.
+
+    The weights are gone on with where a ledger in `folder` says that some are there.
+    """
     recipe = parse(variant.recipe)
     head = _head_recipe(recipe, variant.head_bits)
-    source = open_tensors(checkpoint)
     given: GivenCodes | None = None
     if recipe.calibrated:
         given = _given_codes(calibration, checkpoint, recipe, source)
@@ -117,25 +144,14 @@ def convert(
         {name: plan.vector for name, plan in plans.items() if plan.vector is not None},
     )
     metadata = {"starpack": json.dumps(describe(checkpoint, variant, recipe))}
-    inputs = {
-        "checkpoint": checkpoint.sha256,
-        "variant": variant.name,
-        "calibration": given and calibration_sha256(calibration),
-    }
-    with work_folder(out, ("onnx", VERSION), inputs) as work:
-        data = work / DATA_NAME
-        write_tensors(data, source, list(plans.values()), given, Ledger(data), progress)
-        entry = file_entry(work, DATA_NAME)
-        with atomic_folder(out) as folder:
-            data.rename(folder / DATA_NAME)
-            settings = (checkpoint, weights, recipe.activations, metadata)
-            onnx_graph.write_model(folder / MODEL_NAME, *settings)
-            onnx_graph.write_model(folder / GENAI_MODEL_NAME, *settings, genai=True)
-            onnx_graph.write_probe(folder / PROBE_NAME, checkpoint, recipe.activations, metadata)
-            write_json(folder / GENAI_NAME, genai_config(checkpoint, GENAI_MODEL_NAME))
-            names = (MODEL_NAME, PROBE_NAME, GENAI_MODEL_NAME, GENAI_NAME)
-            model, *others = (file_entry(folder, name) for name in names)
-    return Artifact(variant, checkpoint.sha256, out, (model, entry, *others), tool_versions("onnx"))
+    data = folder / DATA_NAME
+    write_tensors(data, source, list(plans.values()), given, Ledger(data), progress)
+    settings = (checkpoint, weights, recipe.activations, metadata)
+    onnx_graph.write_model(folder / MODEL_NAME, *settings)
+    onnx_graph.write_model(folder / GENAI_MODEL_NAME, *settings, genai=True)
+    onnx_graph.write_probe(folder / PROBE_NAME, checkpoint, recipe.activations, metadata)
+    write_json(folder / GENAI_NAME, genai_config(checkpoint, GENAI_MODEL_NAME))
+    return (MODEL_NAME, DATA_NAME, PROBE_NAME, GENAI_MODEL_NAME, GENAI_NAME)
 
 
 def tensor_bytes(geometry: Geometry, variant: Variant) -> dict[str, int]:

@@ -55,6 +55,7 @@ class GptqBackend:
     ) -> None:
         self._model: Model | None = None
         self._steps: list[Step] = []
+        self.graphs = True  # whether short calls go through recorded graphs, where there are some
         check_whole(options)
         if options.provider not in PROVIDERS:
             raise UsageError(f"unknown provider {options.provider!r}", expected=str(PROVIDERS))
@@ -129,7 +130,7 @@ class GptqBackend:
     def _compute(self, ids: np.ndarray, last_only: bool) -> torch.Tensor:
         """Logits on the CPU: of a step where one fits, or of an ordinary forward."""
         cells, count = self._cells, len(ids)
-        for step in self._steps:
+        for step in self._steps if self.graphs else ():
             if step.fits(count, cells.position, cells.filled):
                 return step(ids, cells.position, cells.filled, last_only)
         seen = range(cells.needed, cells.filled + count)

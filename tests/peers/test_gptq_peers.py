@@ -8,7 +8,10 @@ the difference over the norm of the logits, with our backend in float32.
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ import torch
 import transformers
 from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 
+from benchmarks.gpu_check.product_times import MARK
 from packager.checkpoint import read_checkpoint
 from packager.gptq_files import open_gptq
 from packager.records import Checkpoint
@@ -132,3 +136,20 @@ def check_codes(folder: Path, checkpoint: Checkpoint, model: torch.nn.Module) ->
         layer = model.get_submodule(name)
         expanded = layer.dequantize_weight().T.float().numpy()
         np.testing.assert_allclose(found, expanded, rtol=2**-7)  # theirs are rounded to bfloat16
+
+
+def test_the_gpu_check_times_and_compares_their_kernel(ours):
+    """As the part kernels-gptqmodel runs it on a GPU, but with the kernel that a CPU has."""
+    _, path = ours
+    words = [str(path), "GPTQ_TORCH", "cpu", "[1, 5]"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu_check.peer_child", *words],
+        capture_output=True, text=True, check=True, cwd=path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
+    rows = json.loads(line.removeprefix(MARK))
+    assert [row[0] for row in rows] == [1, 5]
+    for _, layer_s, captured, error in rows:
+        assert layer_s > 0 and not captured
+        assert error < MOST_IN_BFLOAT16
