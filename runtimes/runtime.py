@@ -7,6 +7,7 @@ bundles or engines.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -17,6 +18,7 @@ from runtimes.contract import Backend, SpecialIds
 from runtimes.errors import Cancelled, ContextError, IntegrityError, UsageError
 from runtimes.prompt import NO_CONTEXT, Context, generate_ids, infill_ids
 from runtimes.request import IsCancelled, Progress, Request, never_cancelled, no_progress
+from runtimes.row_costs import Clock, RowCosts
 from runtimes.sampling import TokenLogprobs, token_logprobs
 from runtimes.tape import Tape
 from runtimes.text import Tokenizer
@@ -38,8 +40,17 @@ class Runtime:
     turn a choice between two ids that are all but equal.
     """
 
-    def __init__(self, backend: Backend, tokenizer: Tokenizer, special_ids: SpecialIds) -> None:
-        """Raises IntegrityError where the tokenizer has ids that the model lacks."""
+    def __init__(
+        self,
+        backend: Backend,
+        tokenizer: Tokenizer,
+        special_ids: SpecialIds,
+        clock: Clock = time.perf_counter,
+    ) -> None:
+        """`clock` tells what forward calls take, by which guesses are as long as pays.
+
+        Raises IntegrityError where the tokenizer has ids that the model lacks.
+        """
         if tokenizer.vocab_size > backend.vocab_size:
             raise IntegrityError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the model {backend.vocab_size}",
@@ -49,7 +60,7 @@ class Runtime:
         self.backend = backend
         self.tokenizer = tokenizer
         self.special_ids = special_ids
-        self._tape = Tape(backend)
+        self._tape = Tape(backend, RowCosts(clock))
         self._lock = threading.Lock()
         self._holder: int | None = None  # the thread that took the lock
         self._closed = False
