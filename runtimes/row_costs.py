@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 
 Clock = Callable[[], float]
 """clock() in seconds, from any point in time on."""
@@ -32,17 +32,20 @@ class RowCosts:
         self.clock = clock
         self._calls = 0
         self._samples = {rows: deque[float](maxlen=SAMPLES) for rows in SIZES_ROWS}
+        self._usual_s: dict[int, float] = {}  # the median of the samples
         self._latest = dict.fromkeys(SIZES_ROWS, 0)  # the call that timed it last
 
     def learn(self, rows: int, seconds: float) -> None:
         """Take the time of one call; of other sizes than SIZES_ROWS nothing is kept."""
         self._calls += 1
         samples = self._samples.get(rows)
-        if samples is not None:
-            if self._calls - self._latest[rows] > STALE_CALLS:
-                samples.clear()
-            samples.append(seconds)
-            self._latest[rows] = self._calls
+        if samples is None or seconds <= 0:  # a clock that is too coarse says nothing
+            return
+        if self._is_stale(rows):
+            samples.clear()
+        samples.append(seconds)
+        self._usual_s[rows] = sorted(samples)[(len(samples) - 1) // 2]
+        self._latest[rows] = self._calls
 
     def estimate_s(self, rows: int) -> float | None:
         """Seconds of a call of SIZES_ROWS; None where none was timed that says anything about it.
@@ -50,42 +53,44 @@ class RowCosts:
         What was not timed, or long ago, is taken to be cheap.
         """
         found = None
-        for size in SIZES_ROWS:
-            if size > rows:
-                break
-            found = self._one(size, found)
+        for size in SIZES_ROWS[: SIZES_ROWS.index(rows) + 1]:
+            found = self._estimate_s(size, found)
         return found
 
-    def _one(self, size: int, half_s: float | None) -> float | None:
-        hoped_s = None if half_s is None else DOUBLING * half_s
-        samples = self._samples[size]
-        if not samples or self._calls - self._latest[size] > STALE_CALLS:
-            return hoped_s
-        usual_s = sorted(samples)[(len(samples) - 1) // 2]
-        if len(samples) < TRIALS and hoped_s is not None:
-            return min(usual_s, hoped_s)
-        return usual_s
-
-    def best_guess(self, chances: Iterable[float], most: int) -> int:
+    def best_guess(self, chances: Iterator[float], most: int) -> int:
         """How many ids to guess, 0 to `most`: for the most ids a second that can be expected.
 
         chances: of each guess to be right if those before it were. Of g guesses that hold with
         chances c_1, c_2, ..., 1 + c_1 + c_1 c_2 + ... ids are expected.
         """
-        cost_s = self._one(1, None)
+        cost_s = self._estimate_s(1, None)
         if cost_s is None:
             return 0
-        best, best_expected, best_s = 0, 1.0, cost_s
+        best, best_rate = 0, 1 / cost_s
         expected, reached, guessed = 1.0, 1.0, 0
-        remaining = iter(chances)
         for rows in SIZES_ROWS[1:]:
             if rows - 1 > most:
                 break
-            while guessed < rows - 1:
-                reached *= next(remaining)
+            cost_s = self._estimate_s(rows, cost_s)
+            wanted = best_rate * cost_s
+            # no further than it takes to see that too few can be right
+            while guessed < rows - 1 and expected + reached * (rows - 1 - guessed) > wanted:
+                reached *= next(chances)
                 expected += reached
                 guessed += 1
-            cost_s = self._one(rows, cost_s)
-            if expected * best_s > best_expected * cost_s:
-                best, best_expected, best_s = guessed, expected, cost_s
+            if guessed == rows - 1 and expected > wanted:
+                best, best_rate = guessed, expected / cost_s
         return best
+
+    def _estimate_s(self, rows: int, half_s: float | None) -> float | None:
+        """As estimate_s, where half as many rows are known to take `half_s`."""
+        hoped_s = None if half_s is None else DOUBLING * half_s
+        usual_s = self._usual_s.get(rows)
+        if usual_s is None or self._is_stale(rows):
+            return hoped_s
+        if hoped_s is not None and len(self._samples[rows]) < TRIALS:
+            return min(usual_s, hoped_s)
+        return usual_s
+
+    def _is_stale(self, rows: int) -> bool:
+        return self._calls - self._latest[rows] > STALE_CALLS

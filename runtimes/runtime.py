@@ -180,6 +180,11 @@ class Runtime:
         """What the backend holds: as much of the next prompt as agrees with it costs nothing."""
         return self._tape.ids
 
+    @property
+    def row_costs(self) -> RowCosts:
+        """What forward calls of this model have taken here."""
+        return self._tape.costs
+
     def close(self) -> None:
         """Give the model's memory back, after any request of another thread. Safe to call twice."""
         if self._holder == threading.get_ident():  # a stream of ours that nobody will finish
