@@ -2,10 +2,10 @@
 
 What a model writes decides what a guess is worth, and the weights at hand (random, or the demo's)
 write no edits. So the text is given: real edits of this repository's files, by the hashes of both
-versions. The old file and the new one up to a bit before its first change are the prompt; a teacher
-then has the sampler choose the new file's ids. Every forward call is the real backend's, in full;
-the teacher only raises one logit of each row it returns. So the ids are those of the edit by
-construction, and the time is what a model that writes this edit would take.
+versions. The old file is the prompt, and a teacher has the sampler choose the new one's ids. Every
+forward call is the real backend's, in full; the teacher only raises one logit of each row that it
+returns. So the ids are those of the edit by construction, and the time is what a model that writes
+this edit would take.
 
 The same for new text (the second half of a file that is no edit of anything, no ids alike at all),
 where guessing must cost nothing, and for what the model says by itself, where the ids are compared.
@@ -20,6 +20,7 @@ import importlib
 import json
 import statistics
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,7 +48,6 @@ EDITS = (
     ("runtimes/serving/service.py", "20396aaea235", "2c0bd2a28b64"),
 )
 NEW_TEXTS = ("inventory.py", "scheduler.go", "ring_log.rs")
-BEFORE_CHANGE_TOKENS = 64
 FIRST_ID = 40  # specified: StarCoder2's ids below 38 are control ids
 CONTEXT_TOKENS = 8192
 RAISED = np.float32(1e30)  # above any logit
@@ -102,16 +102,11 @@ class Teacher:
         return logits
 
 
-def edits(encode: Callable[[str], list[int]], tokens: int, count: int) -> Iterator[Text]:
-    """Prompts that end before the first change of an edit, and the `tokens` ids from there on."""
-    for path, old, new in EDITS[:count]:
-        before, after = (_blob(name) for name in (old, new))
-        pairs = zip(before.splitlines(True), after.splitlines(True), strict=False)
-        same = "".join(b for b, _ in _while_equal(pairs))
-        written = encode(after)
-        start = max(0, len(encode(same)) - BEFORE_CHANGE_TOKENS)
-        prompt = encode(f"{before}\n# The same file, edited:\n") + written[:start]
-        yield Text("edit", path, prompt, written[start : start + tokens])
+def edits(encode: Callable[[str], list[int]], numbers: Sequence[int]) -> Iterator[Text]:
+    """The old file as the prompt, and the whole new one after it."""
+    for path, old, new in (EDITS[number] for number in numbers):
+        prompt = encode(f"{_blob(old)}\n# The same file, edited:\n")
+        yield Text("edit", path, prompt, encode(_blob(new)))
 
 
 def new_texts(encode: Callable[[str], list[int]], tokens: int) -> Iterator[Text]:
@@ -122,13 +117,6 @@ def new_texts(encode: Callable[[str], list[int]], tokens: int) -> Iterator[Text]
         yield Text("new text", name, ids[:half], ids[half : half + tokens])
     ids = list(range(FIRST_ID, FIRST_ID + 256 + tokens))
     yield Text("new text", "no id twice", ids[:256], ids[256:])
-
-
-def _while_equal(pairs: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    for pair in pairs:
-        if pair[0] != pair[1]:
-            return
-        yield pair
 
 
 def _blob(name: str) -> str:
@@ -205,15 +193,18 @@ def measure(words: str, arguments: argparse.Namespace) -> dict[str, Any]:
     tokenizer = Tokenizer(arguments.tokenizer, SpecialIds())
     tokens = arguments.tokens
     with Runtime(teacher, tokenizer, SpecialIds()) as runtime:
-        texts = [*edits(tokenizer.encode, tokens, arguments.edits)]
+        texts = [*edits(tokenizer.encode, arguments.edits)]
         texts += new_texts(tokenizer.encode, tokens)
         texts += [Text("its own", t.name, t.prompt, None) for t in texts[-4:-1]]
-        found = [compare(runtime, teacher, t, tokens, arguments.rounds) for t in texts]
+        found = []
+        for text in texts:
+            found.append(compare(runtime, teacher, text, tokens, arguments.rounds))
+            print(f"{text.kind}: {text.name}: {found[-1].ratio:.2f}", file=sys.stderr, flush=True)
         kinds: dict[str, float] = {}
         for kind in dict.fromkeys(f.kind for f in found):
             of_kind = [f for f in found if f.kind == kind]
             kinds[kind] = sum(f.plain_s for f in of_kind) / sum(f.guessing_s for f in of_kind)
-        costs = {rows: runtime.row_costs.estimate_s(rows) for rows in SIZES_ROWS}
+        costs = dict(zip(SIZES_ROWS, runtime.row_costs.estimates_s(), strict=False))
         first = first_tokens(runtime, teacher, arguments.prompt_tokens, arguments.rounds)
     return {
         "model": words,
@@ -245,7 +236,7 @@ def table(result: dict[str, Any]) -> str:
     cold = statistics.median(first["seconds"]["cold"])
     warm = ", ".join(f"{how}: {r:.4f}" for how, r in first["over_cold"].items() if how != "cold")
     lines += ["", f"first token of {first['prompt_tokens']}: {cold:.3f} s cold; over that, {warm}"]
-    calls = ", ".join(f"{rows}: {s * 1e3:.1f}" for rows, s in result["call_s"].items() if s)
+    calls = ", ".join(f"{rows}: {s * 1e3:.1f}" for rows, s in result["call_s"].items())
     return "\n".join([*lines, f"ms of a call by rows, some only hoped: {calls}"])
 
 
@@ -256,8 +247,9 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, default=ROOT / "examples/demo/tokenizer.json")
     parser.add_argument("--window", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--edits", type=int, default=len(EDITS))
-    parser.add_argument("--tokens", type=int, default=256)
+    every = range(len(EDITS))
+    parser.add_argument("--edits", type=int, nargs="*", choices=every, default=every)
+    parser.add_argument("--tokens", type=int, default=256, help="of texts that are no edits")
     parser.add_argument("--prompt-tokens", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the figures to this file too")

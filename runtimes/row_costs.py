@@ -17,12 +17,11 @@ Clock = Callable[[], float]
 # whole sixteens (16 rows of StarCoder2-3B in Q4_K_M take less time than 12), and 64 rows, the most
 # of which each gave something, are still 3 times as fast as one at a time.
 SIZES_ROWS = (1, 2, 4, 8, 16, 32, 64)
-# Guessed for a size that has not been timed: how much longer it takes than half of it. Measured on
-# the engines here: 1.15 to 1.98. Low, so that it is tried where guesses are good.
+# Guessed: how much longer than one row two take, where they were not timed. Measured: 1.0 to 1.95.
 DOUBLING = 1.5
-SAMPLES = 5  # guessed: their median stands for a size, so that one delayed call does not count
-TRIALS = 2  # measured: the first call of a size may be slower, since engines allocate then
-STALE_CALLS = 256  # guessed: after so many others, a size is worth another trial
+SAMPLES = 5  # simulated: of 1, 3, 5 and 9, fewer cost speed when one call in 50 is delayed
+TRIALS = 2  # guessed: the first call of a size may be slower, since engines allocate then
+STALE_CALLS = 1024  # simulated: 256 cost 2 % of the speed where guessing does not pay
 
 
 class RowCosts:
@@ -47,15 +46,23 @@ class RowCosts:
         self._usual_s[rows] = sorted(samples)[(len(samples) - 1) // 2]
         self._latest[rows] = self._calls
 
-    def estimate_s(self, rows: int) -> float | None:
-        """Seconds of a call of SIZES_ROWS; None where none was timed that says anything about it.
+    def estimates_s(self) -> Iterator[float]:
+        """Seconds of a call of each of SIZES_ROWS; none where no single row was timed of late.
 
-        What was not timed, or long ago, is taken to be cheap.
+        What was not timed, or long ago, is hoped to grow as it does from one row to the sizes
+        before it.
         """
-        found = None
-        for size in SIZES_ROWS[: SIZES_ROWS.index(rows) + 1]:
-            found = self._estimate_s(size, found)
-        return found
+        one_s = self._known_s(1)
+        if one_s is None:
+            return
+        yield one_s
+        found_s, growth = one_s, DOUBLING
+        for doublings, rows in enumerate(SIZES_ROWS[1:], 1):
+            known_s, found_s = self._known_s(rows), found_s * growth
+            if known_s is not None:
+                found_s = known_s if len(self._samples[rows]) >= TRIALS else min(known_s, found_s)
+                growth = max(1.0, found_s / one_s) ** (1 / doublings)
+            yield found_s
 
     def best_guess(self, chances: Iterator[float], most: int) -> int:
         """How many ids to guess, 0 to `most`: for the most ids a second that can be expected.
@@ -63,15 +70,11 @@ class RowCosts:
         chances: of each guess to be right if those before it were. Of g guesses that hold with
         chances c_1, c_2, ..., 1 + c_1 + c_1 c_2 + ... ids are expected.
         """
-        cost_s = self._estimate_s(1, None)
-        if cost_s is None:
-            return 0
-        best, best_rate = 0, 1 / cost_s
+        best, best_rate = 0, 0.0
         expected, reached, guessed = 1.0, 1.0, 0
-        for rows in SIZES_ROWS[1:]:
+        for rows, cost_s in zip(SIZES_ROWS, self.estimates_s(), strict=False):
             if rows - 1 > most:
                 break
-            cost_s = self._estimate_s(rows, cost_s)
             wanted = best_rate * cost_s
             # no further than it takes to see that too few can be right
             while guessed < rows - 1 and expected + reached * (rows - 1 - guessed) > wanted:
@@ -82,15 +85,8 @@ class RowCosts:
                 best, best_rate = guessed, expected / cost_s
         return best
 
-    def _estimate_s(self, rows: int, half_s: float | None) -> float | None:
-        """As estimate_s, where half as many rows are known to take `half_s`."""
-        hoped_s = None if half_s is None else DOUBLING * half_s
-        usual_s = self._usual_s.get(rows)
-        if usual_s is None or self._is_stale(rows):
-            return hoped_s
-        if hoped_s is not None and len(self._samples[rows]) < TRIALS:
-            return min(usual_s, hoped_s)
-        return usual_s
+    def _known_s(self, rows: int) -> float | None:
+        return None if self._is_stale(rows) else self._usual_s.get(rows)
 
     def _is_stale(self, rows: int) -> bool:
         return self._calls - self._latest[rows] > STALE_CALLS

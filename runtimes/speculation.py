@@ -22,7 +22,7 @@ NGRAM_TOKENS = (3, 2)
 # looked up in itself.
 USUAL_CHANCES = (0.44, 0.63, 0.77, 0.89)
 LONGEST_MATCH_TOKENS = 16
-USUAL_WEIGHT = 4  # fitted on those and on the edits: as if so many ids of each kind had been seen
+USUAL_WEIGHT = 8  # fitted on those and on the edits: as if so many of each kind had been seen
 
 
 class PromptLookup:

@@ -26,29 +26,39 @@ def test_nothing_is_guessed_before_a_single_row_was_timed() -> None:
     assert timed({1: 1.0}).best_guess(SURE, MOST) == MOST
 
 
-def test_what_was_not_timed_is_hoped_to_be_cheap() -> None:
-    costs = timed({1: 2.0, 8: 5.0})
-    hoped = [2.0, 2.0 * DOUBLING, 2.0 * DOUBLING**2, 5.0, 5.0 * DOUBLING]
-    assert [costs.estimate_s(rows) for rows in SIZES_ROWS[:5]] == pytest.approx(hoped)
-    assert timed({}).estimate_s(4) is None
+def known(costs: RowCosts) -> dict[int, float]:
+    return dict(zip(SIZES_ROWS, costs.estimates_s(), strict=False))
+
+
+def test_what_was_not_timed_is_hoped_to_grow_as_it_has() -> None:
+    assert known(timed({})) == {} == known(timed({4: 1.0}))
+    assert known(timed({1: 2.0})) == pytest.approx(
+        {rows: 2.0 * DOUBLING**i for i, rows in enumerate(SIZES_ROWS)}
+    )
+    fourfold = timed({1: 2.0, 4: 8.0})  # so each doubling is one
+    assert known(fourfold) == pytest.approx(
+        {1: 2.0, 2: 2.0 * DOUBLING, 4: 8.0, 8: 16.0, 16: 32.0, 32: 64.0, 64: 128.0}
+    )
+    free = timed({1: 2.0, 2: 1.9})  # more rows are not hoped to take less
+    assert known(free)[64] == pytest.approx(1.9)
 
 
 def test_one_slow_call_is_not_believed() -> None:
     costs = timed({1: 1.0})
     costs.learn(2, 50.0)  # the first of its size: the engine may have made room for it
-    assert costs.estimate_s(2) == DOUBLING
+    assert known(costs)[2] == DOUBLING
     costs.learn(2, 1.2)
-    assert costs.estimate_s(2) == 1.2
+    assert known(costs)[2] == 1.2
     costs.learn(2, 1.3)
     costs.learn(2, 90.0)
-    assert costs.estimate_s(2) == 1.3
+    assert known(costs)[2] == 1.3
 
 
 def test_a_machine_that_has_become_slower_is_noticed() -> None:
     costs = timed({1: 1.0})
     for _ in range(SAMPLES):
         costs.learn(1, 3.0)
-    assert costs.estimate_s(1) == 3.0
+    assert known(costs)[1] == 3.0
 
 
 def test_a_size_that_was_dear_long_ago_gets_another_trial() -> None:
@@ -60,7 +70,7 @@ def test_a_size_that_was_dear_long_ago_gets_another_trial() -> None:
     assert costs.best_guess(SURE, 1) == 1
     costs.learn(2, 1.1)  # what it took before is forgotten
     costs.learn(2, 1.1)
-    assert costs.estimate_s(2) == 1.1
+    assert known(costs)[2] == 1.1
 
 
 def test_a_single_row_is_timed_anew_too() -> None:
@@ -72,7 +82,9 @@ def test_a_single_row_is_timed_anew_too() -> None:
 
 def test_other_sizes_say_nothing() -> None:
     costs = timed({1: 1.0, 3: 0.1, 512: 0.1})
-    assert costs.estimate_s(64) == pytest.approx(DOUBLING**6)
+    assert known(costs)[64] == pytest.approx(DOUBLING**6)
+    costs.learn(1, 0.0)  # a clock that has not moved
+    assert known(costs)[1] == 1.0
 
 
 def test_the_length_is_the_one_with_the_most_ids_a_second() -> None:

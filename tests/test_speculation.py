@@ -88,7 +88,7 @@ def test_guesses_are_as_long_as_they_have_been_right() -> None:
     lookup = PromptLookup(text)
     assert len(lookup.propose(99, dear)) == 0  # two ids are the same: an even chance
     lengths = []
-    for token_id in text[2:202]:
+    for token_id in text[2:302]:
         lookup.append(token_id)
         lengths.append(len(lookup.propose(99, dear)))
     assert lengths == sorted(lengths) and (lengths[0], lengths[-1]) == (1, 31)
