@@ -60,7 +60,7 @@ class Runtime:
         self.backend = backend
         self.tokenizer = tokenizer
         self.special_ids = special_ids
-        self._tape = Tape(backend, RowCosts(clock))
+        self._tape = Tape(backend, costs=RowCosts(clock))
         self._lock = threading.Lock()
         self._holder: int | None = None  # the thread that took the lock
         self._closed = False

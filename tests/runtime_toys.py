@@ -159,7 +159,7 @@ def runtime_over(
         calls = len(backend.calls)
         return first_row_s * calls + extra_row_s * (sum(backend.calls) - calls)
 
-    return Runtime(backend, tokenizer, IDS, clock)
+    return Runtime(backend, tokenizer, IDS, clock=clock)
 
 
 def module_with(logits: Logits, opened: list[ToyBackend]) -> Mapping[str, object]:
