@@ -37,7 +37,8 @@ class Runtime:
     Law: ids and text depend on the prompt and the options, never on earlier requests, on how the
     prompt was chunked, or on speculation. It holds to the bit where the engine gives equal logits
     however ids are grouped into calls; most round differently for different groups, which can
-    turn a choice between two ids that are all but equal.
+    turn a choice between two ids that are all but equal. With speculation the groups follow what
+    calls take, so such a choice may fall otherwise the next time; without it they do not.
     """
 
     def __init__(
