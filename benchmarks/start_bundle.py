@@ -49,12 +49,12 @@ def measure(bundle: Path, threads: int) -> Found:
             parts[part] += entry["bytes"]
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "installed"
-        install_s = _seconds([bundle / "install", "--to", target])
+        install_s = seconds_of([bundle / "install", "--to", target])
         run = target / "run"
         words = [run, "generate", "def f(", "--max-tokens", 1, "--json", "--threads", threads]
-        _seconds(words)
-        starts = [_seconds(words) for _ in range(STARTS)]
-        full = [_seconds([run, "verify", "--full"]) for _ in range(3)]
+        seconds_of(words)
+        starts = [seconds_of(words) for _ in range(STARTS)]
+        full = [seconds_of([run, "verify", "--full"]) for _ in range(3)]
     return Found(
         manifest["format"],
         manifest["recipe"],
@@ -68,7 +68,8 @@ def measure(bundle: Path, threads: int) -> Found:
     )
 
 
-def _seconds(words: list[object]) -> float:
+def seconds_of(words: list[object]) -> float:
+    """Wall time of a process that must succeed."""
     started = time.perf_counter()
     subprocess.run([str(word) for word in words], check=True, capture_output=True)
     return time.perf_counter() - started

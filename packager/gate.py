@@ -162,7 +162,9 @@ def _fill(
         room = backend.context_tokens - len(prompt)
         if not 0 < len(truth) <= extent.middle_tokens < room:
             continue
-        options = GenerateOptions(max_tokens=extent.middle_tokens, stop=_stop(hole))
+        options = GenerateOptions(
+            max_tokens=extent.middle_tokens, stop=_stop(hole), speculate=False
+        )
         chunks = list(runtime.run(prompt, options))
         text = "".join(chunk.text for chunk in chunks)
         found = [i for chunk in chunks for i in chunk.ids]

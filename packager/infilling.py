@@ -139,7 +139,7 @@ def _answer(
 ) -> Answer:
     """A single line ends with the first line break that the model writes, which is put back."""
     stop = ("\n",) if task.single_line else ()
-    options = GenerateOptions(max_tokens=MAX_TOKENS, stop=stop)
+    options = GenerateOptions(max_tokens=MAX_TOKENS, stop=stop, speculate=False)
     text = runtime.infill(task.prompt, task.suffix, options).text
     middle = text + "\n" if task.single_line else text
     verdict = containment.run(task.program(middle), limits) if containment else None

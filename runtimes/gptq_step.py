@@ -17,8 +17,9 @@ import torch
 
 from runtimes.gptq_linear import wide_product
 from runtimes.gptq_model import Model, as_rows, from_rows
+from runtimes.row_costs import SIZES_ROWS
 
-STEP_IDS = (1, 5, 9, 17)  # one id, or one and as many guesses as speculation.py begins with; x 2
+STEP_IDS = SIZES_ROWS[:5]  # one id, and with guesses; a tile of the kernel has 16 rows
 WARM_UPS = 3  # PyTorch's own example of a capture has as many: libraries allocate in the first
 
 

@@ -109,7 +109,6 @@ class Request:
         text = ""  # of the ids, as far as it is certain
         chosen: list[int] = []
         logprobs: list[TokenLogprobs] = []
-        right = 0
         for row, guess in zip(logits, [*guesses, None], strict=True):
             token_id = self._sampler.pick(row)
             if token_id in self._stop_ids:
@@ -122,12 +121,9 @@ class Request:
             text += self._indent.push(piece)
             if self._options.logprobs is not None:
                 logprobs.append(token_logprobs(row, token_id, self._options.logprobs))
-            right += token_id == guess
             self._check_end()
             if self._reason is not None or token_id != guess:
                 break
-        if self._lookup is not None:
-            self._lookup.learn(len(guesses), right)
         return Chunk(text, tuple(chosen), tuple(logprobs))
 
     def _take(self, token_id: int) -> None:
@@ -142,9 +138,8 @@ class Request:
         if self._lookup is None:
             return []
         useful = self._most_tokens - self._generated_tokens - 1
-        return self._lookup.propose(
-            min(useful, self._backend.chunk_tokens - 1, self._tape.slack_tokens)
-        )
+        most = min(useful, self._backend.chunk_tokens - 1, self._tape.slack_tokens)
+        return self._lookup.propose(most, self._tape.costs)
 
     @property
     def _generated_tokens(self) -> int:

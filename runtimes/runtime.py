@@ -7,6 +7,7 @@ bundles or engines.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +19,7 @@ from runtimes.contract import Backend, SpecialIds
 from runtimes.errors import Cancelled, ContextError, IntegrityError, UsageError
 from runtimes.prompt import NO_CONTEXT, Context, generate_ids, infill_ids
 from runtimes.request import IsCancelled, Progress, Request, never_cancelled, no_progress
+from runtimes.row_costs import Clock, RowCosts
 from runtimes.sampling import TokenLogprobs, token_logprobs
 from runtimes.tape import Tape
 from runtimes.text import Tokenizer
@@ -36,9 +38,10 @@ class Runtime:
     Law: ids and text depend on the prompt and the options, never on earlier requests, on how the
     prompt was chunked, or on speculation. It holds to the bit where the engine gives equal logits
     however ids are grouped into calls; most round differently for different groups, which can
-    turn a choice between two ids that are all but equal. `reproducible` holds those to it too: ids
-    always come in the same groups, for which nothing is guessed and up to a chunk of what an
-    earlier request has left is computed again.
+    turn a choice between two ids that are all but equal. With speculation the groups follow what
+    calls take, so such a choice may fall otherwise the next time. `reproducible` holds those to it
+    too: ids always come in the same groups, for which nothing is guessed and up to a chunk of what
+    an earlier request has left is computed again.
     """
 
     def __init__(
@@ -47,10 +50,12 @@ class Runtime:
         tokenizer: Tokenizer,
         special_ids: SpecialIds,
         reproducible: bool = False,
+        clock: Clock = time.perf_counter,
     ) -> None:
-        """Raises IntegrityError where the tokenizer has ids that the model lacks.
+        """`clock` tells what forward calls take, by which guesses are as long as pays.
 
-        A `reproducible` runtime needs a backend that was opened so.
+        A `reproducible` runtime needs a backend that was opened so. Raises IntegrityError where the
+        tokenizer has ids that the model lacks.
         """
         if tokenizer.vocab_size > backend.vocab_size:
             raise IntegrityError(
@@ -61,8 +66,8 @@ class Runtime:
         self.backend = backend
         self.tokenizer = tokenizer
         self.special_ids = special_ids
-        self._tape = Tape(backend, in_groups=reproducible)
         self.reproducible = reproducible
+        self._tape = Tape(backend, reproducible, RowCosts(clock))
         self._lock = threading.Lock()
         self._holder: int | None = None  # the thread that took the lock
         self._closed = False
@@ -183,6 +188,11 @@ class Runtime:
     def held_ids(self) -> tuple[int, ...]:
         """What the backend holds: as much of the next prompt as agrees with it costs nothing."""
         return self._tape.ids
+
+    @property
+    def row_costs(self) -> RowCosts:
+        """What forward calls of this model have taken here."""
+        return self._tape.costs
 
     def close(self) -> None:
         """Give the model's memory back, after any request of another thread. Safe to call twice."""

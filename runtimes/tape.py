@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from runtimes.contract import Backend, Saved
+from runtimes.row_costs import RowCosts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +31,10 @@ class Tape:
     there before, and an engine whose rounding depends on them rounds alike.
     """
 
-    def __init__(self, backend: Backend, in_groups: bool = False) -> None:
+    def __init__(
+        self, backend: Backend, in_groups: bool = False, costs: RowCosts | None = None
+    ) -> None:
+        self.costs = RowCosts() if costs is None else costs
         self.slots = 1  # how many sequences are remembered, the one in the backend included
         self._backend = backend
         self._in_groups = in_groups
@@ -118,7 +122,10 @@ class Tape:
     def forward(self, ids: Sequence[int], last_only: bool = True) -> np.ndarray:
         """Backend.forward, written down: at most `chunk_tokens` ids; logits (1 or T, vocab)."""
         self._torn = True
+        started_s = self.costs.clock()
         logits = self._backend.forward(ids, last_only)
+        if len(ids) == len(logits):  # the head's work for all rows is part of what they take
+            self.costs.learn(len(ids), self.costs.clock() - started_s)
         if self._grouped == len(self._ids) and len(ids) == self._backend.chunk_tokens:
             self._grouped += len(ids)
         self._ids += ids

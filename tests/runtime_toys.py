@@ -147,7 +147,19 @@ def toy_tokenizer(folder: Path) -> Tokenizer:
 
 def toy_runtime(folder: Path, logits: Logits | None = None, **shape: int) -> Runtime:
     """A runtime over a ToyBackend of that shape."""
-    return Runtime(ToyBackend(logits or random_logits(), **shape), toy_tokenizer(folder), IDS)
+    return runtime_over(ToyBackend(logits or random_logits(), **shape), toy_tokenizer(folder))
+
+
+def runtime_over(
+    backend: ToyBackend, tokenizer: Tokenizer, extra_row_s: float = 0.0, first_row_s: float = 1.0
+) -> Runtime:
+    """A runtime by whose clock a call takes so long for its first row and for each further one."""
+
+    def clock() -> float:
+        calls = len(backend.calls)
+        return first_row_s * calls + extra_row_s * (sum(backend.calls) - calls)
+
+    return Runtime(backend, tokenizer, IDS, clock=clock)
 
 
 def module_with(logits: Logits, opened: list[ToyBackend]) -> Mapping[str, object]:

@@ -19,6 +19,7 @@ from tests.runtime_toys import (
     ToyBackend,
     looping_logits,
     random_logits,
+    runtime_over,
     scripted_logits,
     toy_runtime,
     toy_tokenizer,
@@ -37,7 +38,7 @@ def scripted(tmp_path: Path, prompt: str, text: str, **shape: int) -> Runtime:
     """A runtime that answers `prompt` with `text` and ends."""
     tokenizer = toy_tokenizer(tmp_path)
     logits = scripted_logits(len(tokenizer.encode(prompt)), tokenizer.encode(text))
-    return Runtime(ToyBackend(logits, **shape), tokenizer, IDS)
+    return runtime_over(ToyBackend(logits, **shape), tokenizer)
 
 
 def naive(runtime: Runtime, ids: Sequence[int], count: int) -> list[int]:
