@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.convert_gguf import Run, timed
+from benchmarks.harness import Run, timed
 from packager.checkpoint import read_checkpoint
 from packager.quant.blocks import Blocks, quantize
 from packager.quant.gptq_layout import Packed, unpack_codes, unpack_zeros
