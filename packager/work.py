@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,7 +37,11 @@ def work_folder(out: Path, writer: tuple[str, int], inputs: Mapping[str, object]
 
     writer: the format and its version. Raises UsageError where another run has it.
     """
-    assert inputs["checkpoint"], "work on a checkpoint without a hash cannot be told apart"
+    if not inputs["checkpoint"]:  # without a hash it cannot be told from others': kept by nobody
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f"{out.name}.", dir=out.parent) as folder:
+            yield Path(folder)
+        return
     inputs = {"writer": list(writer), **inputs}
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
     folder = out.with_name(f"{out.name}.{key}.work")

@@ -89,3 +89,16 @@ def test_a_newer_version_removes_what_its_own_format_has_left(checkpoint, tmp_pa
     monkeypatch.setattr(gguf, "VERSION", gguf.VERSION + 1)
     gguf.convert(checkpoint, gguf.variant("F16"), tmp_path / "out")
     assert of_onnx.is_dir() and not of_gguf.exists()
+
+
+def test_a_checkpoint_that_was_not_hashed_leaves_nothing_to_go_on_from(checkpoint, tmp_path):
+    unknown = read_checkpoint(checkpoint.path, hash_files=False)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        gguf.convert(unknown, gguf.variant("Q8_0"), tmp_path / "out", progress=stop)
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+    gguf.convert(unknown, gguf.variant("Q8_0"), tmp_path / "out")
+    assert {file.name for file in tmp_path.iterdir()} == {"model", "out"}
