@@ -63,13 +63,13 @@ class Part:
         return " ".join([self.format, self.recipe, *([self.way] if self.way else [])])
 
 
-# float32 computes from what the codes stand for: the one way of GPTQ's that is to be exact.
+# The last: float32 computes from what the codes stand for, the one way of GPTQ's that is exact.
 PARTS = (
     Part("gguf", "Q4_K_M", far=True),
-    Part("gguf", "F32"),
     Part("onnx", "int4-g32", far=True),
-    Part("onnx", "fp32"),
     Part("gptq", "w4g128", far=True),
+    Part("gguf", "F32"),
+    Part("onnx", "fp32"),
     Part("gptq", "w4g128", DEQUANTISED, way="float32"),
 )
 
@@ -95,8 +95,7 @@ class Bench:
     def __init__(self, work: Path, tokens: int, threads: int) -> None:
         self.work, self.tokens, self.threads = work, tokens, threads
         work.mkdir(parents=True, exist_ok=True)
-        self.file = work / f"results-{tokens}.json"
-        self.found: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.found: dict[str, Any] = {}
         model = work / "model"
         if not model.exists():
             words = ["--size", SIZE, "--layers", LAYERS, "--dtype", "bfloat16", "--out", model]
@@ -107,11 +106,12 @@ class Bench:
         self.ids = ids_of(self.checkpoint.geometry.vocab, tokens)
 
     def once(self, name: str, find: Callable[[], Any]) -> None:
-        """Keep what `find` finds under `name`, unless it is known."""
-        if name not in self.found:
+        """Keep what `find` finds in a file `name`, unless it is there."""
+        file = self.work / f"{name} {self.tokens}.json"
+        if not file.exists():
             print(name, file=sys.stderr, flush=True)
-            self.found[name] = find()
-            write_json(self.file, self.found)
+            write_json(file, find())
+        self.found[name] = json.loads(file.read_text())
 
     def run(self, part: Part) -> dict[str, object]:
         """Convert, run in a process of its own, and give back the disk of an unquantised file."""

@@ -101,6 +101,8 @@ class Walk:
         """Take the text in up to `position`, and watch memory past SETTLED_WINDOWS windows."""
         backend = self.backend
         while (start := backend.position) < position:
+            if start % self.job.window_tokens < CHUNK_TOKENS:
+                print(f"{self.job.format} at {start}", file=sys.stderr, flush=True)
             begun = time.perf_counter()
             backend.forward(self.ids[start : min(start + CHUNK_TOKENS, position)])
             if backend.position - start == CHUNK_TOKENS:
