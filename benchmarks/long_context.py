@@ -4,10 +4,10 @@ StarCoder2-3B's shape cut to 4 layers, random weights, the window of 4,096, open
 131,072 as `--context` would. For each quantised recipe: does memory stay flat past the window, does
 a token at 100,000 take as long as one just past the window (two open models in turns, one at each
 place; `control` is the same two before one of them went on, since where a model lies in memory
-can count for more than depth), are the logits at 20,480 as right as
-those inside the window, and are those at the end what the same text gives from position 0. The
-unquantised recipes, whose error would show a window that is off by one, go to 20,480 alone; `off by
-one` is how far a window of 4,097 is from the reference (with all formats alone).
+can count for more than depth), are the logits at 20,480 as right as those inside the window, and
+are those at the end what the same text gives from position 0. The unquantised recipes, whose error
+would show a window that is off by one, go to 20,480 alone; `off by one` is how far a window of
+4,097 is from the reference (with all formats alone).
 
 Takes about an hour on two cores and 4 GB of disk. Whatever is finished is kept under --work, and a
 run that was ended goes on from there.
@@ -178,8 +178,9 @@ class Bench:
 def table(found: dict[str, Any], parts: list[Part]) -> str:
     """What was found, for a reader."""
     far = [
-        "step, 100k / 4k", "control", "the one over the other", "step at 4k, ms (10 to 90 %)", "step at 100k, ms",
-        "chunk, 100k / 4k", "keys and values, MB", "grown since 4k", "process grown since 8k, MB",
+        "step, 100k / 4k", "control", "over control", "step at 4k, ms (10 to 90 %)",
+        "step at 100k, ms", "chunk, 100k / 4k", "keys and values, MB", "grown since 4k",
+        "process grown since 8k, MB",
         "rms at the end against from 0",
     ]  # fmt: skip
     near = ["rms inside", "rms at 20k", "ratio", "greatest", "nats inside", "nats at 20k"]
