@@ -223,13 +223,8 @@ def nearest(weight: np.ndarray, recipe: Recipe, search: bool) -> np.ndarray:
 
 def stored(folder: Path, names: list[str], shape: Callable[[str], tuple[int, int]]) -> Matrices:
     """What a folder of GPTQ weights stands for, inputs in their natural order."""
-    weights, found = open_gptq(folder), {}
-    for name in names:
-        module = name.removesuffix(".weight")
-        order = weights.order(module, shape(name))
-        values = weights.blocks(module, shape(name)).weights()
-        found[name] = values if order is None else values[:, np.argsort(order)]
-    return found
+    weights = open_gptq(folder)
+    return {name: weights.matrix(name.removesuffix(".weight"), shape(name)) for name in names}
 
 
 def run_peer(

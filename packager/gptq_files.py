@@ -66,6 +66,11 @@ class GptqWeights:
         repeats = inputs // self.group // groups
         return Blocks(codes, np.repeat(scales, repeats, 1), np.repeat(zeros, repeats, 1))
 
+    def matrix(self, module: str, shape: tuple[int, int]) -> np.ndarray:
+        """What a linear's codes stand for, float32 (outputs, inputs), inputs as they came."""
+        order, values = self.order(module, shape), self.blocks(module, shape).weights()
+        return values if order is None else values[:, np.argsort(order)]
+
     def zeros(self, module: str, shape: tuple[int, int]) -> np.ndarray:
         """Zero points uint8 (outputs, groups of the file)."""
         words = (self._groups(module, shape), shape[0] * self.bits // WORD_BITS)

@@ -16,6 +16,7 @@ from onnx import TensorProto, load
 from packager.checkpoint import read_checkpoint
 from packager.errors import CheckpointError, UsageError
 from packager.formats import onnx
+from packager.gptq_files import open_gptq
 from packager.onnx_layout import DATA_NAME
 from runtimes import ort as engine_module
 from runtimes.contract import BackendOptions, Window
@@ -137,6 +138,9 @@ def test_gptq_codes_are_taken_bit_for_bit(tmp_path, recipe, symmetric, ordered):
     checkpoint = checkpoint_of(tmp_path)
     gptq = tmp_path / "gptq"
     weights = write_gptq(checkpoint, gptq, symmetric=symmetric, ordered=ordered)
+    given = open_gptq(gptq)
+    for module, values in weights.items():
+        assert np.array_equal(given.matrix(module, values.shape), values)
     variant = onnx.variant(recipe)
     folder = onnx.convert(checkpoint, variant, tmp_path / "out", calibration=gptq).path
     found = stored_weights(folder)
