@@ -13,13 +13,13 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from packager.errors import CheckpointError, UsageError
-from packager.files import write_json
+from packager.files import PARTIAL, atomic_folder, write_json
 
 INPUTS_NAME = "inputs.json"  # what a work folder is for
 WORK_FOLDER = re.compile(r".+\.[0-9a-f]{12}\.work")
@@ -39,7 +39,7 @@ def work_folder(out: Path, writer: tuple[str, int], inputs: Mapping[str, object]
     """
     if not inputs["checkpoint"]:  # without a hash it cannot be told from others': kept by nobody
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"{out.name}.", dir=out.parent) as folder:
+        with tempfile.TemporaryDirectory(PARTIAL, f"{out.name}.", out.parent) as folder:
             yield Path(folder)
         return
     inputs = {"writer": list(writer), **inputs}
@@ -64,13 +64,29 @@ def work_folder(out: Path, writer: tuple[str, int], inputs: Mapping[str, object]
         shutil.rmtree(folder)
 
 
+def publish(work: Path, names: Sequence[str], out: Path) -> None:
+    """Have the files of `work` become the folder `out`; where that fails they stay."""
+    with atomic_folder(out) as folder:
+        try:
+            for name in names:
+                (work / name).rename(folder / name)
+        except BaseException:
+            for name in names:
+                with suppress(FileNotFoundError):
+                    (folder / name).rename(work / name)
+            raise
+
+
 def _locked(lock: TextIO) -> bool:
-    """Take the lock that a run holds on its folder; whether nobody else has it."""
+    """Take the lock that a run holds on its folder; whether nobody else has it.
+
+    Nor may the file have been removed by another run, with its folder, before it was locked.
+    """
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.fstat(lock.fileno()).st_nlink > 0
     except BlockingIOError:
         return False
-    return True
 
 
 def _remove_useless(parent: Path, writer: tuple[str, int]) -> None:
@@ -122,6 +138,8 @@ class Ledger:
             if file.stat().st_size >= noted["end"]:
                 os.truncate(file, noted["end"])
                 self.jobs, self.bytes = noted["jobs"], noted["bytes"]
+        if self.jobs == 0:  # or else it would be believed once the file is long enough again
+            self._note.unlink(missing_ok=True)
         self._noted_bytes = self.bytes
 
     def add(self, stream: BinaryIO, count: int) -> int:

@@ -93,8 +93,12 @@ class EngineRing(Cells):
 
     @property
     def kept_from(self) -> int:
-        """As in Cells."""
-        return self.position if self._size is not None and self.position > self._size else 0
+        """As in Cells, but nothing where one more chunk would leave the window.
+
+        What is guessed is taken in before it can be undone, so it has to be undone from there too.
+        """
+        within = self._size is None or self.position + self._chunk_tokens <= self._size
+        return 0 if within else self.position
 
     def make_room(self, new: int, move: Move) -> None:
         """The engine does."""

@@ -341,7 +341,7 @@ def _add_model(sub: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--reproducible", action="store_true",
         help="the same answer to the bit, each time, whatever came before it: guesses nothing, and "
-        "computes up to 64 tokens of a remembered prompt again",
+        "reuses whole groups of 64 tokens of earlier prompts alone",
     )  # fmt: skip
     group.add_argument(
         "--no-verify", action="store_false", dest="verify",

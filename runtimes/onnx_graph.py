@@ -92,7 +92,12 @@ def check_attention(graph: Graph, probe: Path, provider: str, threads: int) -> N
                 remedy="install the bundle with its own ./install, or run `make setup`",
             )
         if new == 2 and (plain[1] != inside[1]).any():
-            raise WindowError("the second query of a call sees a token too many", where=probe)
+            raise WindowError(
+                "the second query of a call sees a token too many",
+                where=probe,
+                expected=f"ONNX Runtime {TESTED_VERSION}, which starpack is tested with",
+                remedy="install the bundle with its own ./install, or run `make setup`",
+            )
 
 
 def _probe(

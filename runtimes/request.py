@@ -90,7 +90,7 @@ class Request:
         logits = np.empty((0, self._backend.vocab_size), np.float32)
         total = len(self._ids)
         chunk_tokens = self._backend.chunk_tokens
-        if self._options.max_prompt_s is not None:
+        if self._options.max_prompt_s is not None and not self._tape.in_groups:
             chunk_tokens = min(chunk_tokens, TIMED_CHUNK_TOKENS)
         done = self._reused_tokens = self._tape.keep_prefix(self._ids)
         self._progress(done, total)

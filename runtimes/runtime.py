@@ -40,8 +40,8 @@ class Runtime:
     however ids are grouped into calls; most round differently for different groups, which can
     turn a choice between two ids that are all but equal. With speculation the groups follow what
     calls take, so such a choice may fall otherwise the next time. `reproducible` holds those to it
-    too: ids always come in the same groups, for which nothing is guessed and up to a chunk of what
-    an earlier request has left is computed again.
+    too: ids always come in the same groups, for which nothing is guessed, and of earlier requests
+    only whole chunks of their prompts are reused.
     """
 
     def __init__(

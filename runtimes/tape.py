@@ -37,7 +37,7 @@ class Tape:
         self.costs = RowCosts() if costs is None else costs
         self.slots = 1  # how many sequences are remembered, the one in the backend included
         self._backend = backend
-        self._in_groups = in_groups
+        self.in_groups = in_groups
         self._ids: list[int] = []
         self._grouped = 0  # how many of them came in whole chunks
         self._torn = False
@@ -76,7 +76,7 @@ class Tape:
         if self.slots > 1 and self._intact():
             self._exchange(wanted)
         common = _common(self._ids, wanted)
-        if self._in_groups:
+        if self.in_groups:
             common = min(self._grouped, common - common % self._backend.chunk_tokens)
         if self._intact() and self._can_return_to(common):
             self.rewind(common)
@@ -101,9 +101,10 @@ class Tape:
 
     def _put_aside(self, common: int) -> None:
         """Remember what the backend holds, unless little but the first `common` ids are in it."""
-        if len(self._ids) - common < WORTH_TOKENS or common > len(self._ids) // 2:
+        kept = self._grouped if self.in_groups else len(self._ids)
+        if kept - common < WORTH_TOKENS or common > kept // 2:
             return
-        if self._in_groups:  # the rest would be computed again
+        if self.in_groups:  # the rest would be computed again
             if not self._can_return_to(self._grouped):
                 return
             self.rewind(self._grouped)

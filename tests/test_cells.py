@@ -61,8 +61,10 @@ def test_without_a_window_everything_is_kept():
 
 def test_the_ring_of_an_engine_keeps_nothing_past_the_window():
     ring = EngineRing(Window(4), 100, 2)
-    ring.position = 4
+    ring.position = 2
     assert (ring.count, ring.kept_from) == (4, 0)
+    ring.position = 3  # two more would be past the window, and could not be undone
+    assert ring.kept_from == 3
     ring.make_room(2, lambda *_: pytest.fail("the engine makes room"))
     ring.position = 6
     assert ring.kept_from == 6

@@ -109,6 +109,18 @@ def test_any_order_of_requests_gives_what_a_fresh_backend_gives():
     assert reused > 2000
 
 
+def test_what_was_generated_alone_pushes_nothing_out():
+    tape = Tape(ToyBackend(random_logits(window=6), window=6, chunk_tokens=8), in_groups=True)
+    tape.slots = 2
+    ask(tape, A)
+    ask(tape, B[:4])
+    for i in range(30):
+        tape.forward([40 + i])
+    assert ask(tape, [*C, 1]) == 0
+    assert tape.aside_tokens == (40,)
+    assert ask(tape, [*A, 1]) == 40
+
+
 class RoundingByGroup(ToyBackend):
     """An engine whose every position keeps a trace of the call that it came in."""
 

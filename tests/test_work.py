@@ -69,6 +69,23 @@ def test_it_goes_on_and_ends_in_the_same_bytes(checkpoint, tmp_path, module, rec
     assert {file.name for file in tmp_path.iterdir()} == {"model", "whole", "out"}
 
 
+def test_a_note_of_what_was_lost_is_forgotten_at_once(checkpoint, tmp_path):
+    left = stop_at_half(onnx, checkpoint, "int4-g32", tmp_path / "out")
+    lost(left / onnx.DATA_NAME)
+    assert work.Ledger(left / onnx.DATA_NAME).jobs == 0
+    assert not (left / LEDGER_NAME).exists()  # the file may soon be as long again
+
+
+def test_a_file_that_could_not_be_published_is_kept(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "one").write_text("1")
+    with pytest.raises(FileNotFoundError):
+        work.publish(tmp_path / "w", ["one", "two"], tmp_path / "out")
+    assert (tmp_path / "w" / "one").read_text() == "1"
+    assert (tmp_path / "out").is_dir()
+
+
 @pytest.mark.parametrize("note", [b"", b"[]", b'{"jobs": 3}', b'{"end": "x"}'])
 def test_a_note_that_says_nothing_is_passed_over(checkpoint, tmp_path, note):
     left = stop_at_half(gguf, checkpoint, "Q8_0", tmp_path / "out")

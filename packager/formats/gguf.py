@@ -23,7 +23,7 @@ from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter, Keys, Tok
 
 from packager.calibrate import read_importance
 from packager.errors import UsageError
-from packager.files import atomic_folder, file_entry, sha256_file
+from packager.files import file_entry, sha256_file
 from packager.jobs import results_in_order
 from packager.layout import GeometryShapes, Shapes
 from packager.quant import ggml
@@ -31,7 +31,7 @@ from packager.records import Artifact, Checkpoint, Geometry, Progress, Variant, 
 from packager.tensors import TensorSource, open_tensors
 from packager.tokenizer_file import TOKENIZER_NAME
 from packager.versions import tool_versions
-from packager.work import Ledger, work_folder
+from packager.work import Ledger, publish, work_folder
 
 RECIPES = tuple(ggml.RECIPES)
 DEFAULT_RECIPES = ("Q4_K_M",)
@@ -111,6 +111,9 @@ def convert(
         "checkpoint": checkpoint.sha256,
         "variant": variant.name,
         "calibration": calibration and calibration_sha256(calibration),
+        "slab_bytes": SLAB_BYTES,
+        # what the header tells beside what follows from the weights
+        "told": [checkpoint.path.name, checkpoint.revision, licence_name(checkpoint.path)],
     }
     with work_folder(out, ("gguf", VERSION), inputs) as work:
         file = work / FILE_NAME
@@ -119,8 +122,7 @@ def convert(
             write_header(file, checkpoint, variant, plans)
         write_tensors(file, source, plans, importance, ledger, progress)
         entry = file_entry(work, FILE_NAME)
-        with atomic_folder(out) as folder:
-            file.rename(folder / FILE_NAME)
+        publish(work, [FILE_NAME], out)
     versions = tool_versions("gguf", "llama-cpp-python")
     return Artifact(variant, checkpoint.sha256, out, (entry,), versions)
 

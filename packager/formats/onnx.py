@@ -20,16 +20,16 @@ import numpy as np
 
 from packager import onnx_graph
 from packager.errors import CheckpointError, UsageError
-from packager.files import atomic_folder, file_entry, write_json
+from packager.files import file_entry, write_json
 from packager.genai import genai_config
 from packager.gptq_files import gptq_sha256, open_gptq
 from packager.layout import GeometryShapes
-from packager.onnx_data import GivenCodes, given_codes, write_tensors
+from packager.onnx_data import SLAB_BYTES, GivenCodes, given_codes, write_tensors
 from packager.onnx_layout import DATA_NAME, Recipe, Weights, linears, plan_tensors
 from packager.records import Artifact, Checkpoint, Geometry, Progress, Variant, no_progress
 from packager.tensors import TensorSource, open_tensors
 from packager.versions import tool_versions
-from packager.work import Ledger, work_folder
+from packager.work import Ledger, publish, work_folder
 
 DEFAULT_RECIPES = ("int4-g32",)
 VERSION = 2  # of what this module writes: part of the key of its artifacts
@@ -107,15 +107,14 @@ def convert(
         "checkpoint": checkpoint.sha256,
         "variant": variant.name,
         "calibration": calibration and calibration_sha256(calibration),
+        "slab_bytes": SLAB_BYTES,
     }
     with work_folder(out, ("onnx", VERSION), inputs) as work:
         names = write_files(
             work, checkpoint, variant, open_tensors(checkpoint), calibration, progress
         )
         entries = tuple(file_entry(work, name) for name in names)
-        with atomic_folder(out) as folder:
-            for name in names:
-                (work / name).rename(folder / name)
+        publish(work, names, out)
     return Artifact(variant, checkpoint.sha256, out, entries, tool_versions("onnx"))
 
 

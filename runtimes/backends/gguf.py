@@ -49,6 +49,7 @@ class GgufBackend:
         if options.provider == "cuda" and not options.gpu_layers:
             self._gpu_layers = ALL_LAYERS
         self._position = 0
+        self._lap_start = 0  # the position that last went into the cache's first cell
         self._model = self._context = self._batch = None
         self._engine = engine()
         self._engine.lines.clear()
@@ -137,16 +138,9 @@ class GgufBackend:
         if least <= 0 or self.window.size_tokens is None:
             return 0
         first = least + self.window.size_tokens - 1
+        # Rewound to before what last went into the first cell, llama.cpp fills the cells in another
+        # order from there on, and adds up in that order (found by comparing bits).
         return max(first, self._lap_start) if self._reproducible else first
-
-    @property
-    def _lap_start(self) -> int:
-        """The position that last went into the cache's first cell.
-
-        Rewound to one before it, llama.cpp fills the cells in another order from there on, and adds
-        up in the order of the cells (found by comparing bits with a fresh run's).
-        """
-        return (self._position - 1) // self._cells * self._cells
 
     def forward(self, ids: Sequence[int], last_only: bool = True) -> np.ndarray:
         """Append `ids` (1 to chunk_tokens); float32 logits, (1 or T, vocab), the caller's own."""
@@ -168,6 +162,8 @@ class GgufBackend:
             reason = "the cache has no room" if code == NO_SLOT else self._engine.last_words()
             raise DeviceError(f"llama.cpp failed at position {self._position}: {reason}")
         self._position += count
+        if self._reproducible:
+            self._lap_start = (self._position - 1) // self._cells * self._cells
         rows = 1 if last_only else count
         logits = api.llama_get_logits(self._context)
         return np.ctypeslib.as_array(logits, (rows, self.vocab_size)).copy()
@@ -199,7 +195,7 @@ class GgufBackend:
         """Hand the copy back."""
         position, data = saved
         self._drop_from(0)
-        self._position = 0
+        self._position = self._lap_start = 0
         api = self._engine.api
         if not api.llama_state_seq_set_data(self._context, data, len(data), SEQUENCE):
             self._drop_from(0)

@@ -97,6 +97,20 @@ def test_reproducible_answers_do_not_depend_on_what_came_before(converted):
     check_same_bits(path, checkpoint, open_backend)
 
 
+def test_a_second_rewind_does_not_go_behind_the_rings_beginning(converted):
+    checkpoint, path, *_ = converted
+    backend = open_backend(path, checkpoint, chunk_tokens=16, reproducible=True)
+    ids = list(range(40, 56))
+    for _ in range(18):  # 288 ids: the ring has 256 cells
+        backend.forward(ids)
+    backend.rewind(256)
+    assert backend.kept_from == 256
+    backend.rewind(0)
+    backend.forward(ids)
+    assert backend.kept_from == 0
+    backend.close()
+
+
 def test_random_rewinds_equal_a_fresh_run(converted):
     checkpoint, path, *_ = converted
     backend = open_backend(path, checkpoint, chunk_tokens=24, flash_attention=False)
