@@ -84,20 +84,20 @@ def check_attention(graph: Graph, probe: Path, provider: str, threads: int) -> N
             _probe(session, graph, wanted, new, cells or wanted + new, at) for at in (None, 0, 1)
         )
         if (plain != out).any() or not (plain[0] != inside[0]).any():
-            raise WindowError(
-                f"the attention of ONNX Runtime {engine().__version__} does not see the last "
-                f"{wanted} tokens, but another number",
-                where=probe,
-                expected=f"{TESTED_VERSION}, which starpack is tested with",
-                remedy="install the bundle with its own ./install, or run `make setup`",
+            raise _not_the_window(
+                probe, f"does not see the last {wanted} tokens, but another number"
             )
         if new == 2 and (plain[1] != inside[1]).any():
-            raise WindowError(
-                "the second query of a call sees a token too many",
-                where=probe,
-                expected=f"ONNX Runtime {TESTED_VERSION}, which starpack is tested with",
-                remedy="install the bundle with its own ./install, or run `make setup`",
-            )
+            raise _not_the_window(probe, "shows the second query of a call a token too many")
+
+
+def _not_the_window(probe: Path, what: str) -> WindowError:
+    return WindowError(
+        f"the attention of ONNX Runtime {engine().__version__} {what}",
+        where=probe,
+        expected=f"{TESTED_VERSION}, which starpack is tested with",
+        remedy="install the bundle with its own ./install, or run `make setup`",
+    )
 
 
 def _probe(

@@ -63,13 +63,11 @@ def checkpoint_of(model: Model, folder: Path) -> Checkpoint:
     )  # fmt: skip
 
 
-class RandomTensors:
-    """A TensorSource of any geometry that reads no file: seeded, of a trained model's scale."""
+class Shaped:
+    """What every TensorSource of a geometry says alike."""
 
     def __init__(self, geometry: Geometry) -> None:
-        self.tensors = {tensor.name: tensor for tensor in tensors_of(geometry)}
         self._shapes = tensor_shapes(geometry)
-        self._block = np.random.default_rng(0).standard_normal(BLOCK, np.float32)
 
     def names(self) -> list[str]:
         """As in TensorSource."""
@@ -82,6 +80,15 @@ class RandomTensors:
     def dtype(self, name: str) -> str:
         """As in TensorSource."""
         return "float32"
+
+
+class RandomTensors(Shaped):
+    """A TensorSource of any geometry that reads no file: seeded, of a trained model's scale."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        super().__init__(geometry)
+        self.tensors = {tensor.name: tensor for tensor in tensors_of(geometry)}
+        self._block = np.random.default_rng(0).standard_normal(BLOCK, np.float32)
 
     def read(self, name: str) -> np.ndarray:
         """As in TensorSource."""
@@ -117,29 +124,18 @@ def round_gptq(
     return GptqTensors(open_gptq(out), checkpoint.geometry)
 
 
-class GptqTensors:
+class GptqTensors(Shaped):
     """A TensorSource of what a folder of GPTQ weights stands for, in float32."""
 
     def __init__(self, weights: GptqWeights, geometry: Geometry) -> None:
-        self.weights, self._shapes = weights, tensor_shapes(geometry)
-
-    def names(self) -> list[str]:
-        """As in TensorSource."""
-        return list(self._shapes)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """As in TensorSource."""
-        return self._shapes[name]
-
-    def dtype(self, name: str) -> str:
-        """As in TensorSource."""
-        return "float32"
+        super().__init__(geometry)
+        self.weights = weights
 
     def read(self, name: str) -> np.ndarray:
         """As in TensorSource."""
         if f"{name.removesuffix('weight')}qweight" not in self.weights.shards.entries:
             return self.weights.shards.read(name)
-        return self.weights.blocks(name.removesuffix(".weight"), self.shape(name)).weights()
+        return self.weights.matrix(name.removesuffix(".weight"), self.shape(name))
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """As in TensorSource."""
