@@ -6,7 +6,7 @@ on devices that the fit had not seen (validate.py). Says where that is not enoug
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from packager import footprint
@@ -27,6 +27,7 @@ from packager.records import (
     Workload,
 )
 from runtimes.contract import Window
+from runtimes.gpu_memory import half_fits
 
 DEFAULT_CONTEXT_TOKENS = 16_384  # what StarCoder2 was trained to; longer only on request
 SMALL_PARAMETERS = 2e9  # below it no model was in the fit
@@ -125,9 +126,7 @@ def estimate(
             where=f"budget {budget.name}",
             remedy="raise context_tokens of the budget, or shorten its workload",
         )
-    setting = Setting(
-        context, gpu=device.kind != "cpu", kernel4="gptq-torch-int4" in device.kernels
-    )
+    setting = _setting(geometry, variant, device, context)
     case = Case(geometry, window, variant, device, setting)
     parts = footprint.memory_parts(geometry, variant, window, device, setting)
     calibrated = case.calibration is not None
@@ -155,6 +154,16 @@ def estimate(
         evidence="calibrated" if calibrated else "specification",
         outside=outside(case),
     )
+
+
+def _setting(geometry: Geometry, variant: Variant, device: Device, context: int) -> Setting:
+    """How the backend will open it there (runtimes/gptq_device.py choose_way)."""
+    kernel4 = "gptq-torch-int4" in device.kernels
+    setting = Setting(context, gpu=device.kind != "cpu", kernel4=kernel4)
+    if variant.format == "gptq" and not kernel4:
+        weights = footprint.weights_bytes(geometry, variant, setting)
+        setting = replace(setting, half=half_fits(weights, device.memory_bytes.value))
+    return setting
 
 
 def family_of(variant: Variant) -> str:

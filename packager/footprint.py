@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Protocol
@@ -22,6 +22,7 @@ from runtimes.onnx_graph import MOST_ROWS, rows_at_once
 
 CHUNK_TOKENS = 512  # BackendOptions' own: most tokens of one forward
 _CELLS = 256  # llama.cpp pads its caches to this (src/llama-kv-cache*.cpp)
+_EXPANDED_BYTES = 3 << 24  # codes and float16 of a stretch (STRETCH_ELEMENTS, gptq_tiles.py)
 _ROWS = 64  # torch's int4 kernel packs blocks of so many outputs (runtimes/gptq_linear.py)
 _HALF = 2  # bytes of float16 and of bfloat16
 _MIB = 1 << 20
@@ -47,12 +48,17 @@ class Sizes(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How a model is opened. gpu: everything on a card; kernel4: it has torch's int4 kernel."""
+    """How a model is opened. gpu: everything on a card; kernel4: it has torch's int4 kernel.
+
+    half: without that kernel, whether GPTQ's weights are kept in float16, or in 4 bits and expanded
+    for each product.
+    """
 
     context_tokens: int
     chunk_tokens: int = CHUNK_TOKENS
     gpu: bool = False
     kernel4: bool = True
+    half: bool = True
 
 
 def memory_parts(
@@ -111,6 +117,10 @@ def streamed_bytes(geometry: Geometry, variant: Variant, setting: Setting) -> in
     """What of the weights one decode step reads: all but the embedding, unless it is the head."""
     total = weights_bytes(geometry, variant, setting)
     if variant.format == "gptq":
+        if not setting.kernel4 and not setting.half:  # what is expanded is written and read
+            total += 2 * weights_bytes(geometry, variant, replace(setting, half=True))
+        if _one_with_embedding(geometry, variant, setting):
+            return total
         return total - geometry.vocab * geometry.hidden * _HALF  # the head has weights of its own
     if geometry.tied or (variant.format == "gguf" and setting.gpu):
         return total
@@ -164,7 +174,8 @@ def compute_bytes(geometry: Geometry, variant: Variant, window: Window, setting:
     rows = geometry.heads // geometry.kv_heads * chunk
     if variant.format == "gptq":
         # the mask of all rows in bfloat16, and the feed-forward in float32 and bfloat16
-        return rows * seen * _HALF + 6 * hidden + 3 * ffn // 2
+        expanding = _EXPANDED_BYTES if not setting.kernel4 and not setting.half else 0
+        return rows * seen * _HALF + 6 * hidden + 3 * ffn // 2 + expanding
     # Measured with onnxruntime 1.32 on one layer's shapes, hidden 1024, windows of 1,024 and 4,096:
     # 5 to 11 MB at 128 tokens (15 by this), 55 to 81 at 512 (59). Its own node keeps no scores.
     if key_value_width(variant, setting.gpu) == _HALF:
@@ -200,14 +211,20 @@ def _gptq_bytes(geometry: Geometry, variant: Variant, setting: Setting) -> int:
             + outputs * _HALF
         )
     head = (geometry.vocab, geometry.hidden)
-    if head_bits == 8:
+    if head_bits == 8 and not setting.gpu:
         total += head[0] * head[1] + head[0] * _HALF
-    elif head_bits == 4:
-        # 4 bits to nearest have zero points, and a bias of zeros
-        total += _linear_bytes(*head, module.HEAD_GROUP, 4, True, setting) + head[0] * _HALF
-    else:
+    elif head_bits < 16:
+        # to nearest, with zero points and a bias of zeros
+        group = min(module.HEAD_GROUPS[head_bits], geometry.hidden)
+        total += _linear_bytes(*head, group, head_bits, True, setting) + head[0] * _HALF
+    elif not _one_with_embedding(geometry, variant, setting):
         total += head[0] * head[1] * _HALF
     return total + 4 * geometry.hidden * (4 * geometry.layers + 2)  # norms, float32
+
+
+def _one_with_embedding(geometry: Geometry, variant: Variant, setting: Setting) -> bool:
+    """Whether torch's head is the embedding: where it computes in float16, as the file has it."""
+    return geometry.tied and not setting.kernel4 and (variant.head_bits or 16) == 16
 
 
 def _linear_bytes(
@@ -215,11 +232,13 @@ def _linear_bytes(
 ) -> int:
     """4-bit planes, their scales and offsets in pairs, and again in the order of the packed halves.
 
-    Without the kernel, float16.
+    Without the kernel float16, or the codes with their scales and zeros.
     """
+    groups = inputs // group
     if not setting.kernel4:
-        return outputs * inputs * _HALF
-    rows, planes, groups = _padded(outputs, _ROWS), bits // 4, inputs // group
+        whole, scales_zeros = outputs * inputs * _HALF, outputs * groups * 2 * _HALF
+        return whole if setting.half else whole * bits // 16 + scales_zeros
+    rows, planes = _padded(outputs, _ROWS), bits // 4
     pairs = planes * groups * rows * 2 * _HALF
     # the plane of the high halves of 8 bits has no offsets
     again = groups * rows * _HALF * (planes + (1 if offsets or bits == 8 else 0))

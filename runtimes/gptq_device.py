@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from runtimes.errors import DeviceError
+from runtimes.gpu_memory import half_fits
 
 KERNEL_CAPABILITY = (8, 0)  # specified: torch's int4 kernel and bfloat16 need it
 LEAST_CAPABILITY = (7, 0)  # specified: before it, products of float16 have no tensor cores
-HALF_SHARE = 0.8  # guessed: of the free memory for weights; the cache and the sums need the rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,7 @@ def choose_way(capability: tuple[int, int], free_bytes: int, half_bytes: int) ->
             expected="{}.{} or newer".format(*LEAST_CAPABILITY),
             remedy="use --provider cpu, or a GGUF bundle with the CUDA engine",
         )
-    # to expand 4 bits for each token costs several times as much as to read float16
-    return "half" if half_bytes <= HALF_SHARE * free_bytes else "expanded"
+    return "half" if half_fits(half_bytes, free_bytes) else "expanded"
 
 
 def find_gpu() -> Gpu:

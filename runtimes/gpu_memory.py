@@ -10,6 +10,7 @@ import ctypes
 import os
 
 LIBRARY = "libnvidia-ml.so.1"  # specified: it comes with the driver
+HALF_SHARE = 0.8  # guessed: of the free memory for weights; the cache and the sums need the rest
 
 
 class Memory(ctypes.Structure):
@@ -20,6 +21,14 @@ class Memory(ctypes.Structure):
         ("free", ctypes.c_ulonglong),
         ("used", ctypes.c_ulonglong),
     )
+
+
+def half_fits(half_bytes: int, free_bytes: int) -> bool:
+    """Whether quantised weights are kept in float16 on a GPU that has no kernel for them.
+
+    To expand them for each token costs several times as much as to read float16.
+    """
+    return half_bytes <= HALF_SHARE * free_bytes
 
 
 def gpu_free_bytes() -> int:

@@ -143,6 +143,13 @@ def test_where_a_specification_is_not_enough(variant, device, reason) -> None:
     assert bool(found) == bool(reason)
 
 
+def test_without_a_kernel_a_model_that_fits_is_float16_and_another_stays_in_4_bits() -> None:
+    small, large = (of(gptq.variant("w4g128"), model, "tesla-t4") for model in ("3b", "7b"))
+    assert small.parts.weights_bytes == pytest.approx(6.06e9, rel=0.02)  # 2 bytes of each parameter
+    assert large.parts.weights_bytes == pytest.approx(4.6e9, rel=0.1)
+    assert large.per_token_s.middle > 2 * small.per_token_s.middle
+
+
 def test_calibration_ends_what_is_unlike_the_fit_but_makes_no_kernels() -> None:
     calibration = Calibration(1, 1, 1, ENGINE, "2026-01-01")
     for name, variant, ends in (
