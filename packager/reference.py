@@ -18,7 +18,7 @@ from runtimes.rope import rope_tables
 Observe = Callable[[str, np.ndarray], None]
 """observe(tensor name, float32 (T, C)): what that matrix is about to be multiplied with."""
 
-QUERY_BLOCK = 256  # queries per attention step: bounds the score matrix for long sequences
+QUERY_BLOCK = 64  # queries per attention step: their scores stay in a processor's caches
 _GELU_SCALE = np.float32(np.sqrt(2.0 / np.pi))
 
 
@@ -128,24 +128,24 @@ def windowed_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, window: Wind
     q is (T, heads, D), k and v are (T, kv_heads, D); the result is (T, heads, D).
     """
     length, heads, head_dim = q.shape
-    kv_heads = k.shape[1]
-    # (kv_heads, group, T, D) against (kv_heads, 1, T, D): no key is copied per query head
-    grouped = q.reshape(length, kv_heads, heads // kv_heads, head_dim).transpose(1, 2, 0, 3)
-    keys, values = k.transpose(1, 0, 2)[:, None], v.transpose(1, 0, 2)[:, None]
-    out = np.empty_like(grouped)
+    group = heads // k.shape[1]
+    q, out = q / np.float32(np.sqrt(head_dim)), np.empty_like(q)
     size = window.size_tokens or length
     for start in range(0, length, QUERY_BLOCK):
         stop = min(start + QUERY_BLOCK, length)
         first = max(0, start - size + 1)
-        scores = grouped[:, :, start:stop] @ keys[:, :, first:stop].swapaxes(-1, -2)
-        scores /= np.float32(np.sqrt(head_dim))
         distance = np.arange(start, stop)[:, None] - np.arange(first, stop)
-        scores[..., (distance < 0) | (distance >= size)] = -np.inf
-        scores -= scores.max(-1, keepdims=True)
-        np.exp(scores, out=scores)
-        scores /= scores.sum(-1, keepdims=True)
-        out[:, :, start:stop] = scores @ values[:, :, first:stop]
-    return out.transpose(2, 0, 1, 3).reshape(length, heads, head_dim)
+        hidden = np.where((distance < 0) | (distance >= size), np.float32(-np.inf), np.float32(0))
+        for head in range(k.shape[1]):
+            its = slice(head * group, (head + 1) * group)  # query heads, which are rows together
+            scores = q[start:stop, its].reshape(-1, head_dim) @ k[first:stop, head].T
+            by_query = scores.reshape(stop - start, group, -1)
+            by_query += hidden[:, None]
+            scores -= scores.max(-1, keepdims=True)
+            np.exp(scores, out=scores)
+            mixed = scores @ v[first:stop, head] / scores.sum(-1, keepdims=True)
+            out[start:stop, its] = mixed.reshape(stop - start, group, head_dim)
+    return out
 
 
 def _rotate(x: np.ndarray, theta: float) -> np.ndarray:
@@ -164,7 +164,7 @@ def _layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float)
 
 def _gelu(x: np.ndarray) -> np.ndarray:
     """The tanh form, as `gelu_pytorch_tanh`."""
-    inner = _GELU_SCALE * (x + np.float32(0.044715) * x**3)
+    inner = _GELU_SCALE * (x + np.float32(0.044715) * (x * x * x))
     return np.float32(0.5) * x * (np.float32(1.0) + np.tanh(inner))
 
 
