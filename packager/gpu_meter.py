@@ -1,4 +1,4 @@
-"""What NVIDIA's driver says of its first GPU while something runs on it."""
+"""What NVIDIA's driver says of the GPU in use while something runs on it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from runtimes.gpu_memory import first_visible
 
 
 def process_bytes(pid: int) -> int:
@@ -35,6 +37,9 @@ def _gpu() -> Iterator[tuple[Any, Any]]:
     nvml = importlib.import_module("pynvml")
     nvml.nvmlInit()
     try:
-        yield nvml, nvml.nvmlDeviceGetHandleByIndex(0)
+        first = first_visible()
+        by_number = isinstance(first, int)
+        find = nvml.nvmlDeviceGetHandleByIndex if by_number else nvml.nvmlDeviceGetHandleByUUID
+        yield nvml, find(first)
     finally:
         nvml.nvmlShutdown()

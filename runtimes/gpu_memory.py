@@ -32,11 +32,7 @@ def half_fits(half_bytes: int, free_bytes: int) -> bool:
 
 
 def gpu_free_bytes() -> int:
-    """Of the first GPU that CUDA_VISIBLE_DEVICES leaves; 0 where nobody can say.
-
-    The driver counts GPUs by their place on the bus, CUDA by default from the fastest: where they
-    differ, CUDA_VISIBLE_DEVICES with the GPU's UUID says which.
-    """
+    """Of the first GPU that CUDA_VISIBLE_DEVICES leaves; 0 where nobody can say."""
     try:
         nvml = ctypes.CDLL(LIBRARY)
     except OSError:
@@ -51,9 +47,19 @@ def gpu_free_bytes() -> int:
         nvml.nvmlShutdown()
 
 
+def first_visible() -> int | str:
+    """The number or the UUID of the first GPU that CUDA_VISIBLE_DEVICES leaves.
+
+    The driver counts GPUs by their place on the bus, CUDA by default from the fastest: where they
+    differ, CUDA_VISIBLE_DEVICES with the GPU's UUID says which.
+    """
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    return int(first) if first.isdecimal() else first
+
+
 def _find(nvml: ctypes.CDLL, device: ctypes.c_void_p) -> int:
     """Set `device`; returns NVML's error code, 0 for none."""
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
-    if first.isdecimal():
-        return nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(int(first)), ctypes.byref(device))
+    first = first_visible()
+    if isinstance(first, int):
+        return nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(first), ctypes.byref(device))
     return nvml.nvmlDeviceGetHandleByUUID(first.encode(), ctypes.byref(device))

@@ -35,6 +35,20 @@ def test_memory_is_that_of_the_process_or_of_all_where_it_is_hidden(nvml):
     assert [process_bytes(pid) for pid in (7, 8, 9)] == [100, 900, 900]
 
 
+@pytest.mark.parametrize(
+    ("visible", "asked"), [(None, 0), ("1", 1), ("2,0", 2), ("GPU-5e1", "GPU-5e1")]
+)
+def test_the_gpu_is_the_first_that_cuda_sees(nvml, monkeypatch, visible, asked):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    seen = []
+    nvml.nvmlDeviceGetHandleByUUID = nvml.nvmlDeviceGetHandleByIndex
+    nvml.nvmlDeviceGetTotalEnergyConsumption = lambda gpu: seen.append(gpu) or 0
+    energy_j()
+    assert seen == [asked]
+
+
 def test_energy_is_in_joules_and_none_where_the_driver_has_no_meter(nvml):
     assert energy_j() == 2.5
 
