@@ -23,6 +23,7 @@ from runtimes.cells import STEP, Cells, EngineRing
 from runtimes.contract import BackendOptions, MemoryUse, Saved, Window
 from runtimes.errors import DeviceError, UsageError
 from runtimes.host import resident_bytes
+from runtimes.large_pages import LEAST_BYTES, collapse_in_background
 from runtimes.onnx_graph import Graph, check_attention, rows_at_once
 from runtimes.ort import engine, engine_files, open_session
 from runtimes.positions import check_rewind, check_whole, check_window, checked_ids
@@ -71,6 +72,8 @@ class OnnxBackend:
         self._bind()
         self._load_s = time.perf_counter() - started
         self._held = resident_bytes()
+        if self._moves and self._weights_bytes >= LEAST_BYTES:
+            collapse_in_background()
 
     def _check_type(self, path: Path) -> None:
         if self._provider == "cuda" and self._graph.float_type != np.float16:
