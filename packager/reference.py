@@ -19,6 +19,7 @@ Observe = Callable[[str, np.ndarray], None]
 """observe(tensor name, float32 (T, C)): what that matrix is about to be multiplied with."""
 
 QUERY_BLOCK = 64  # queries per attention step: their scores stay in a processor's caches
+GELU_BLOCK = 64  # rows
 _GELU_SCALE = np.float32(np.sqrt(2.0 / np.pi))
 
 
@@ -163,9 +164,13 @@ def _layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float)
 
 
 def _gelu(x: np.ndarray) -> np.ndarray:
-    """The tanh form, as `gelu_pytorch_tanh`."""
-    inner = _GELU_SCALE * (x + np.float32(0.044715) * (x * x * x))
-    return np.float32(0.5) * x * (np.float32(1.0) + np.tanh(inner))
+    """The tanh form, as `gelu_pytorch_tanh`, in stretches whose powers stay in the caches."""
+    out = np.empty_like(x)
+    for start in range(0, len(x), GELU_BLOCK):
+        part = x[start : start + GELU_BLOCK]
+        inner = _GELU_SCALE * (part + np.float32(0.044715) * (part * part * part))
+        out[start : start + GELU_BLOCK] = np.float32(0.5) * part * (np.float32(1.0) + np.tanh(inner))
+    return out
 
 
 def gather_rows(tensors: TensorSource, name: str, ids: np.ndarray) -> np.ndarray:
