@@ -167,9 +167,10 @@ def _gelu(x: np.ndarray) -> np.ndarray:
     """The tanh form, as `gelu_pytorch_tanh`, in stretches whose powers stay in the caches."""
     out = np.empty_like(x)
     for start in range(0, len(x), GELU_BLOCK):
-        part = x[start : start + GELU_BLOCK]
+        rows = slice(start, start + GELU_BLOCK)
+        part = x[rows]
         inner = _GELU_SCALE * (part + np.float32(0.044715) * (part * part * part))
-        out[start : start + GELU_BLOCK] = np.float32(0.5) * part * (np.float32(1.0) + np.tanh(inner))
+        out[rows] = np.float32(0.5) * part * (np.float32(1.0) + np.tanh(inner))
     return out
 
 
