@@ -56,6 +56,8 @@ class Case:
         geometry, variant, setting = self.geometry, self.variant, self.setting
         width = footprint.key_value_width(variant, setting.gpu)
         kind = family_of(variant)
+        if variant.format == "gptq" and not setting.kernel4 and setting.half:
+            kind = "float"
         engine = ENGINES[variant.format]
         return Load(
             weights_bytes=footprint.streamed_bytes(geometry, variant, setting),
@@ -158,8 +160,9 @@ def estimate(
 
 def _setting(geometry: Geometry, variant: Variant, device: Device, context: int) -> Setting:
     """How the backend will open it there (runtimes/gptq_device.py choose_way)."""
-    kernel4 = "gptq-torch-int4" in device.kernels
-    setting = Setting(context, gpu=device.kind != "cpu", kernel4=kernel4)
+    gpu = device.kind != "cpu"  # on a CPU torch has the kernel, if a slow one
+    kernel4 = not gpu or "gptq-torch-int4" in device.kernels
+    setting = Setting(context, gpu=gpu, kernel4=kernel4)
     if variant.format == "gptq" and not kernel4:
         weights = footprint.weights_bytes(geometry, variant, setting)
         setting = replace(setting, half=half_fits(weights, device.memory_bytes.value))

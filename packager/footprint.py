@@ -8,8 +8,9 @@ no weight.
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Protocol
@@ -23,7 +24,11 @@ from runtimes.onnx_graph import MOST_ROWS, rows_at_once
 CHUNK_TOKENS = 512  # BackendOptions' own: most tokens of one forward
 _CELLS = 256  # llama.cpp pads its caches to this (src/llama-kv-cache*.cpp)
 _EXPANDED_BYTES = 3 << 24  # codes and float16 of a stretch (STRETCH_ELEMENTS, gptq_tiles.py)
+# Counted, not measured: what ExpandedLinear.expand reads and writes for each 4-bit weight, step by
+# step, each of which goes through memory (runtimes/gptq_tiles.py).
+_EXPANDING_BYTES = 13
 _ROWS = 64  # torch's int4 kernel packs blocks of so many outputs (runtimes/gptq_linear.py)
+_TILE_ROWS = 8  # and that for GPUs (runtimes/gptq_tiles.py)
 _HALF = 2  # bytes of float16 and of bfloat16
 _MIB = 1 << 20
 # CUDA keeps this for itself in each process: a line that others fitted to published figures of
@@ -117,8 +122,9 @@ def streamed_bytes(geometry: Geometry, variant: Variant, setting: Setting) -> in
     """What of the weights one decode step reads: all but the embedding, unless it is the head."""
     total = weights_bytes(geometry, variant, setting)
     if variant.format == "gptq":
-        if not setting.kernel4 and not setting.half:  # what is expanded is written and read
-            total += 2 * weights_bytes(geometry, variant, replace(setting, half=True))
+        if not setting.kernel4 and not setting.half:
+            linears = geometry.parameters - geometry.vocab * geometry.hidden * (2 - geometry.tied)
+            total += _EXPANDING_BYTES * linears
         if _one_with_embedding(geometry, variant, setting):
             return total
         return total - geometry.vocab * geometry.hidden * _HALF  # the head has weights of its own
@@ -215,7 +221,9 @@ def _gptq_bytes(geometry: Geometry, variant: Variant, setting: Setting) -> int:
         total += head[0] * head[1] + head[0] * _HALF
     elif head_bits < 16:
         # to nearest, with zero points and a bias of zeros
-        group = min(module.HEAD_GROUPS[head_bits], geometry.hidden)
+        group = (
+            32 if head_bits == 4 else math.gcd(256, geometry.hidden)
+        )  # as gptq_model.py packs it
         total += _linear_bytes(*head, group, head_bits, True, setting) + head[0] * _HALF
     elif not _one_with_embedding(geometry, variant, setting):
         total += head[0] * head[1] * _HALF
@@ -230,7 +238,7 @@ def _one_with_embedding(geometry: Geometry, variant: Variant, setting: Setting) 
 def _linear_bytes(
     outputs: int, inputs: int, group: int, bits: int, offsets: bool, setting: Setting
 ) -> int:
-    """4-bit planes, their scales and offsets in pairs, and again in the order of the packed halves.
+    """4-bit planes, their scales and offsets in pairs, on a CPU these in another order again.
 
     Without the kernel float16, or the codes with their scales and zeros.
     """
@@ -238,11 +246,11 @@ def _linear_bytes(
     if not setting.kernel4:
         whole, scales_zeros = outputs * inputs * _HALF, outputs * groups * 2 * _HALF
         return whole if setting.half else whole * bits // 16 + scales_zeros
-    rows, planes = _padded(outputs, _ROWS), bits // 4
+    rows, planes = _padded(outputs, _TILE_ROWS if setting.gpu else _ROWS), bits // 4
     pairs = planes * groups * rows * 2 * _HALF
-    # the plane of the high halves of 8 bits has no offsets
+    # in the order of the packed halves; the plane of the high halves of 8 bits has no offsets
     again = groups * rows * _HALF * (planes + (1 if offsets or bits == 8 else 0))
-    return planes * rows * inputs // 2 + pairs + again
+    return planes * rows * inputs // 2 + pairs + (0 if setting.gpu else again)
 
 
 def _linears(geometry: Geometry) -> list[list[tuple[int, ...]]]:

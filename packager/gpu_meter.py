@@ -37,9 +37,15 @@ def _gpu() -> Iterator[tuple[Any, Any]]:
     nvml = importlib.import_module("pynvml")
     nvml.nvmlInit()
     try:
-        first = first_visible()
-        by_number = isinstance(first, int)
-        find = nvml.nvmlDeviceGetHandleByIndex if by_number else nvml.nvmlDeviceGetHandleByUUID
-        yield nvml, find(first)
+        yield nvml, _first(nvml)
     finally:
         nvml.nvmlShutdown()
+
+
+def _first(nvml: Any) -> Any:
+    """The GPU that CUDA sees first; CUDA takes the beginning of a UUID for the whole."""
+    first = first_visible()
+    if isinstance(first, int):
+        return nvml.nvmlDeviceGetHandleByIndex(first)
+    gpus = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+    return next((gpu for gpu in gpus if nvml.nvmlDeviceGetUUID(gpu).startswith(first)), gpus[0])

@@ -22,6 +22,7 @@ from packager.findings import Speed, Steps
 from packager.gpu_meter import energy_j
 from packager.records import Workload
 from packager.store import from_plain, to_plain
+from runtimes import large_pages
 from runtimes.contract import Backend, BackendOptions, Window
 from runtimes.errors import DeviceError, RewindError
 from runtimes.host import peak_resident_bytes
@@ -50,6 +51,7 @@ def run(job: Job, say: Callable[[str, int, int], None]) -> Speed:
     started = time.perf_counter()
     backend = module.open_backend(job.model, Window(job.window_tokens), job.options)
     load_s = time.perf_counter() - started
+    large_pages.wait()
     work, context = job.workload, job.options.context_tokens
     prompt_tokens, warm_tokens = work.prompt_tokens, work.warm_prefix_tokens
     rng = np.random.default_rng(0)

@@ -18,7 +18,7 @@ from runtimes.rope import rope_tables
 Observe = Callable[[str, np.ndarray], None]
 """observe(tensor name, float32 (T, C)): what that matrix is about to be multiplied with."""
 
-QUERY_BLOCK = 64  # queries per attention step: their scores stay in a processor's caches
+QUERY_BLOCK = 64  # queries per attention step: their scores stay in the last cache
 GELU_BLOCK = 64  # rows
 _GELU_SCALE = np.float32(np.sqrt(2.0 / np.pi))
 

@@ -131,6 +131,23 @@ def test_what_torch_holds_where_it_has_no_kernel(recipe, way, tmp_path) -> None:
     assert weights_bytes(checkpoint.geometry, variant, setting) == pytest.approx(held, rel=0.03)
 
 
+@pytest.mark.parametrize("recipe", ["w4g128", "w4g32-asym", "w8g32-asym"])
+def test_what_torch_holds_on_a_gpu(recipe, tmp_path, monkeypatch) -> None:
+    """On the meta device, which has the shapes of what a GPU would hold."""
+    torch = pytest.importorskip("torch")
+    models = pytest.importorskip("tests.formats.gptq_models")
+    from runtimes.gptq_files import Files, read_config
+    from runtimes.gptq_model import Model
+
+    folder = write_checkpoint(tmp_path / "model", **SHAPE | dict(layers=1, vocab=576))
+    checkpoint, variant = read_checkpoint(folder), gptq.variant(recipe)
+    out = models.quantise(checkpoint, tmp_path / "out", recipe, None)
+    files, device = Files(out, read_config(out)), torch.device("meta")
+    held = Model(files, cells=64, positions=64, way="tiled", device=device).weights_bytes
+    found = weights_bytes(checkpoint.geometry, variant, Setting(2048, gpu=True))
+    assert found == pytest.approx(held, rel=0.03)  # biases and norms, as above
+
+
 @pytest.mark.parametrize("recipe", ["Q8_0", "Q5_K_M", "Q4_K_M"])
 def test_llama_cpp_keeps_some_weights_twice(recipe, tmp_path) -> None:
     models = pytest.importorskip("tests.formats.gguf_models")

@@ -36,14 +36,16 @@ def test_memory_is_that_of_the_process_or_of_all_where_it_is_hidden(nvml):
 
 
 @pytest.mark.parametrize(
-    ("visible", "asked"), [(None, 0), ("1", 1), ("2,0", 2), ("GPU-5e1", "GPU-5e1")]
+    ("visible", "asked"),
+    [(None, 0), ("1", 1), ("2,0", 2), ("GPU-5e1", 1), ("GPU-5e1a-77,0", 1), ("GPU-9", 0), ("", 0)],
 )
 def test_the_gpu_is_the_first_that_cuda_sees(nvml, monkeypatch, visible, asked):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     seen = []
-    nvml.nvmlDeviceGetHandleByUUID = nvml.nvmlDeviceGetHandleByIndex
+    nvml.nvmlDeviceGetCount = lambda: 3
+    nvml.nvmlDeviceGetUUID = lambda gpu: ["GPU-0aa-10", "GPU-5e1a-77", "GPU-c0c-19"][gpu]
     nvml.nvmlDeviceGetTotalEnergyConsumption = lambda gpu: seen.append(gpu) or 0
     energy_j()
     assert seen == [asked]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import mmap
+import platform
 import re
-import threading
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from runtimes import large_pages
+from runtimes.host import resident_bytes
 
 
 def huge_bytes() -> int:
@@ -18,17 +21,35 @@ def huge_bytes() -> int:
     return int(re.search(r"AnonHugePages:\s*(\d+) kB", text)[1]) * 1024
 
 
-@pytest.mark.skipif(not large_pages.MAPS.exists(), reason="only Linux has such maps")
+RELEASE = [int(part) for part in re.findall(r"\d+", platform.release())[:2]]
+needs_linux = pytest.mark.skipif(
+    sys.platform != "linux" or RELEASE < [6, 1] or "[never]" in large_pages.ENABLED.read_text(),
+    reason="needs Linux 6.1, and large pages allowed",
+)
+
+
+@needs_linux
 def test_what_is_moved_is_what_it_was_and_lies_on_large_pages() -> None:
-    size = 48 << 20  # bytes hold no references, and numpy is asked for none of its large pages
+    size, before, huge = 48 << 20, large_pages.large_regions(), huge_bytes()
     data = bytearray(np.random.default_rng(0).bytes(size))
-    digest, before = hash(bytes(data)), huge_bytes()
-    moved = large_pages.collapse()
+    digest = hash(bytes(data))
+    moved = large_pages.collapse(before)
     assert hash(bytes(data)) == digest
-    if moved == 0:
-        pytest.skip("this system moves nothing")
-    assert huge_bytes() >= before + size - 2 * large_pages.PAGE_BYTES
-    assert large_pages.collapse() >= size - 2 * large_pages.PAGE_BYTES  # again: already there
+    assert moved > 0
+    assert huge_bytes() >= huge + moved
+    assert large_pages.collapse(before) >= moved  # again: already there
+    assert large_pages.collapse(large_pages.large_regions()) == 0
+
+
+@needs_linux
+def test_what_was_never_touched_takes_no_memory() -> None:
+    before = large_pages.large_regions()
+    with mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as room:
+        for at in range(0, len(room), large_pages.PAGE_BYTES):
+            room[at] = 1
+        held = resident_bytes()
+        large_pages.collapse(before)
+        assert resident_bytes() - held < 4 << 20
 
 
 def test_files_shared_memory_and_small_regions_are_left_alone(tmp_path, monkeypatch) -> None:
@@ -38,22 +59,35 @@ def test_files_shared_memory_and_small_regions_are_left_alone(tmp_path, monkeypa
         return f"{own[0]:x}-{own[0] + size:x} {access} 00000000 00:00 {inode} {name}"
 
     lines = [
-        line(), line("r--p"), line("rw-s"), line(inode="7", name="/lib/x y.so"),
+        line(), "", line("r--p"), line("rw-s"), line(inode="7", name="/lib/x \xe9.so"),
         line(name="[stack]"), line(size=large_pages.LEAST_BYTES - 1), line(name="[heap]"),
     ]  # fmt: skip
     maps = tmp_path / "maps"
-    maps.write_text("\n".join(lines))
+    maps.write_text("\n".join(lines), encoding="latin-1")
     monkeypatch.setattr(large_pages, "MAPS", maps)
-    assert large_pages._regions() == [own, own]
+    assert large_pages.large_regions() == [own, own]
     monkeypatch.setattr(large_pages, "MAPS", tmp_path / "none")
-    assert large_pages.collapse() == 0
+    assert large_pages.large_regions() == []
+    assert large_pages.collapse([]) == 0
 
 
 def test_other_systems_are_asked_nothing(monkeypatch) -> None:
     monkeypatch.setattr(large_pages.sys, "platform", "darwin")
-    monkeypatch.setattr(large_pages, "_regions", lambda: pytest.fail("asked"))
-    large_pages.collapse_in_background()
-    for thread in threading.enumerate():
-        if thread.name == large_pages.THREAD_NAME:
-            thread.join()
-    assert large_pages.collapse() == 0
+    monkeypatch.setattr(large_pages, "large_regions", lambda: pytest.fail("asked"))
+    large_pages.collapse_in_background([])
+    large_pages.wait()
+    assert large_pages.collapse([]) == 0
+
+
+@pytest.mark.parametrize(
+    ("now", "new"),
+    [
+        ([(100, 200)], [(100, 120), (150, 180), (190, 200)]),
+        ([(120, 150)], [(120, 120), (150, 150)]),
+        ([(10, 20), (140, 185)], [(10, 20), (140, 120), (150, 180), (190, 185)]),
+    ],
+)
+def test_what_was_there_before_is_not_moved(now, new, monkeypatch) -> None:
+    monkeypatch.setattr(large_pages, "large_regions", lambda: now)
+    found = large_pages._new([(180, 190), (120, 150)])
+    assert [r for r in found if r[0] < r[1]] == [r for r in new if r[0] < r[1]]

@@ -41,7 +41,6 @@ RECIPES = tuple(
 DEFAULT_RECIPES = ("w4g128",)
 VERSION = 2  # of what this module writes: part of the key of its artifacts
 QUANTIZE_CONFIG_NAME = "quantize_config.json"
-HEAD_GROUPS = {4: 32, 8: 256}  # by the bits of the head, as runtimes/gptq_model.py packs it
 SLAB_ROWS = 1024  # of the embedding per step: 25 MB in float32 for StarCoder2-15B
 ARRAYS = {"qweight": "I32", "qzeros": "I32", "scales": "F16", "g_idx": "I32"}
 HEAD_BITS = (4, 8, 16)

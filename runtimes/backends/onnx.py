@@ -23,7 +23,7 @@ from runtimes.cells import STEP, Cells, EngineRing
 from runtimes.contract import BackendOptions, MemoryUse, Saved, Window
 from runtimes.errors import DeviceError, UsageError
 from runtimes.host import resident_bytes
-from runtimes.large_pages import LEAST_BYTES, collapse_in_background
+from runtimes.large_pages import LEAST_BYTES, collapse_in_background, large_regions
 from runtimes.onnx_graph import Graph, check_attention, rows_at_once
 from runtimes.ort import engine, engine_files, open_session
 from runtimes.positions import check_rewind, check_whole, check_window, checked_ids
@@ -52,7 +52,7 @@ class OnnxBackend:
         self._session: Any = None
         check_whole(options)
         engine()  # the library itself is not counted as the model's
-        started, held = time.perf_counter(), resident_bytes()
+        started, held, before = time.perf_counter(), resident_bytes(), large_regions()
         self.window = window
         self.context_tokens = options.context_tokens
         self.chunk_tokens = min(options.chunk_tokens, options.context_tokens)
@@ -73,7 +73,7 @@ class OnnxBackend:
         self._load_s = time.perf_counter() - started
         self._held = resident_bytes()
         if self._moves and self._weights_bytes >= LEAST_BYTES:
-            collapse_in_background()
+            collapse_in_background(before)
 
     def _check_type(self, path: Path) -> None:
         if self._provider == "cuda" and self._graph.float_type != np.float16:

@@ -43,6 +43,18 @@ def checkpoint_of(folder: Path, **changes):
     return read_checkpoint(write_checkpoint(folder / "model", **shape))
 
 
+def test_only_large_weights_are_moved_to_large_pages(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(backend_module, "collapse_in_background", asked.append)
+    checkpoint = checkpoint_of(tmp_path)
+    folder = onnx.convert(checkpoint, onnx.variant("fp32"), tmp_path / "out").path
+    open_backend(folder, checkpoint).close()
+    assert asked == []
+    monkeypatch.setattr(backend_module, "LEAST_BYTES", 0)
+    open_backend(folder, checkpoint).close()
+    assert len(asked) == 1
+
+
 @pytest.mark.parametrize("recipe", INTEGERS)
 def test_integer_weights_are_near_and_only_their_arithmetic_differs(tmp_path, recipe):
     """Weights near the checkpoint's; logits those of a float model with the same weights."""
