@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import sys
 import threading
 from pathlib import Path
@@ -64,9 +65,10 @@ def collapse(before: list[Region]) -> int:
                 small = np.frombuffer(pagemap.read(PAGE_BYTES // SMALL_BYTES * 8), np.uint64)
                 if not (small & PRESENT).all():
                     continue
-                if library.madvise(at, PAGE_BYTES, MADV_COLLAPSE):
+                if library.madvise(at, PAGE_BYTES, MADV_COLLAPSE) == 0:
+                    moved += PAGE_BYTES
+                elif ctypes.get_errno() in (errno.ENOMEM, errno.EBUSY):  # of memory there is none
                     return moved
-                moved += PAGE_BYTES
     except OSError:
         pass  # the system does not show its maps
     return moved
