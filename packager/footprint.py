@@ -65,6 +65,11 @@ class Setting:
     kernel4: bool = True
     half: bool = True
 
+    @property
+    def expands(self) -> bool:
+        """Whether GPTQ's weights are expanded for each product, rows few or many."""
+        return not self.kernel4 and not self.half
+
 
 def memory_parts(
     geometry: Geometry, variant: Variant, window: Window, device: Device, setting: Setting
@@ -122,7 +127,7 @@ def streamed_bytes(geometry: Geometry, variant: Variant, setting: Setting) -> in
     """What of the weights one decode step reads: all but the embedding, unless it is the head."""
     total = weights_bytes(geometry, variant, setting)
     if variant.format == "gptq":
-        if not setting.kernel4 and not setting.half:
+        if setting.expands:
             linears = geometry.parameters - geometry.vocab * geometry.hidden * (2 - geometry.tied)
             total += _EXPANDING_BYTES * linears
         if _one_with_embedding(geometry, variant, setting):
@@ -180,7 +185,7 @@ def compute_bytes(geometry: Geometry, variant: Variant, window: Window, setting:
     rows = geometry.heads // geometry.kv_heads * chunk
     if variant.format == "gptq":
         # the mask of all rows in bfloat16, and the feed-forward in float32 and bfloat16
-        expanding = _EXPANDED_BYTES if not setting.kernel4 and not setting.half else 0
+        expanding = _EXPANDED_BYTES if setting.expands else 0
         return rows * seen * _HALF + 6 * hidden + 3 * ffn // 2 + expanding
     # Measured with onnxruntime 1.32 on one layer's shapes, hidden 1024, windows of 1,024 and 4,096:
     # 5 to 11 MB at 128 tokens (15 by this), 55 to 81 at 512 (59). Its own node keeps no scores.
@@ -220,10 +225,8 @@ def _gptq_bytes(geometry: Geometry, variant: Variant, setting: Setting) -> int:
     if head_bits == 8 and not setting.gpu:
         total += head[0] * head[1] + head[0] * _HALF
     elif head_bits < 16:
-        # to nearest, with zero points and a bias of zeros
-        group = (
-            32 if head_bits == 4 else math.gcd(256, geometry.hidden)
-        )  # as gptq_model.py packs it
+        # to nearest, as runtimes/gptq_model.py packs it, with zero points and a bias of zeros
+        group = 32 if head_bits == 4 else math.gcd(256, geometry.hidden)
         total += _linear_bytes(*head, group, head_bits, True, setting) + head[0] * _HALF
     elif not _one_with_embedding(geometry, variant, setting):
         total += head[0] * head[1] * _HALF
@@ -245,7 +248,7 @@ def _linear_bytes(
     groups = inputs // group
     if not setting.kernel4:
         whole, scales_zeros = outputs * inputs * _HALF, outputs * groups * 2 * _HALF
-        return whole if setting.half else whole * bits // 16 + scales_zeros
+        return whole * bits // 16 + scales_zeros if setting.expands else whole
     rows, planes = _padded(outputs, _TILE_ROWS if setting.gpu else _ROWS), bits // 4
     pairs = planes * groups * rows * 2 * _HALF
     # in the order of the packed halves; the plane of the high halves of 8 bits has no offsets
