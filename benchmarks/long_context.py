@@ -27,16 +27,16 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.dequantised import Dequantised
 from benchmarks.long_run import CHUNK_TOKENS, Job, check_tokens, compare, ids_of
 from benchmarks.rope_angles import angle_errors
 from packager.calibration_text import Sampling
 from packager.checkpoint import read_checkpoint
 from packager.files import write_json
 from packager.formats import gguf, gptq, onnx
-from packager.gptq_files import open_gptq
-from packager.records import Artifact, Checkpoint
+from packager.records import Artifact
 from packager.reference import final_states, head_logits
-from packager.tensors import ModelTensors, TensorSource, open_tensors
+from packager.tensors import TensorSource, open_tensors
 from runtimes.contract import Window
 
 SIZE, LAYERS = "3b", 4
@@ -73,21 +73,6 @@ PARTS = (
     Part("onnx", "fp32"),
     Part("gptq", "w4g128", DEQUANTISED, way="float32"),
 )
-
-
-class Dequantised(ModelTensors):
-    """The tensors that GPTQ files of a checkpoint stand for."""
-
-    def __init__(self, folder: Path, checkpoint: Checkpoint) -> None:
-        self.weights = open_gptq(folder)
-        super().__init__(self.weights.shards, checkpoint.geometry)
-
-    def read(self, name: str) -> np.ndarray:
-        """As in TensorSource; a packed matrix from its codes."""
-        module = name.removesuffix(".weight")
-        if f"{module}.qweight" in self.weights.shards.entries:
-            return self.weights.matrix(module, self.shape(name))
-        return super().read(name)
 
 
 class Bench:
@@ -151,7 +136,7 @@ class Bench:
         if not all(file.exists() for file in files):
             tensors: TensorSource = open_tensors(self.checkpoint)
             if kind == DEQUANTISED:
-                tensors = Dequantised(self.artifact(PARTS[-1]), self.checkpoint)
+                tensors = Dequantised(self.artifact(PARTS[-1]), self.checkpoint.geometry)
             more = 1 if kind == OFF_BY_ONE else 0
             stops = check_tokens(self.window)
             states = final_states(
@@ -180,7 +165,7 @@ def table(found: dict[str, Any], parts: list[Part]) -> str:
     far = [
         "step, 100k / 4k", "control", "over control", "step at 4k, ms (10 to 90 %)",
         "step at 100k, ms", "chunk, 100k / 4k", "keys and values, MB", "grown since 4k",
-        "process grown since 8k, MB",
+        "most memory over the most of 8k to 12k, MB",
         "rms at the end against from 0",
     ]  # fmt: skip
     near = ["rms inside", "rms at 20k", "ratio", "greatest", "nats inside", "nats at 20k"]

@@ -26,7 +26,7 @@ CHUNK_TOKENS = 512
 STEPS = 128  # timed at each place, by each of the two backends
 WARM_UP_STEPS = 8
 CHECK_WINDOWS = 5  # logits are compared up to so many windows: 20,480 tokens at the real one
-SETTLED_WINDOWS = 2  # from here on, memory is not to grow
+SETTLED_WINDOWS = 2, 3  # the most memory of between is not to grow: single looks go up and down
 ROWS = 64  # logits compared at a time: 13 MB for each array
 
 
@@ -98,7 +98,7 @@ class Walk:
         self.chunks: list[tuple[int, float]] = []  # position after it, seconds
 
     def go_to(self, position: int) -> None:
-        """Take the text in up to `position`, and watch memory past SETTLED_WINDOWS windows."""
+        """Take the text in up to `position`, and watch memory from SETTLED_WINDOWS on."""
         backend = self.backend
         while (start := backend.position) < position:
             if start % self.job.window_tokens < CHUNK_TOKENS:
@@ -110,11 +110,11 @@ class Walk:
             self._look()
 
     def _look(self) -> None:
-        if self.backend.position < SETTLED_WINDOWS * self.job.window_tokens:
-            return
-        now = resident_bytes()
-        self.settled_bytes = self.settled_bytes or now
-        self.most_bytes = max(self.most_bytes, now)
+        start, stop = (windows * self.job.window_tokens for windows in SETTLED_WINDOWS)
+        if self.backend.position >= start:
+            self.most_bytes = max(self.most_bytes, resident_bytes())
+        if self.backend.position <= stop:
+            self.settled_bytes = self.most_bytes
 
     def last_logits(self, position: int, rows: int) -> np.ndarray:
         """Logits (rows, vocab) of the ids before `position`; at most a chunk."""

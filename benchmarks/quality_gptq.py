@@ -26,7 +26,7 @@ import os
 import random
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,18 +35,18 @@ import numpy as np
 import torch
 import transformers
 
+from benchmarks.dequantised import Dequantised
 from benchmarks.structured_model import write_structured
 from examples.corpus import SourceFile, load_corpus
 from examples.evaluate_demo import Gap, draw_gaps
 from packager.calibration_text import Sampling, draw_sequences
 from packager.checkpoint import read_checkpoint
 from packager.formats import gptq
-from packager.gptq_files import open_gptq
 from packager.quality import divergence, log_softmax
 from packager.quant import blocks
 from packager.quant.gptq_layout import Recipe
 from packager.records import Checkpoint
-from packager.tensors import open_tensors
+from packager.tensors import TensorSource, open_tensors
 from runtimes.prompt import infill_ids
 from runtimes.text import Tokenizer
 
@@ -193,13 +193,13 @@ def candidates(
     """(name, matrices) of every way to quantise, the unquantised ones and ours first."""
     tensors, settings = open_tensors(checkpoint), gptq.parse(recipe)
     names = [n for n in tensors.names() if ".layers." in n and len(tensors.shape(n)) == 2]
-    yield "unquantised", {name: tensors.read(name) for name in names}
+    yield "unquantised", read_all(tensors, names)
     folder = out / "ours"
     if not folder.exists():
         gptq.convert(
             checkpoint, gptq.variant(recipe), folder, calibration=sources, sampling=sampling
         )
-    yield "ours", stored(folder, names, tensors.shape)
+    yield "ours", read_all(Dequantised(folder, checkpoint.geometry), names)
     for name, search in (("nearest", False), ("nearest, scales searched", True)):
         yield name, {n: nearest(tensors.read(n), settings, search) for n in names}
     if peer is None:
@@ -210,7 +210,7 @@ def candidates(
         folder = out / name.replace(", ", "-").replace(" ", "-")
         if not (folder / "quantize_config.json").exists():
             run_peer(peer, checkpoint.path, out / "ids.json", settings, options, folder)
-        yield name, stored(folder, names, tensors.shape)
+        yield name, read_all(Dequantised(folder, checkpoint.geometry), names)
 
 
 def nearest(weight: np.ndarray, recipe: Recipe, search: bool) -> np.ndarray:
@@ -221,10 +221,9 @@ def nearest(weight: np.ndarray, recipe: Recipe, search: bool) -> np.ndarray:
     ).weights()  # fmt: skip
 
 
-def stored(folder: Path, names: list[str], shape: Callable[[str], tuple[int, int]]) -> Matrices:
-    """What a folder of GPTQ weights stands for, inputs in their natural order."""
-    weights = open_gptq(folder)
-    return {name: weights.matrix(name.removesuffix(".weight"), shape(name)) for name in names}
+def read_all(source: TensorSource, names: list[str]) -> Matrices:
+    """Whole tensors by name."""
+    return {name: source.read(name) for name in names}
 
 
 def run_peer(

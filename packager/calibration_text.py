@@ -67,12 +67,13 @@ def draw_sequences(
     files = read_source_files(folder)
     tokenizer = Tokenizer(checkpoint.path / TOKENIZER_NAME, checkpoint.special_ids)
     drawer = _Drawer(files, tokenizer, checkpoint.special_ids, sampling)
-    sequences = [drawer.sequence(length) for length in sampling.lengths(checkpoint)]
+    lengths = sampling.lengths(checkpoint)
+    sequences = [drawer.sequence(length) for length in lengths]
     sequences = [sequence for sequence in sequences if len(sequence)]
     tokens = sum(map(len, sequences))
     if tokens < least_tokens:
         raise UsageError(
-            f"the sources have only {tokens} tokens to calibrate on",
+            f"only {tokens} tokens were drawn to calibrate on, of {sum(lengths)} asked for",
             where=folder,
             expected=f"at least {least_tokens}, as the widest matrix of the model has columns",
             remedy="name a folder with more source code with --sources DIR",

@@ -69,7 +69,8 @@ class Case:
             cache_bytes=2 * geometry.layers * geometry.kv_heads * geometry.head_dim * width,
             family=kind,
             engine=engine if setting.gpu else "cpu",
-            product=product(kind, engine),
+            # streamed_bytes has the expanding already
+            product="float" if setting.expands else product(kind, engine),
             fused=1.0,
             batch_tokens=setting.chunk_tokens,
         )

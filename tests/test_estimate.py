@@ -150,6 +150,16 @@ def test_without_a_kernel_a_model_that_fits_is_float16_and_another_stays_in_4_bi
     assert large.per_token_s.middle > 2 * small.per_token_s.middle
 
 
+def test_weights_are_expanded_once_for_a_chunk_as_for_a_token() -> None:
+    model, device = load_model("7b"), load_device("tesla-t4")
+    setting = Setting(2048, gpu=True, kernel4=False, half=False)
+    t4 = Case(model.geometry, model.window, gptq.variant("w4g128"), device, setting)
+    chunk, token = (
+        time.streams[0].memory_s for time in (t4.prefill_time(0, 512), t4.decode_time(0))
+    )
+    assert chunk == pytest.approx(token, rel=0.1)
+
+
 def test_calibration_ends_what_is_unlike_the_fit_but_makes_no_kernels() -> None:
     calibration = Calibration(1, 1, 1, ENGINE, "2026-01-01")
     for name, variant, ends in (

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+from benchmarks.dequantised import Dequantised  # noqa: E402
 from benchmarks.gpu_check import weights  # noqa: E402
 from packager.footprint import file_bytes  # noqa: E402
 from packager.formats import gguf, gptq, onnx  # noqa: E402
@@ -33,7 +34,7 @@ def test_random_gptq_weights_are_of_the_models_size_and_run(tmp_path):
 def test_what_rounded_weights_stand_for_is_what_the_backend_reads(tmp_path):
     path, case = small_case(tmp_path)
     config = read_config(path)
-    stands_for = weights.GptqTensors(weights.open_gptq(path), case.checkpoint.geometry)
+    stands_for = Dequantised(path, case.checkpoint.geometry)
     module, shape = "model.layers.0.mlp.c_proj", (128, 256)
     theirs = Files(path, config).codes([module], [shape]).weights().numpy()
     assert np.array_equal(stands_for.read(f"{module}.weight"), theirs)

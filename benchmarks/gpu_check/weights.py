@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.dequantised import Dequantised
 from benchmarks.gpu_check.records import TOY
 from examples.synthesise import Tensor, config_of, cut, tensors_of, tokenizer_of
 from packager.config import CONFIG_NAME
 from packager.files import atomic_folder, write_json
 from packager.formats import gguf, gptq, onnx
-from packager.gptq_files import GptqWeights, open_gptq
 from packager.layout import GeometryShapes, tensor_shapes
 from packager.models import Model, load_model
 from packager.quant import ggml
@@ -63,11 +63,13 @@ def checkpoint_of(model: Model, folder: Path) -> Checkpoint:
     )  # fmt: skip
 
 
-class Shaped:
-    """What every TensorSource of a geometry says alike."""
+class RandomTensors:
+    """A TensorSource of any geometry that reads no file: seeded, of a trained model's scale."""
 
     def __init__(self, geometry: Geometry) -> None:
         self._shapes = tensor_shapes(geometry)
+        self.tensors = {tensor.name: tensor for tensor in tensors_of(geometry)}
+        self._block = np.random.default_rng(0).standard_normal(BLOCK, np.float32)
 
     def names(self) -> list[str]:
         """As in TensorSource."""
@@ -80,15 +82,6 @@ class Shaped:
     def dtype(self, name: str) -> str:
         """As in TensorSource."""
         return "float32"
-
-
-class RandomTensors(Shaped):
-    """A TensorSource of any geometry that reads no file: seeded, of a trained model's scale."""
-
-    def __init__(self, geometry: Geometry) -> None:
-        super().__init__(geometry)
-        self.tensors = {tensor.name: tensor for tensor in tensors_of(geometry)}
-        self._block = np.random.default_rng(0).standard_normal(BLOCK, np.float32)
 
     def read(self, name: str) -> np.ndarray:
         """As in TensorSource."""
@@ -115,31 +108,13 @@ def write_gptq(model: Model, recipe_name: str, out: Path) -> Path:
 
 def round_gptq(
     checkpoint: Checkpoint, tensors: TensorSource, recipe_name: str, out: Path
-) -> GptqTensors:
+) -> Dequantised:
     """The checkpoint's own weights rounded to nearest; returns what the files stand for."""
     recipe = gptq.parse(recipe_name)
     with atomic_folder(out) as folder:
         specs = gptq.tensor_specs(tensors, recipe)
         _write_gptq(folder, checkpoint, recipe, specs, _rounded(tensors, recipe))
-    return GptqTensors(open_gptq(out), checkpoint.geometry)
-
-
-class GptqTensors(Shaped):
-    """A TensorSource of what a folder of GPTQ weights stands for, in float32."""
-
-    def __init__(self, weights: GptqWeights, geometry: Geometry) -> None:
-        super().__init__(geometry)
-        self.weights = weights
-
-    def read(self, name: str) -> np.ndarray:
-        """As in TensorSource."""
-        if f"{name.removesuffix('weight')}qweight" not in self.weights.shards.entries:
-            return self.weights.shards.read(name)
-        return self.weights.matrix(name.removesuffix(".weight"), self.shape(name))
-
-    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """As in TensorSource."""
-        return self.read(name)[start:stop]
+    return Dequantised(out, checkpoint.geometry)
 
 
 def write_gguf(model: Model, recipe_name: str, out: Path) -> Path:

@@ -26,6 +26,7 @@ REQUIRES = ("typing_extensions", "diskcache", "jinja2", "markupsafe")
 ALL_LAYERS = 10_000  # more than any model has: llama.cpp takes as many as there are
 SEQUENCE = 0  # one sequence per backend
 NO_SLOT = 1  # llama_decode: no room in the cache
+SMALLER = "if memory ran out, use a smaller --context or recipe"
 
 
 def open_backend(path: Path, window: Window, options: BackendOptions) -> GgufBackend:
@@ -77,7 +78,9 @@ class GgufBackend:
         self._model = api.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
             raise DeviceError(
-                f"llama.cpp cannot load the model: {self._engine.last_words()}", where=path
+                f"llama.cpp cannot load the model: {self._engine.last_words()}",
+                where=path,
+                remedy="check the file with `verify`; if memory ran out, use a smaller recipe",
             )
         self.vocab_size = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
 
@@ -160,7 +163,9 @@ class GgufBackend:
                 self._drop_from(self._position)
         if code:
             reason = "the cache has no room" if code == NO_SLOT else self._engine.last_words()
-            raise DeviceError(f"llama.cpp failed at position {self._position}: {reason}")
+            raise DeviceError(
+                f"llama.cpp failed at position {self._position}: {reason}", remedy=SMALLER
+            )
         self._position += count
         if self._reproducible:
             self._lap_start = (self._position - 1) // self._cells * self._cells
@@ -188,7 +193,9 @@ class GgufBackend:
         size = api.llama_state_seq_get_size(self._context, SEQUENCE)
         data = (ctypes.c_uint8 * size)()
         if api.llama_state_seq_get_data(self._context, data, size, SEQUENCE) != size:
-            raise DeviceError(f"llama.cpp cannot copy a sequence: {self._engine.last_words()}")
+            raise DeviceError(
+                f"llama.cpp cannot copy a sequence: {self._engine.last_words()}", remedy=SMALLER
+            )
         return self._position, data
 
     def load(self, saved: Saved) -> None:
@@ -199,7 +206,9 @@ class GgufBackend:
         api = self._engine.api
         if not api.llama_state_seq_set_data(self._context, data, len(data), SEQUENCE):
             self._drop_from(0)
-            raise DeviceError(f"llama.cpp cannot take a sequence: {self._engine.last_words()}")
+            raise DeviceError(
+                f"llama.cpp cannot take a sequence: {self._engine.last_words()}", remedy=SMALLER
+            )
         self._position = position
 
     def _drop_from(self, position: int) -> None:
