@@ -14,6 +14,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from packager import blas
 from packager.errors import DeviceError
 from packager.profile_file import slug
 from packager.records import Progress
@@ -89,6 +90,8 @@ def measure_speed(
     """What cpu_speed.py measures, in a process of its own. Raises DeviceError where it fails."""
     command = [sys.executable, "-P", str(Path(__file__).with_name("cpu_speed.py"))]
     environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads))
+    # the model of time is held against what OpenBLAS does by itself
+    environment.pop(blas.VARIABLE, None)
     figures = None
     with subprocess.Popen(
         [*command, *map(str, (threads, buffer_bytes, each_s, side))],

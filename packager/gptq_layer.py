@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from packager.quant.gptq import Hessian, factorize, quantize
 from packager.quant.gptq_layout import Packed, Recipe, pack
+from packager.quant.products import prepared, product
 from packager.records import Checkpoint
 from packager.tensors import TensorSource
 from runtimes.contract import Window
@@ -85,7 +86,7 @@ class LayerQuantizer:
         self.geometry, self.window = checkpoint.geometry, checkpoint.window
         self.tensors, self.recipe, self.tick = tensors, recipe, tick
         self.prefix = f"model.layers.{index}."
-        self.weights: dict[str, torch.Tensor] = {}  # (outputs, inputs), quantised
+        self.weights: dict[str, torch.Tensor] = {}  # quantised, as products take them
         self.packed: dict[str, Packed] = {}
         self.damping = 0.0
 
@@ -119,7 +120,7 @@ class LayerQuantizer:
                 self.tensors.read(name), factor, bits, group,
                 symmetric=self.recipe.symmetric, search=bits == 4, name=name,
             )  # fmt: skip
-            self.weights[module] = torch.from_numpy(blocks.weights())
+            self.weights[module] = prepared(torch.from_numpy(blocks.weights()))
             self.packed[module] = pack(blocks, bits)
         self.damping = max(self.damping, factor.damping)
         self.tick()
@@ -167,7 +168,7 @@ class LayerQuantizer:
         return functional.gelu(x, approximate="tanh")
 
     def _linear(self, module: str, x: torch.Tensor) -> torch.Tensor:
-        return functional.linear(x, self.weights[module], self._vector(f"{module}.bias"))
+        return product(x, self.weights[module]).add_(self._vector(f"{module}.bias"))
 
     def _norm(self, module: str, x: torch.Tensor) -> torch.Tensor:
         weight, bias = (self._vector(f"{module}.{kind}") for kind in ("weight", "bias"))

@@ -78,8 +78,10 @@ def test_equal_inputs_give_equal_codes_and_rows_do_not_touch(monkeypatch):
     np.testing.assert_array_equal(parts.scales, whole.scales)
 
 
-def test_the_codes_are_those_of_the_papers_own_update():
+@pytest.mark.parametrize("panel", [gptq.PANEL, 80])  # wider and narrower than a product's rows
+def test_the_codes_are_those_of_the_papers_own_update(monkeypatch, panel):
     """Algorithm 1 with the inverse Hessian, in float64, one column after the other."""
+    monkeypatch.setattr(gptq, "PANEL", panel)
     w, x = weight(), inputs(0)
     found = gptq.quantize(w, factor(x), 4, 64)
     scales = np.repeat(found.scales, 64, axis=1).astype(np.float64)

@@ -28,12 +28,16 @@ class Blocks:
 
     def weights(self) -> np.ndarray:
         """What the codes stand for, float32 (R, C)."""
-        rows, columns = self.codes.shape
-        groups = self.scales.shape[1]
-        steps = self.codes.reshape(rows, groups, -1).astype(np.float32)
-        steps -= self.zeros[..., None]
-        steps *= self.scales[..., None]
-        return steps.reshape(rows, columns)
+        codes = self.codes.reshape(self.scales.size, -1)
+        scales, zeros = self.scales.reshape(-1, 1), self.zeros.reshape(-1, 1)
+        values = np.empty(codes.shape, np.float32)
+        step = max(1, STRETCH // codes.shape[1])
+        for start in range(0, len(codes), step):
+            at = slice(start, start + step)
+            values[at] = codes[at]
+            values[at] -= zeros[at]
+            values[at] *= scales[at]
+        return values.reshape(self.codes.shape)
 
 
 def quantize(

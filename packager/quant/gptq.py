@@ -27,6 +27,7 @@ import torch
 from packager.errors import CheckpointError
 from packager.quant import blocks
 from packager.quant.blocks import Blocks
+from packager.quant.products import add_product
 
 # Shares of the mean diagonal that are added to it, tried in turn: the first is GPTQModel's choice
 # for code models, the last leaves little of the correlations.
@@ -45,9 +46,10 @@ class Hessian:
 
     def add(self, x: torch.Tensor) -> None:
         """Take in inputs, float32 (T, C)."""
-        for start in range(0, x.shape[1], PANEL):
-            stop = min(start + PANEL, x.shape[1])
-            self.sum[start:stop, :stop].addmm_(x[:, start:stop].T, x[:, :stop])
+        columns = x.T.contiguous()
+        for start in range(0, len(columns), PANEL):
+            stop = min(start + PANEL, len(columns))
+            add_product(self.sum[start:stop, :stop], columns[start:stop], columns[:stop])
         self.tokens += len(x)
 
 
@@ -127,7 +129,8 @@ def quantize(
         codes = _Rows(rows, factor, found.scales, zeros, (1 << bits) - 1).round()
         return Blocks(codes, found.scales, zeros)
 
-    with _one_thread_each() as cores, ThreadPoolExecutor(cores) as pool:
+    one_each = dict(initializer=torch.set_num_threads, initargs=(1,))
+    with _one_thread_each() as cores, ThreadPoolExecutor(cores, **one_each) as pool:
         step = min(ROWS, -(-len(weight) // cores))
         parts = list(pool.map(job, range(0, len(weight), step)))
     return Blocks(
@@ -168,9 +171,11 @@ class _Rows:
             return
         middle = (start + stop) // 2
         self._round_span(middle, stop)
-        self.owed[start:middle].addmm_(
-            self.factor.unit[middle:stop, start:middle].T, self.left[middle:stop]
-        )
+        unit, rounded = self.factor.unit[middle:stop, start:middle], self.left[middle:stop]
+        if len(rounded) < PANEL:
+            self.owed[start:middle].addmm_(unit.T, rounded)  # copies would cost more
+        else:
+            add_product(self.owed[start:middle], unit.T, rounded.T)
         self._round_span(start, middle)
 
     def _round_leaf(self, start: int, stop: int) -> None:
@@ -216,7 +221,7 @@ def _cholesky(matrix: torch.Tensor) -> bool:
         block.copy_(lower + block.triu(1))
         below = matrix[stop:, start:stop]
         if len(below):
-            below.addmm_(matrix[stop:, :start], done.T, alpha=-1)
+            add_product(below, matrix[stop:, :start], done, sign=-1)
             below.copy_(torch.linalg.solve_triangular(lower.T, below, upper=True, left=False))
     return True
 

@@ -318,7 +318,7 @@ def test_sources_that_cannot_be_calibrated_on(checkpoint, tmp_path):
         with pytest.raises(UsageError, match="no source text"):
             convert(checkpoint, tmp_path / "out", folder)
     (folder / "b.py").write_text("x = 1\n" * 12)
-    with pytest.raises(UsageError, match=r"have only \d+ tokens") as caught:
+    with pytest.raises(UsageError, match=r"only \d+ tokens were drawn") as caught:
         convert(checkpoint, tmp_path / "out", folder)
     assert caught.value.expected.startswith("at least 128,")
     assert [path.name for path in tmp_path.iterdir()] == ["sources"]
