@@ -49,7 +49,7 @@ class Hessian:
         columns = x.T.contiguous()
         for start in range(0, len(columns), PANEL):
             stop = min(start + PANEL, len(columns))
-            add_product(self.sum[start:stop, :stop], columns[start:stop], columns[:stop])
+            add_product(self.sum[start:, start:stop], columns[start:], columns[start:stop])
         self.tokens += len(x)
 
 
