@@ -152,11 +152,11 @@ class _Plane:
         halves = _scratch((count, self.inputs, 2, half), torch.uint8)
         torch.bitwise_and(data, 15, out=halves[:, :, 0])
         torch.bitwise_right_shift(data, 4, out=halves[:, :, 1])
-        steps = _scratch(halves.shape, torch.bfloat16).copy_(halves).sub_(MIDDLE)
+        steps = _scratch(halves.shape, torch.bfloat16).copy_(halves)
         steps = steps.view(count, self.groups, -1, 2 * half).permute(1, 2, 0, 3)
-        # the permutation costs nothing beside the product with the scales
-        found = _scratch(steps.shape, torch.bfloat16)
-        torch.mul(steps, self.scales[:, :, start:stop], out=found)
+        # one pass, rounded once; the permutation costs nothing beside it
+        found, scales = _scratch(steps.shape, torch.bfloat16), self.scales[:, :, start:stop]
+        torch.addcmul(scales * -MIDDLE, steps, scales, out=found)
         if self.zeros is not None:
             found += self.zeros[:, :, start:stop]
         return found.view(self.inputs, -1)
