@@ -1,7 +1,17 @@
-"""`python -m packager` is `starpack`."""
+"""The program: `starpack`, or `python -m packager`."""
 
 import sys
 
-from packager.cli import main
+from packager.blas import choose_kernels
 
-sys.exit(main())
+
+def main() -> int:
+    """Run one command; returns its exit code."""
+    choose_kernels()
+    from packager import cli  # loads numpy, which has to find that chosen
+
+    return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Which of OpenBLAS's kernels numpy uses: to be settled before numpy is imported.
+"""Which of OpenBLAS's kernels numpy uses: the program settles it before it imports numpy.
 
 OpenBLAS chooses by the processor's model. One of AMD's that it does not know gets the kernels of
 AVX2, also where there is AVX-512, with which it is twice as fast (benchmarks/LOG.md). Standard

@@ -32,17 +32,26 @@ def test_what_is_no_such_description_changes_nothing() -> None:
     assert blas.core_type("Features : asimd\n\x00") is None
 
 
-def told(**environment: str) -> str:
-    words = "import os, packager; print(os.environ.get('OPENBLAS_CORETYPE'))"
+def told(**environment: str) -> list[str]:
+    """The variable before and after the program's first steps, and whether numpy came too early."""
+    words = (
+        "import os, sys; from packager import __main__ as program, blas\n"
+        "def told(): print(os.environ.get(blas.VARIABLE))\n"
+        "told(); assert 'numpy' not in sys.modules\n"
+        "sys.argv = ['starpack', '--version']\n"
+        "try: program.main()\n"
+        "except SystemExit: told()\n"
+    )
     kept = {name: value for name, value in os.environ.items() if name != blas.VARIABLE}
     done = subprocess.run(
         [sys.executable, "-c", words], env=kept | environment, stdout=subprocess.PIPE, text=True,
         check=True,
     )  # fmt: skip
-    return done.stdout.strip()
+    before, _, after = done.stdout.split("\n", 2)
+    return [before, after.strip()]
 
 
 @pytest.mark.skipif(not blas.CPUINFO.exists(), reason="no Linux")
-def test_it_is_settled_by_the_first_import_unless_the_user_has() -> None:
-    assert told() == str(blas.core_type(blas.CPUINFO.read_text()))
-    assert told(OPENBLAS_CORETYPE="Haswell") == "Haswell"
+def test_the_program_settles_it_before_numpy_unless_the_user_has() -> None:
+    assert told() == ["None", str(blas.core_type(blas.CPUINFO.read_text()))]
+    assert told(OPENBLAS_CORETYPE="Haswell") == ["Haswell", "Haswell"]

@@ -51,6 +51,7 @@ HEAVY = {
         "packager/gptq_layer.py",
         "packager/gptq_run.py",
         "packager/quant/gptq.py",
+        "packager/quant/products.py",
         "runtimes/backends/gptq.py",
         "runtimes/gptq_device.py",
         "runtimes/gptq_files.py",
