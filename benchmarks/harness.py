@@ -33,8 +33,10 @@ class Run:
     peak_bytes: int
 
 
-def timed(command: list[object], environment: Mapping[str, str] | None = None) -> Run:
-    """Run one process to its end; raises where it fails."""
+def timed(
+    command: list[object], environment: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> Run:
+    """Run one process to its end, in `cwd` or here; raises where it fails."""
     started = time.perf_counter()
     process = subprocess.Popen(
         [str(c) for c in command],
@@ -42,6 +44,7 @@ def timed(command: list[object], environment: Mapping[str, str] | None = None) -
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        cwd=cwd,
     )
     error = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)

@@ -163,9 +163,10 @@ def main() -> None:
         runs: dict[str, Run] = {"ours": timed([*step, "ours"])}
         if arguments.peer:
             environment = os.environ | {"GPTQMODEL_CPU_WORKERS": "2", "HF_HUB_OFFLINE": "1"}
-            command = [arguments.peer, "-c", PEER, folder / "model"]
+            folder = folder.absolute()
+            command = [arguments.peer.absolute(), "-c", PEER, folder / "model"]
             command += [folder / "calibration.json", folder / "peer"]
-            runs["peer"] = timed(command, environment)
+            runs["peer"] = timed(command, environment, folder)  # where it leaves its logs
         result = {
             who: {
                 **json.loads((folder / who / "time.json").read_text()),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+IF_MEMORY_RAN_OUT = "if memory ran out, use a smaller --context or recipe"  # a remedy
+
 
 class StarpackError(Exception):
     """Root of all explained failures: what went wrong, where, what was expected, the remedy."""

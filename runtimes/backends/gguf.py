@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from runtimes.contract import BackendOptions, MemoryUse, Saved, Window
-from runtimes.errors import DeviceError, RewindError, WindowError
+from runtimes.errors import IF_MEMORY_RAN_OUT, DeviceError, RewindError, WindowError
 from runtimes.llama import engine, engine_files, engine_version
 from runtimes.positions import check_rewind, checked_ids
 
@@ -26,7 +26,6 @@ REQUIRES = ("typing_extensions", "diskcache", "jinja2", "markupsafe")
 ALL_LAYERS = 10_000  # more than any model has: llama.cpp takes as many as there are
 SEQUENCE = 0  # one sequence per backend
 NO_SLOT = 1  # llama_decode: no room in the cache
-SMALLER = "if memory ran out, use a smaller --context or recipe"
 
 
 def open_backend(path: Path, window: Window, options: BackendOptions) -> GgufBackend:
@@ -164,7 +163,7 @@ class GgufBackend:
         if code:
             reason = "the cache has no room" if code == NO_SLOT else self._engine.last_words()
             raise DeviceError(
-                f"llama.cpp failed at position {self._position}: {reason}", remedy=SMALLER
+                f"llama.cpp failed at position {self._position}: {reason}", remedy=IF_MEMORY_RAN_OUT
             )
         self._position += count
         if self._reproducible:
@@ -194,7 +193,8 @@ class GgufBackend:
         data = (ctypes.c_uint8 * size)()
         if api.llama_state_seq_get_data(self._context, data, size, SEQUENCE) != size:
             raise DeviceError(
-                f"llama.cpp cannot copy a sequence: {self._engine.last_words()}", remedy=SMALLER
+                f"llama.cpp cannot copy a sequence: {self._engine.last_words()}",
+                remedy=IF_MEMORY_RAN_OUT,
             )
         return self._position, data
 
@@ -207,7 +207,8 @@ class GgufBackend:
         if not api.llama_state_seq_set_data(self._context, data, len(data), SEQUENCE):
             self._drop_from(0)
             raise DeviceError(
-                f"llama.cpp cannot take a sequence: {self._engine.last_words()}", remedy=SMALLER
+                f"llama.cpp cannot take a sequence: {self._engine.last_words()}",
+                remedy=IF_MEMORY_RAN_OUT,
             )
         self._position = position
 

@@ -16,7 +16,7 @@ import torch
 
 from runtimes.cells import Cells
 from runtimes.contract import BackendOptions, MemoryUse, Saved, Window
-from runtimes.errors import DeviceError, UsageError
+from runtimes.errors import IF_MEMORY_RAN_OUT, DeviceError, UsageError
 from runtimes.gptq_device import Gpu, choose_way, find_gpu
 from runtimes.gptq_files import Files, read_config
 from runtimes.gptq_model import Model
@@ -116,7 +116,7 @@ class GptqBackend:
         except RuntimeError as error:  # what torch raises, out of memory included
             raise DeviceError(
                 f"torch failed at position {cells.position}: {error}",
-                remedy="if memory ran out, use a smaller --context or recipe",
+                remedy=IF_MEMORY_RAN_OUT,
             ) from None
         if self._model.type == torch.float16 and not np.isfinite(logits).all():
             raise DeviceError(

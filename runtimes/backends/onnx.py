@@ -21,7 +21,7 @@ import numpy as np
 
 from runtimes.cells import STEP, Cells, EngineRing
 from runtimes.contract import BackendOptions, MemoryUse, Saved, Window
-from runtimes.errors import DeviceError, UsageError
+from runtimes.errors import IF_MEMORY_RAN_OUT, DeviceError, UsageError
 from runtimes.host import resident_bytes
 from runtimes.large_pages import LEAST_BYTES, collapse_in_background, large_regions
 from runtimes.onnx_graph import Graph, check_attention, rows_at_once
@@ -209,7 +209,7 @@ class OnnxBackend:
         except Exception as error:  # the engine has a class for each of its codes
             raise DeviceError(
                 f"ONNX Runtime failed at position {position}: {error}",
-                remedy="if memory ran out, use a smaller --context or recipe",
+                remedy=IF_MEMORY_RAN_OUT,
             ) from None
 
     def _see(self, needed: int, end: int) -> None:
