@@ -7,8 +7,8 @@ BUDGET  ?=
 CTX     ?=
 OUT     ?= artifacts
 LICENCE ?=
-# the demo is calibrated on our own code; a real model on the kind of code that it is to write
-SOURCES ?= $(if $(filter examples/demo,$(MODEL)),packager)
+# the demo comes with its text; calibrate a real model on the kind of code that it is to write
+SOURCES ?= $(if $(filter examples/demo,$(MODEL)),examples/demo/calibration)
 PARTS   ?=
 PYTHON  ?= python3
 

@@ -44,7 +44,7 @@ TOKENS, DEEP_TOKENS = 131_072, 100_000  # specified: what is asked for
 MB = 1e6
 # Enough for 12,288 columns, no more: how well it is calibrated is not the question here.
 SAMPLING = Sampling(sequences=26, length_tokens=512, long_sequences=0)
-SOURCES = Path(__file__).parents[1] / "packager"
+SOURCES = Path(__file__).parents[1] / "examples/demo/calibration"
 ORIGINAL, OFF_BY_ONE, DEQUANTISED = "original", "off by one", "dequantised"
 
 

@@ -111,7 +111,7 @@ def main() -> None:
         model, out = Path(scratch) / "model", Path(scratch) / "gptq"
         make_checkpoint(model, **SHAPE)
         sampling = Sampling(sequences=26, length_tokens=512, long_sequences=0)
-        sources = Path(__file__).parents[1] / "packager"
+        sources = Path(__file__).parents[1] / "examples/demo/calibration"
         gptq.convert(
             read_checkpoint(model), gptq.variant("w4g128"), out,
             calibration=sources, sampling=sampling,

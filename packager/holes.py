@@ -52,7 +52,7 @@ def own_texts() -> list[tuple[str, str]]:
     Nothing was trained or calibrated on them. Each is a whole file of 65 to 105 lines of ASCII that
     its language's compiler or interpreter takes.
     """
-    return texts_of(profiles_folder() / "texts")
+    return texts_of(profiles_folder() / "texts" / "held-out")
 
 
 def texts_of(folder: Path) -> list[tuple[str, str]]:

@@ -155,7 +155,7 @@ def assess(
         opened = dataclasses.replace(options, context_tokens=longest)
         backend = backends.open_backend(artifact.path / artifact.entry, checkpoint.window, opened)
         try:
-            sample = quality.proof_sample(checkpoint, quality.own_text())
+            sample = quality.proof_sample(checkpoint, quality.builtin_text())
             reference = _reference(checkpoint)
             proof = quality.prove_window(reference, backend, sample, progress)
             found = gate.assess(reference, backend, texts, settings.extent, progress)

@@ -88,7 +88,7 @@ def bundle(tmp_path_factory) -> Path:
             (out / name / format).mkdir(parents=True)
             shutil.copy(device, out / name / format)  # measured once, not for each
             words = ["pack", DEMO, "--formats", f"{format}:{recipe}", "--out", out / name / format]
-            words += ["--sources", ROOT / "packager", "--holes", "2", "--threads", "1"]
+            words += ["--sources", DEMO / "calibration", "--holes", "2", "--threads", "1"]
             assert main([str(word) for word in words]) == 0
     return out
 
@@ -126,9 +126,11 @@ def assert_greedy(prompt: list[int], found: tuple[int, ...], stopped: bool, tie:
 
 
 def sources(model: Runtime) -> list[list[int]]:
-    files = [*sorted((ROOT / "packager").glob("*.py")), *sorted((ROOT / "runtimes").glob("*.py"))]
+    """Two pieces of each of the fixed texts, all a little longer than three windows."""
+    files = sorted((DEMO / "calibration").iterdir())
     ids = [model.tokenizer.encode(file.read_text("utf-8")) for file in files]
-    return [i for i in ids if len(i) > 3 * WINDOW]
+    pieces = [text[start : start + 3 * WINDOW + 1] for start in (0, 4 * WINDOW) for text in ids]
+    return [piece for piece in pieces if len(piece) > 3 * WINDOW]
 
 
 def test_20_greedy_completions_past_the_window_equal_the_reference(model, tie):

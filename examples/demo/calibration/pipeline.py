@@ -1,0 +1,304 @@
+"""The hops in order, each resumed from its record: read, convert, measure, select, pack.
+
+Knows which hop needs what. Prints nothing; knows no flags.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from packager import formats, gate, quality, select
+from packager import measure as timing
+from packager.candidates import of_measurement
+from packager.errors import UsageError
+from packager.estimate import estimate
+from packager.findings import Candidate, Measurement, Quality, Selection, WindowProof
+from packager.gate import Extent
+from packager.gpu_meter import process_bytes
+from packager.hashes import combined_sha256
+from packager.holes import own_texts, texts_of
+from packager.records import (
+    Artifact,
+    Budget,
+    Checkpoint,
+    Device,
+    Estimate,
+    Interval,
+    Progress,
+    Variant,
+    Workload,
+    no_progress,
+)
+from packager.reference import Reference
+from packager.store import Store
+from packager.tensors import open_tensors
+from runtimes.contract import BackendOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """What an artifact computes, wherever it is to run."""
+
+    proof: WindowProof
+    quality: Quality
+
+
+def known_formats() -> list[str]:
+    """Formats that can be written, by the names of the modules in packager/formats."""
+    return sorted(file.stem for file in Path(formats.__file__).parent.glob("[a-z]*.py"))
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a run of the pipeline is asked for.
+
+    device: where the bundle is to run; here: whether that is this machine, so that it can be timed.
+    held_out: the folder of sources that quality is judged on, ours where None. calibrations: by
+    format, the file or folder with what was learned from text for it. prefer, accept: see `select`.
+    """
+
+    out: Path
+    context_tokens: int = 0
+    threads: int = 1
+    gpu_layers: int = 0
+    device: Device | None = None
+    here: bool = True
+    budget: Budget = field(default_factory=Budget)
+    provider: str = "cpu"
+    calibrations: Mapping[str, Path] = field(default_factory=dict)
+    held_out: Path | None = None
+    extent: Extent = field(default_factory=Extent)
+    prefer: str = "quality"
+    accept: frozenset[str] = frozenset()
+
+    def options(self) -> BackendOptions:
+        """How artifacts are opened to be measured."""
+        return BackendOptions(self.context_tokens, self.threads, self.provider, self.gpu_layers)
+
+
+def plan(wanted: Sequence[str], head_bits: int | None = None) -> list[Variant]:
+    """Variants from `FORMAT` (its default recipes) or `FORMAT:RECIPE`; each once, in order.
+
+    head_bits: for the head and the embedding, where the format lets them be chosen.
+    """
+    variants: dict[str, Variant] = {}
+    for text in wanted:
+        name, _, recipe = text.partition(":")
+        if name not in known_formats():
+            raise UsageError(
+                f"unknown format {name!r}",
+                expected=f"one of {', '.join(known_formats())}, then :RECIPE if you like",
+                remedy="for example --formats gguf:Q4_K_M,gguf:Q8_0",
+            )
+        module = importlib.import_module(f"packager.formats.{name}")
+        for chosen in (recipe,) if recipe else module.DEFAULT_RECIPES:
+            variant = module.variant(chosen, head_bits)
+            variants[variant.name] = variant
+    return list(variants.values())
+
+
+def convert(
+    checkpoint: Checkpoint,
+    variant: Variant,
+    settings: Settings,
+    progress: Progress = no_progress,
+) -> Artifact:
+    """Convert one variant, or take the artifact that these very inputs made before."""
+    store = Store(settings.out)
+    module = importlib.import_module(f"packager.formats.{variant.format}")
+    inputs = {"checkpoint": checkpoint.sha256, "variant": variant, "writer": module.VERSION}
+    calibration = settings.calibrations.get(variant.format)
+    if calibration is not None:
+        inputs["calibration"] = module.calibration_sha256(calibration)
+    folder = settings.out / "variants" / f"{variant.name}-{store.key(inputs)}"
+
+    def make() -> Artifact:
+        return module.convert(
+            checkpoint, variant, folder, calibration=calibration, progress=progress
+        )
+
+    def sound(artifact: Artifact) -> bool:
+        files = ((artifact.path / entry.path, entry.bytes) for entry in artifact.files)
+        return all(file.is_file() and file.stat().st_size == size for file, size in files)
+
+    return store.resume("convert", inputs, Artifact, make, sound=sound)
+
+
+def assess(
+    checkpoint: Checkpoint,
+    artifact: Artifact,
+    settings: Settings,
+    progress: Progress = no_progress,
+) -> Assessment:
+    """Prove the window and compare with the checkpoint on held-out code, on this machine."""
+    options, backends = settings.options(), _backends(artifact)
+    texts = own_texts() if settings.held_out is None else texts_of(settings.held_out)
+    inputs = {
+        "artifact": artifact.files,
+        "options": options,
+        "engine": _engine_files(artifact.variant.format),
+        "runtime": quality.own_sha256(),
+        "texts": gate.texts_sha256(texts),
+        "extent": settings.extent,
+        "versions": [quality.VERSION, gate.VERSION],
+    }
+
+    def make() -> Assessment:
+        # both look further than the context that is asked for, where the model does
+        longest = max(options.context_tokens, checkpoint.context_tokens)
+        opened = dataclasses.replace(options, context_tokens=longest)
+        backend = backends.open_backend(artifact.path / artifact.entry, checkpoint.window, opened)
+        try:
+            sample = quality.proof_sample(checkpoint, quality.own_text())
+            reference = _reference(checkpoint)
+            proof = quality.prove_window(reference, backend, sample, progress)
+            found = gate.assess(reference, backend, texts, settings.extent, progress)
+        finally:
+            backend.close()
+        return Assessment(proof, found)
+
+    return Store(settings.out).resume("assess", inputs, Assessment, make)
+
+
+def measure(
+    checkpoint: Checkpoint,
+    artifact: Artifact,
+    settings: Settings,
+    progress: Progress = no_progress,
+) -> Measurement:
+    """Assess the artifact; time it in a process of its own if the device is this machine.
+
+    What is expected of it there is added in any case.
+    """
+    assessment = assess(checkpoint, artifact, settings, progress)
+    timed = timing.Timing(None)
+    if settings.here:
+        timed = _time(checkpoint, artifact, settings, progress)
+    return Measurement(
+        variant=artifact.variant,
+        model=checkpoint.path.name,
+        artifact_sha256=combined_sha256(artifact.files),
+        artifact_bytes=artifact.bytes,
+        device=settings.device.name,
+        proof=assessment.proof,
+        quality=assessment.quality,
+        speed=timed.speed,
+        unfit=timed.unfit,
+        estimate=expect(checkpoint, artifact.variant, settings),
+    )
+
+
+def _time(
+    checkpoint: Checkpoint, artifact: Artifact, settings: Settings, progress: Progress
+) -> timing.Timing:
+    options = settings.options()
+    workload = shortened(settings.budget.workload, options.context_tokens)
+    room = int(settings.device.memory_bytes.value)
+    inputs = {
+        "artifact": artifact.files,
+        "device": settings.device,
+        "options": options,
+        "workload": workload,
+        "engine": _engine_files(artifact.variant.format),
+        "runtime": quality.own_sha256(),
+        "version": timing.VERSION,
+    }
+
+    def make() -> timing.Timing:
+        return timing.measure_speed(
+            artifact,
+            checkpoint,
+            options,
+            workload=workload,
+            memory_bytes=room,
+            device_bytes=process_bytes if settings.provider == "cuda" else None,
+            progress=progress,
+        )
+
+    return Store(settings.out).resume("measure", inputs, timing.Timing, make)
+
+
+def shortened(workload: Workload, context_tokens: int) -> Workload:
+    """A workload that fits a context: less output, then less prompt, at least one token of each."""
+    output = min(workload.output_tokens, max(1, context_tokens // 2))
+    prompt = min(workload.prompt_tokens, context_tokens - output)
+    return Workload(prompt, output, min(workload.warm_prefix_tokens, prompt - 1))
+
+
+def expect(checkpoint: Checkpoint, variant: Variant, settings: Settings) -> Estimate:
+    """What the estimate says of a variant of this checkpoint on the device."""
+    context = settings.context_tokens
+    workload = shortened(settings.budget.workload, context)
+    return estimate(
+        checkpoint.path.name,
+        checkpoint.geometry,
+        checkpoint.window,
+        variant,
+        settings.device,
+        dataclasses.replace(settings.budget, context_tokens=context, workload=workload),
+    )
+
+
+def choose(
+    checkpoint: Checkpoint, measurements: Sequence[Measurement], settings: Settings
+) -> Selection:
+    """Select within the budget and record why."""
+    candidates = [
+        of_measurement(
+            measurement,
+            parameters=checkpoint.geometry.parameters,
+            context_tokens=settings.context_tokens,
+        )
+        for measurement in measurements
+    ]
+
+    def at_context(candidate: Candidate, tokens: int) -> Candidate:
+        whole, shorter = (
+            expect(checkpoint, candidate.variant, s).parts.total_bytes
+            for s in (settings, dataclasses.replace(settings, context_tokens=tokens))
+        )
+        known = candidate.memory_bytes
+        less = (x - whole + shorter for x in (known.low, known.middle, known.high))
+        return dataclasses.replace(candidate, memory_bytes=Interval(*less), context_tokens=tokens)
+
+    inputs = {
+        "candidates": candidates,
+        "budget": settings.budget,
+        "device": settings.device,
+        "prefer": settings.prefer,
+        "accept": sorted(settings.accept),
+        "version": select.VERSION,
+    }
+
+    def make() -> Selection:
+        return select.select(
+            candidates,
+            settings.budget,
+            settings.device.name,
+            int(settings.device.memory_bytes.value),
+            prefer=settings.prefer,
+            accept=settings.accept,
+            at_context=at_context,
+        )
+
+    return Store(settings.out).resume("select", inputs, Selection, make)
+
+
+@functools.lru_cache(maxsize=1)  # its states take memory: of one checkpoint, the one in hand
+def _reference(checkpoint: Checkpoint) -> Reference:
+    return Reference(checkpoint, open_tensors(checkpoint))
+
+
+@functools.cache  # it hashes whole libraries, and each variant asks twice
+def _engine_files(format: str) -> Mapping[str, str]:
+    return importlib.import_module(f"runtimes.backends.{format}").engine_files()
+
+
+def _backends(artifact: Artifact) -> types.ModuleType:
+    return importlib.import_module(f"runtimes.backends.{artifact.variant.format}")
