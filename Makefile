@@ -18,7 +18,7 @@ PIP      := $(VENV)/bin/pip --disable-pip-version-check
 WHEELS   := build/wheels
 PEERS    ?= build/peers
 RAY      := build/ray
-ENGINE   := packager/wheels.py packager/engine/llama-cpp-python.patch
+ENGINE   := packager/engine/build.py packager/engine/llama-cpp-python.patch
 WANTED    = '$(MODEL)' --formats '$(FORMATS)' --out '$(OUT)' \
             $(if $(SOURCES),--sources '$(SOURCES)')
 PLAN      = $(WANTED) \

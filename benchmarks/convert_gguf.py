@@ -27,14 +27,14 @@ import numpy as np
 from gguf import GGUFReader
 
 from benchmarks.harness import Run, make_checkpoint, summary, timed
-from packager.checkpoint import read_checkpoint
-from packager.files import cache_folder
-from packager.wheels import SDIST, unpack
+from packager.checkpoint.reader import read_checkpoint
+from packager.core.atomic import cache_folder
+from packager.engine.build import SDIST, unpack
 
 ROUNDS = 3
 OURS = (
-    "import sys; from pathlib import Path; from packager.checkpoint import read_checkpoint;"
-    "from packager.formats import gguf; m, out = map(Path, sys.argv[1:]);"
+    "import sys; from pathlib import Path; from packager.checkpoint.reader import read_checkpoint;"
+    "from packager.formats.gguf import convert as gguf; m, out = map(Path, sys.argv[1:]);"
     "gguf.convert(read_checkpoint(m), gguf.variant('Q4_K_M'), out)"
 )
 

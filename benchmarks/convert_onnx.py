@@ -16,12 +16,12 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.harness import Run, make_checkpoint, summary, timed
-from packager.checkpoint import read_checkpoint
+from packager.checkpoint.reader import read_checkpoint
 
 ROUNDS = 2
 OURS = (
-    "import sys; from pathlib import Path; from packager.checkpoint import read_checkpoint;"
-    "from packager.formats import onnx; m, out = map(Path, sys.argv[1:3]);"
+    "import sys; from pathlib import Path; from packager.checkpoint.reader import read_checkpoint;"
+    "from packager.formats.onnx import convert as onnx; m, out = map(Path, sys.argv[1:3]);"
     "onnx.convert(read_checkpoint(m), onnx.variant(sys.argv[3]), out)"
 )
 THEIRS = (

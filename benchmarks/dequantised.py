@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from packager.gptq_files import open_gptq
-from packager.records import Geometry
-from packager.tensors import ModelTensors
+from packager.checkpoint.tensors import ModelTensors
+from packager.core.records import Geometry
+from packager.formats.gptq.reader import open_gptq
 
 
 class Dequantised(ModelTensors):

@@ -19,7 +19,7 @@ SHAPE = dict(
 )  # fmt: skip
 # In a process of its own too: a child's peak begins with what its parent held when it was made.
 MAKE = (
-    "import sys, json; from pathlib import Path; from tests.tiny import write_checkpoint;"
+    "import sys, json; from pathlib import Path; from tests.support.tiny import write_checkpoint;"
     "write_checkpoint(Path(sys.argv[1]), **json.loads(sys.argv[2]))"
 )
 

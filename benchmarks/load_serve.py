@@ -29,10 +29,10 @@ import httpx
 import psutil
 
 from benchmarks.serving import served
-from runtimes.bundle import open_bundle
-from runtimes.completion import GenerateOptions, join
-from runtimes.prompt import generate_ids, infill_ids
-from runtimes.runtime import Runtime
+from runtimes.bundle.open import open_bundle
+from runtimes.generation.completion import GenerateOptions, join
+from runtimes.generation.runtime import Runtime
+from runtimes.prompts.fim import generate_ids, infill_ids
 
 TOKENS = 32
 PROMPTS = 48

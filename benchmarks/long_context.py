@@ -30,13 +30,15 @@ import numpy as np
 from benchmarks.dequantised import Dequantised
 from benchmarks.long_run import CHUNK_TOKENS, Job, check_tokens, compare, ids_of
 from benchmarks.rope_angles import angle_errors
-from packager.calibration_text import Sampling
-from packager.checkpoint import read_checkpoint
-from packager.files import write_json
-from packager.formats import gguf, gptq, onnx
-from packager.records import Artifact
-from packager.reference import final_states, head_logits
-from packager.tensors import TensorSource, open_tensors
+from packager.calibration.sequences import Sampling
+from packager.checkpoint.reader import read_checkpoint
+from packager.checkpoint.reference import final_states, head_logits
+from packager.checkpoint.tensors import TensorSource, open_tensors
+from packager.core.atomic import write_json
+from packager.core.records import Artifact
+from packager.formats.gguf import convert as gguf
+from packager.formats.gptq import convert as gptq
+from packager.formats.onnx import convert as onnx
 from runtimes.contract import Window
 
 SIZE, LAYERS = "3b", 4

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from packager.quality import divergence, log_softmax
+from packager.measure.window_proof import divergence, log_softmax
+from runtimes.backends.timing import FIRST_ID
 from runtimes.contract import Backend, BackendOptions, Window
-from runtimes.host import peak_resident_bytes, resident_bytes
-from runtimes.speed import FIRST_ID
+from runtimes.host.limits import peak_resident_bytes, resident_bytes
 
 CHUNK_TOKENS = 512
 STEPS = 128  # timed at each place, by each of the two backends

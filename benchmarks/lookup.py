@@ -28,24 +28,24 @@ from typing import Any
 
 import numpy as np
 
-from runtimes.completion import Completion, GenerateOptions, join
+from runtimes.backends.call_costs import SIZES_ROWS
 from runtimes.contract import Backend, BackendOptions, SpecialIds, Window
-from runtimes.row_costs import SIZES_ROWS
-from runtimes.runtime import Runtime
-from runtimes.text import Tokenizer
+from runtimes.generation.completion import Completion, GenerateOptions, join
+from runtimes.generation.runtime import Runtime
+from runtimes.prompts.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parent.parent
 # Of 105 edits (the latest of each Python file, 80 to 220 lines of which 2 to 20 % are new), those
 # with a prompt that is short enough to run here, in the order of their hashes: old, new.
 EDITS = (
-    ("runtimes/api/guard.py", "51c65ab13648", "0d5d340b738f"),
-    ("runtimes/ort.py", "db5c2ac2ec4a", "13615c360b24"),
-    ("runtimes/cells.py", "f505138ec51f", "192fc729d266"),
-    ("runtimes/delta.py", "3fd91559f078", "1a33c87e83cd"),
-    ("packager/cli.py", "9384341d33f8", "1c5219355ca0"),
-    ("packager/hashes.py", "02e7a11406ef", "1e5af478e531"),
-    ("runtimes/serving/conversation.py", "c5fa0eacb004", "2baa463ef4d3"),
-    ("runtimes/serving/service.py", "20396aaea235", "2c0bd2a28b64"),
+    ("runtimes/server/http/guard.py", "51c65ab13648", "0d5d340b738f"),
+    ("runtimes/backends/onnx/session.py", "db5c2ac2ec4a", "13615c360b24"),
+    ("runtimes/backends/kv_cells.py", "f505138ec51f", "192fc729d266"),
+    ("runtimes/trust/delta.py", "3fd91559f078", "1a33c87e83cd"),
+    ("packager/cli/main.py", "9384341d33f8", "1c5219355ca0"),
+    ("packager/core/hash_cache.py", "02e7a11406ef", "1e5af478e531"),
+    ("runtimes/server/stream.py", "c5fa0eacb004", "2baa463ef4d3"),
+    ("runtimes/server/service.py", "20396aaea235", "2c0bd2a28b64"),
 )
 NEW_TEXTS = ("inventory.py", "scheduler.go", "ring_log.rs")
 FIRST_ID = 40  # specified: StarCoder2's ids below 38 are control ids

@@ -22,10 +22,10 @@ from typing import NamedTuple
 import httpx
 
 from benchmarks.serving import served
-from runtimes.bundle import open_bundle
-from runtimes.completion import GenerateOptions, join
-from runtimes.runtime import Runtime
-from runtimes.sampling import Sampling
+from runtimes.bundle.open import open_bundle
+from runtimes.generation.completion import GenerateOptions, join
+from runtimes.generation.runtime import Runtime
+from runtimes.generation.sampling import Sampling
 
 PROMPT_TOKENS, NEW_TOKENS = 1024, 256  # specified: the workload that latencies are stated for
 ANSWER_TOKENS = 256

@@ -39,16 +39,16 @@ from benchmarks.dequantised import Dequantised
 from benchmarks.structured_model import write_structured
 from examples.corpus import SourceFile, load_corpus
 from examples.evaluate_demo import Gap, draw_gaps
-from packager.calibration_text import Sampling, draw_sequences
-from packager.checkpoint import read_checkpoint
-from packager.formats import gptq
-from packager.quality import divergence, log_softmax
-from packager.quant import blocks
-from packager.quant.gptq_layout import Recipe
-from packager.records import Checkpoint
-from packager.tensors import TensorSource, open_tensors
-from runtimes.prompt import infill_ids
-from runtimes.text import Tokenizer
+from packager.calibration.sequences import Sampling, draw_sequences
+from packager.checkpoint.reader import read_checkpoint
+from packager.checkpoint.tensors import TensorSource, open_tensors
+from packager.core.records import Checkpoint
+from packager.formats.gptq import convert as gptq
+from packager.formats.quant import blocks
+from packager.formats.quant.gptq_layout import Recipe
+from packager.measure.window_proof import divergence, log_softmax
+from runtimes.prompts.fim import infill_ids
+from runtimes.prompts.tokenizer import Tokenizer
 
 DEMO = Path("examples/demo")
 TEXTS, TEXT_TOKENS = 24, 1024  # four windows each

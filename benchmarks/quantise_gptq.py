@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness import Run, timed
-from packager.checkpoint import read_checkpoint
-from packager.quant.blocks import Blocks, quantize
-from packager.quant.gptq_layout import Packed, unpack_codes, unpack_zeros
-from packager.reference import final_states
-from packager.tensors import open_tensors
+from packager.checkpoint.reader import read_checkpoint
+from packager.checkpoint.reference import final_states
+from packager.checkpoint.tensors import open_tensors
+from packager.formats.quant.blocks import Blocks, quantize
+from packager.formats.quant.gptq_layout import Packed, unpack_codes, unpack_zeros
 
 HIDDEN, VOCAB = 3072, 4096
 SHAPE = dict(layers=1, hidden=HIDDEN, heads=24, kv_heads=2, ffn=12_288, vocab=VOCAB, window=4096)
@@ -51,7 +51,7 @@ json.dump(times, open(out + "/time.json", "w"))
 
 def make(folder: Path) -> None:
     """The checkpoint, and the ids of `calibration.json` and `held_out.json`."""
-    from tests.tiny import random_tensors, write_checkpoint, write_weights
+    from tests.support.tiny import random_tensors, write_checkpoint, write_weights
 
     write_checkpoint(folder / "model", **SHAPE | dict(hidden=96, ffn=96), context=16_384)
     config = folder / "model" / "config.json"
@@ -73,15 +73,15 @@ def make(folder: Path) -> None:
 
 def ours(folder: Path) -> None:
     """Quantise the layer as the converter does, with its own ids for the calibration text."""
-    from packager import gptq_run
-    from packager.quant.gptq_layout import Recipe
+    from packager.formats.gptq import layers
+    from packager.formats.quant.gptq_layout import Recipe
 
     checkpoint = read_checkpoint(folder / "model")
     sequences = [np.array(ids) for ids in json.loads((folder / "calibration.json").read_text())]
     out = folder / "ours"
     out.mkdir()
     started, cpu = time.perf_counter(), time.process_time()
-    gptq_run.quantize_layers(
+    layers.quantize_layers(
         checkpoint, open_tensors(checkpoint), Recipe(BITS, GROUP, True), sequences, out,
         lambda what, done, total: None,
     )  # fmt: skip

@@ -22,15 +22,15 @@ from pathlib import Path
 
 from benchmarks.harness import timed
 from packager import pipeline
-from packager.checkpoint import read_checkpoint
-from packager.cpu_speed import read_rate
-from packager.files import write_json
-from packager.footprint import Setting, streamed_bytes
-from runtimes.completion import GenerateOptions
+from packager.checkpoint.reader import read_checkpoint
+from packager.core.atomic import write_json
+from packager.devices.cpu_benchmark import read_rate
+from packager.estimate.memory import Setting, streamed_bytes
 from runtimes.contract import BackendOptions
-from runtimes.host import default_threads, peak_resident_bytes
-from runtimes.runtime import Runtime
-from runtimes.text import Tokenizer
+from runtimes.generation.completion import GenerateOptions
+from runtimes.generation.runtime import Runtime
+from runtimes.host.limits import default_threads, peak_resident_bytes
+from runtimes.prompts.tokenizer import Tokenizer
 
 # GB, of the files that others have published (bartowski, second-state and TheBloke on the hub).
 # GPTQ files of 3B and 7B carry the tied embedding twice there: without that copy, .302 and .453 GB.

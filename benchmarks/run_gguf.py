@@ -25,14 +25,14 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness import make_checkpoint
-from packager.checkpoint import read_checkpoint
-from packager.formats import gguf
-from packager.tokenizer_file import TOKENIZER_NAME
-from runtimes.backends.gguf import open_backend
-from runtimes.completion import Completion, GenerateOptions, join
+from packager.checkpoint.reader import read_checkpoint
+from packager.checkpoint.tokenizer import TOKENIZER_NAME
+from packager.formats.gguf import convert as gguf
+from runtimes.backends.gguf.backend import open_backend
 from runtimes.contract import BackendOptions
-from runtimes.runtime import Runtime
-from runtimes.text import Tokenizer
+from runtimes.generation.completion import Completion, GenerateOptions, join
+from runtimes.generation.runtime import Runtime
+from runtimes.prompts.tokenizer import Tokenizer
 
 PROMPT_TOKENS, STEPS = 512, 64
 REPEATS = 3  # within each process, of which the median counts

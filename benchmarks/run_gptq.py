@@ -20,9 +20,9 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.harness import make_checkpoint
-from packager.calibration_text import Sampling
-from packager.checkpoint import read_checkpoint
-from packager.formats import gptq
+from packager.calibration.sequences import Sampling
+from packager.checkpoint.reader import read_checkpoint
+from packager.formats.gptq import convert as gptq
 
 SHAPE = dict(
     layers=2, hidden=3072, heads=24, kv_heads=2, ffn=12_288, vocab=4096, window=4096,
@@ -49,7 +49,7 @@ OURS = (
     TIMING
     + """
 from pathlib import Path
-from runtimes.backends.gptq import open_backend
+from runtimes.backends.gptq.backend import open_backend
 from runtimes.contract import BackendOptions, Window
 backend = open_backend(Path(sys.argv[1]), Window(4096), BackendOptions(4096, int(sys.argv[2])))
 def take(ids):

@@ -9,7 +9,8 @@ one past its window of 4,096. Then 64 greedy ids. Ours and onnxruntime-genai run
 with the same engine, in turns; genai takes the prompt in whole and in chunks of ours. transformers
 (eager attention, float32, its own cache) runs the small checkpoint. Each turn is a process of its
 own: of two that one process opens, the second is up to 6 % faster, whichever it is. Ours is timed
-once its weights are on large pages, a second or two after it was opened (runtimes/large_pages.py).
+once its weights are on large pages, a second or two after it was opened
+(runtimes/host/huge_pages.py).
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness import make_checkpoint, timed
-from packager.checkpoint import read_checkpoint
-from packager.formats import onnx
-from packager.records import Checkpoint
-from runtimes import large_pages
-from runtimes.backends.onnx import open_backend
+from packager.checkpoint.reader import read_checkpoint
+from packager.core.records import Checkpoint
+from packager.formats.onnx import convert as onnx
+from runtimes.backends.onnx.backend import open_backend
 from runtimes.contract import BackendOptions
+from runtimes.host import huge_pages
 
 SMALL_WINDOW_TOKENS, SMALL_PROMPTS = 1024, [1536]
 PROMPTS = [128, 4224]  # of StarCoder2's own geometry: within the window of 4,096, and past it
@@ -62,7 +63,7 @@ def ours(folder: Path, checkpoint: Checkpoint, threads: int, tokens: int) -> Run
     """Our backend, opened once, for sequences of up to `tokens`."""
     options = BackendOptions(tokens, threads, chunk_tokens=CHUNK_TOKENS)
     backend = open_backend(folder, checkpoint.window, options)
-    large_pages.wait()
+    huge_pages.wait()
 
     def run(prompt: np.ndarray) -> Timed:
         backend.rewind(0)

@@ -23,11 +23,11 @@ from pathlib import Path
 
 import numpy as np
 
-from packager.checkpoint import read_checkpoint
-from packager.quality import log_softmax
-from packager.reference import final_states
-from packager.tensors import open_tensors
-from tests.tiny import write_weights
+from packager.checkpoint.reader import read_checkpoint
+from packager.checkpoint.reference import final_states
+from packager.checkpoint.tensors import open_tensors
+from packager.measure.window_proof import log_softmax
+from tests.support.tiny import write_weights
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, FFN = 384, 3, 6, 2, 1536
 CLUSTERS, OUTLIER_EVERY, OUTLIER_SIZE = 64, 64, 12.0
@@ -109,7 +109,7 @@ def _tokens(rng: np.random.Generator, vocab: int, centres: np.ndarray) -> np.nda
 
 def _head_scale(folder: Path, text: str) -> float:
     """By what the head is multiplied for a mean entropy of ENTROPY_NATS on the ids of `text`."""
-    from runtimes.text import Tokenizer
+    from runtimes.prompts.tokenizer import Tokenizer
 
     checkpoint = read_checkpoint(folder)
     tensors = open_tensors(checkpoint)

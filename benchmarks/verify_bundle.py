@@ -34,11 +34,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.start_bundle import seconds_of
-from packager.bundle import pack
-from packager.checkpoint import read_checkpoint
-from packager.files import file_entry
-from packager.formats import gguf
-from packager.records import Artifact
+from packager.bundle.pack import pack
+from packager.checkpoint.reader import read_checkpoint
+from packager.core.atomic import file_entry
+from packager.core.records import Artifact
+from packager.formats.gguf import convert as gguf
 
 BLOCK_BYTES = 1 << 20
 LOOKED_AT = 512  # pages of a file that are asked for

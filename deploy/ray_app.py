@@ -14,15 +14,15 @@ from pathlib import Path
 
 from ray import serve
 
-from runtimes.api.guard import Access
-from runtimes.bundle import open_bundle
+from runtimes.bundle.open import open_bundle
 from runtimes.contract import read_manifest
 from runtimes.errors import UsageError
-from runtimes.server import PROBE_S, Settings, create_app
-from runtimes.serving.ask import Rules
-from runtimes.serving.conversation import Conversation
-from runtimes.serving.engine import PROBE
-from runtimes.serving.service import Service, served_model
+from runtimes.server.app import PROBE_S, Settings, create_app
+from runtimes.server.http.guard import Access
+from runtimes.server.job_queue import PROBE
+from runtimes.server.request import Rules
+from runtimes.server.service import Service, served_model
+from runtimes.server.stream import Conversation
 
 KEY_VARIABLE = "STARPACK_API_KEY"
 QUEUE_JOBS = 32  # as `run serve`: past it, 429 and Retry-After

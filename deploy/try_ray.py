@@ -24,8 +24,8 @@ from ray.cluster_utils import Cluster
 from ray.serve.config import HTTPOptions
 
 from deploy.ray_app import KEY_VARIABLE, build
-from runtimes.bundle import open_bundle
-from runtimes.completion import GenerateOptions
+from runtimes.bundle.open import open_bundle
+from runtimes.generation.completion import GenerateOptions
 
 PROMPTS = [f"def function_{i}(x):\n    return" for i in range(24)]
 TOKENS = 24

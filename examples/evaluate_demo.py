@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from examples.corpus import SourceFile, load_corpus
-from packager.checkpoint import read_checkpoint
-from packager.files import write_json
-from packager.formats import gguf
-from runtimes.backends.gguf import open_backend
+from packager.checkpoint.reader import read_checkpoint
+from packager.core.atomic import write_json
+from packager.formats.gguf import convert as gguf
+from runtimes.backends.gguf.backend import open_backend
 from runtimes.contract import BackendOptions
-from runtimes.host import default_threads
-from runtimes.prompt import infill_ids
-from runtimes.runtime import GenerateOptions, Runtime
-from runtimes.text import Tokenizer
+from runtimes.generation.runtime import GenerateOptions, Runtime
+from runtimes.host.limits import default_threads
+from runtimes.prompts.fim import infill_ids
+from runtimes.prompts.tokenizer import Tokenizer
 
 SEED = 1
 SAMPLES = 300

@@ -21,11 +21,11 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tqdm import tqdm
 
 from examples.special_tokens import SPECIAL_TOKENS, byte_level_bpe
-from packager.errors import UsageError
-from packager.files import atomic_folder, write_json
-from packager.models import Model, load_model
-from packager.records import Geometry
-from packager.safetensors_writer import TensorSpec, write_safetensors
+from packager.checkpoint.safetensors_writer import TensorSpec, write_safetensors
+from packager.core.atomic import atomic_folder, write_json
+from packager.core.errors import UsageError
+from packager.core.records import Geometry
+from packager.estimate.models import Model, load_model
 
 STRETCH_BYTES = 64 << 20
 # Specified: the published initializer_range. Trained matrices stay near it; biases and norms are

@@ -26,7 +26,7 @@ from transformers import Starcoder2Config, Starcoder2ForCausalLM
 from examples.corpus import Sample, SourceFile, draw_sample, load_corpus
 from examples.special_tokens import SPECIAL_TOKENS
 from runtimes.contract import SpecialIds
-from runtimes.prompt import Context, generate_ids, infill_ids
+from runtimes.prompts.fim import Context, generate_ids, infill_ids
 
 SEED = 20261123
 VOCABULARY = 4096

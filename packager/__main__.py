@@ -2,13 +2,13 @@
 
 import sys
 
-from packager.blas import choose_kernels
+from packager.core.blas import choose_kernels
 
 
 def main() -> int:
     """Run one command; returns its exit code."""
     choose_kernels()
-    from packager import cli  # loads numpy, which has to find that chosen
+    from packager.cli import main as cli  # loads numpy, which has to find that chosen
 
     return cli.main()
 

@@ -13,17 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from packager import formats, gate, quality, select
-from packager import measure as timing
-from packager.candidates import of_measurement
-from packager.errors import UsageError
-from packager.estimate import estimate
-from packager.findings import Candidate, Measurement, Quality, Selection, WindowProof
-from packager.gate import Extent
-from packager.gpu_meter import process_bytes
-from packager.hashes import combined_sha256
-from packager.holes import own_texts, texts_of
-from packager.records import (
+from packager import formats
+from packager.checkpoint.reference import Reference
+from packager.checkpoint.tensors import open_tensors
+from packager.core.errors import UsageError
+from packager.core.hash_cache import combined_sha256
+from packager.core.record_store import Store
+from packager.core.records import (
     Artifact,
     Budget,
     Checkpoint,
@@ -35,9 +31,15 @@ from packager.records import (
     Workload,
     no_progress,
 )
-from packager.reference import Reference
-from packager.store import Store
-from packager.tensors import open_tensors
+from packager.core.results import Candidate, Measurement, Quality, Selection, WindowProof
+from packager.estimate.estimator import estimate
+from packager.measure import quality_gate, timing
+from packager.measure import window_proof as quality
+from packager.measure.gpu_meter import process_bytes
+from packager.measure.infill_samples import own_texts, texts_of
+from packager.measure.quality_gate import Extent
+from packager.select import selector
+from packager.select.candidates import of_measurement
 from runtimes.contract import BackendOptions
 
 
@@ -51,7 +53,7 @@ class Assessment:
 
 def known_formats() -> list[str]:
     """Formats that can be written, by the names of the modules in packager/formats."""
-    return sorted(file.stem for file in Path(formats.__file__).parent.glob("[a-z]*.py"))
+    return sorted(file.parent.name for file in Path(formats.__file__).parent.glob("*/convert.py"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,7 @@ def plan(wanted: Sequence[str], head_bits: int | None = None) -> list[Variant]:
                 expected=f"one of {', '.join(known_formats())}, then :RECIPE if you like",
                 remedy="for example --formats gguf:Q4_K_M,gguf:Q8_0",
             )
-        module = importlib.import_module(f"packager.formats.{name}")
+        module = importlib.import_module(f"packager.formats.{name}.convert")
         for chosen in (recipe,) if recipe else module.DEFAULT_RECIPES:
             variant = module.variant(chosen, head_bits)
             variants[variant.name] = variant
@@ -111,7 +113,7 @@ def convert(
 ) -> Artifact:
     """Convert one variant, or take the artifact that these very inputs made before."""
     store = Store(settings.out)
-    module = importlib.import_module(f"packager.formats.{variant.format}")
+    module = importlib.import_module(f"packager.formats.{variant.format}.convert")
     inputs = {"checkpoint": checkpoint.sha256, "variant": variant, "writer": module.VERSION}
     calibration = settings.calibrations.get(variant.format)
     if calibration is not None:
@@ -144,9 +146,9 @@ def assess(
         "options": options,
         "engine": _engine_files(artifact.variant.format),
         "runtime": quality.own_sha256(),
-        "texts": gate.texts_sha256(texts),
+        "texts": quality_gate.texts_sha256(texts),
         "extent": settings.extent,
-        "versions": [quality.VERSION, gate.VERSION],
+        "versions": [quality.VERSION, quality_gate.VERSION],
     }
 
     def make() -> Assessment:
@@ -158,7 +160,7 @@ def assess(
             sample = quality.proof_sample(checkpoint, quality.builtin_text())
             reference = _reference(checkpoint)
             proof = quality.prove_window(reference, backend, sample, progress)
-            found = gate.assess(reference, backend, texts, settings.extent, progress)
+            found = quality_gate.assess(reference, backend, texts, settings.extent, progress)
         finally:
             backend.close()
         return Assessment(proof, found)
@@ -273,11 +275,11 @@ def choose(
         "device": settings.device,
         "prefer": settings.prefer,
         "accept": sorted(settings.accept),
-        "version": select.VERSION,
+        "version": selector.VERSION,
     }
 
     def make() -> Selection:
-        return select.select(
+        return selector.select(
             candidates,
             settings.budget,
             settings.device.name,
@@ -297,8 +299,8 @@ def _reference(checkpoint: Checkpoint) -> Reference:
 
 @functools.cache  # it hashes whole libraries, and each variant asks twice
 def _engine_files(format: str) -> Mapping[str, str]:
-    return importlib.import_module(f"runtimes.backends.{format}").engine_files()
+    return importlib.import_module(f"runtimes.backends.{format}.backend").engine_files()
 
 
 def _backends(artifact: Artifact) -> types.ModuleType:
-    return importlib.import_module(f"runtimes.backends.{artifact.variant.format}")
+    return importlib.import_module(f"runtimes.backends.{artifact.variant.format}.backend")

@@ -1,8 +1,8 @@
-"""`python -m runtimes`: see runtimes/cli.py."""
+"""`python -m runtimes`: see runtimes/cli/main.py."""
 
 import sys
 
-from runtimes.cli import main
+from runtimes.cli.main import main
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(encoding="utf-8")  # source code is UTF-8, whatever the locale

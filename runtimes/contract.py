@@ -13,17 +13,17 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from runtimes import checks
-from runtimes.checks import MANIFEST_NAME
-from runtimes.entries import FileEntry, VariantEntry, file_entries, variant_entries
 from runtimes.errors import IntegrityError
+from runtimes.trust import fields as checks
+from runtimes.trust.entries import FileEntry, VariantEntry, file_entries, variant_entries
+from runtimes.trust.fields import MANIFEST_NAME
 
 if TYPE_CHECKING:
     import numpy as np
 
 SCHEMA_VERSION = 1
 MANIFEST_HASH_NAME = "bundle.json.sha256"  # as `sha256sum` writes it, and checks it with -c
-SIGNATURE_NAME = "bundle.json.sig"  # where the bundle is signed; see runtimes/signature.py
+SIGNATURE_NAME = "bundle.json.sig"  # where the bundle is signed; see runtimes/trust/signature.py
 # all that the manifest does not list
 UNLISTED = frozenset({MANIFEST_NAME, MANIFEST_HASH_NAME, SIGNATURE_NAME})
 MAX_SIGNATURE_BYTES = 8 * 1024 * 1024  # guessed: it names each file, in base64

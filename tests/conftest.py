@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser import OpenPage, pages
+from tests.support.browser import OpenPage, pages
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -49,13 +49,13 @@ def one_thread() -> Iterator[None]:
 def kernel(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
     """torch's int4 operations, which only CUDA has, computed slowly on any device."""
     pytest.importorskip("torch")
-    from runtimes import gptq_tiles
-    from tests.formats import int4_kernel
+    from runtimes.backends.gptq import tiles
+    from tests.support import int4_kernel
 
     ops = types.SimpleNamespace(
         _convert_weight_to_int4pack=int4_kernel.convert, _weight_int4pack_mm=int4_kernel.multiply
     )
-    monkeypatch.setattr(gptq_tiles, "_ops", ops)
+    monkeypatch.setattr(tiles, "_ops", ops)
     return ops
 
 

@@ -20,12 +20,12 @@ from benchmarks.gpu_check.parts import PARTS, TOTAL_S
 from benchmarks.gpu_check.records import FAILED, INTERRUPTED, NOT_RUN, OUT_OF_TIME, Outcome
 from benchmarks.gpu_check.runner import AGAIN, NOT_ASKED, Interrupted, Plan, read_outcome, run_all
 from benchmarks.gpu_check.table import tables
-from packager.errors import Cancelled, QualityError, UsageError
-from packager.files import write_json
-from packager.profile_file import check_profile, slug
-from packager.profiles_folder import profiles_folder
-from packager.store import to_plain
-from packager.wheelhouse import locked
+from packager.core.atomic import write_json
+from packager.core.errors import Cancelled, QualityError, UsageError
+from packager.core.package_data import profiles_folder
+from packager.core.record_store import to_plain
+from packager.devices.profile_file import check_profile, slug
+from packager.engine.wheelhouse import locked
 from runtimes.errors import StarpackError
 
 STATE = ROOT / "build" / "gpu-check"

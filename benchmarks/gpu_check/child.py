@@ -17,8 +17,8 @@ from pathlib import Path
 from benchmarks.gpu_check.parts import PARTS
 from benchmarks.gpu_check.records import FAILED, MEASURED, NOT_RUN, Finding, Job, Outcome
 from benchmarks.gpu_check.trying import held_bytes
-from packager.files import write_json
-from packager.store import from_plain, to_plain
+from packager.core.atomic import write_json
+from packager.core.record_store import from_plain, to_plain
 from runtimes.errors import StarpackError
 
 UNFINISHED = "unfinished"

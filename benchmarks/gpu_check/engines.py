@@ -11,11 +11,14 @@ from pathlib import Path
 
 from benchmarks.gpu_check.records import Job, Missing
 from benchmarks.gpu_check.weights import round_gptq, write_gguf, write_gptq, write_onnx
-from packager.formats import gguf, gptq, onnx
-from packager.models import Model
-from packager.records import Checkpoint, Variant
-from packager.tensors import TensorSource, open_tensors
-from runtimes import llama, ort
+from packager.checkpoint.tensors import TensorSource, open_tensors
+from packager.core.records import Checkpoint, Variant
+from packager.estimate.models import Model
+from packager.formats.gguf import convert as gguf
+from packager.formats.gptq import convert as gptq
+from packager.formats.onnx import convert as onnx
+from runtimes.backends.gguf import engine as llama
+from runtimes.backends.onnx import session
 from runtimes.contract import Backend, BackendOptions, Window
 from runtimes.errors import StarpackError
 
@@ -64,7 +67,9 @@ def _convert_onnx(checkpoint: Checkpoint, recipe: str, out: Path) -> tuple[Path,
 
 
 def _gptq_ways() -> Sequence[Open]:
-    from runtimes.backends.gptq import open_backend  # torch is loaded where it is used alone
+    from runtimes.backends.gptq.backend import (
+        open_backend,  # torch is loaded where it is used alone
+    )
 
     def in_float32(path: Path, window: Window, options: BackendOptions) -> Backend:
         return open_backend(path, window, options, way="float32")
@@ -73,20 +78,20 @@ def _gptq_ways() -> Sequence[Open]:
 
 
 def _gguf_ways() -> Sequence[Open]:
-    from runtimes.backends.gguf import open_backend
+    from runtimes.backends.gguf.backend import open_backend
 
     return (open_backend,)
 
 
 def _onnx_ways() -> Sequence[Open]:
-    from runtimes.backends.onnx import open_backend
+    from runtimes.backends.onnx.backend import open_backend
 
     return (open_backend,)
 
 
 def _missing_gptq(job: Job) -> Missing | None:
     try:
-        from runtimes.backends.gptq import find_gpu
+        from runtimes.backends.gptq.backend import find_gpu
     except ImportError as error:
         return Missing(f"torch cannot be loaded: {error}", "run `make setup`")
     if job.provider == "cuda":
@@ -109,12 +114,12 @@ def _missing_gguf(job: Job) -> Missing | None:
 
 def _missing_onnx(job: Job) -> Missing | None:
     try:
-        providers = ort.engine().get_available_providers()
+        providers = session.engine().get_available_providers()
     except StarpackError as error:
         return Missing(error.what, ONNX_REMEDY)
-    if ort.PROVIDERS[job.provider] not in providers:
+    if session.PROVIDERS[job.provider] not in providers:
         found = f"the installed ONNX Runtime has {', '.join(providers)}"
-        return Missing(f"{found}, and not {ort.PROVIDERS[job.provider]}", ONNX_REMEDY)
+        return Missing(f"{found}, and not {session.PROVIDERS[job.provider]}", ONNX_REMEDY)
     return None
 
 

@@ -2,7 +2,8 @@
 
 A small model with the proportions of attention that StarCoder2 has (12 query heads share a key,
 heads of 128) and a window of 37 runs on the device; every logit is compared with the float32
-reference on the CPU, packager/reference.py, which itself is compared with transformers in tests.
+reference on the CPU, packager/checkpoint/reference.py, which itself is compared with transformers
+in tests.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import numpy as np
 from benchmarks.gpu_check.engines import Engine, engine_of, path_of
 from benchmarks.gpu_check.records import Exactness, Job, Keep, Missing
 from benchmarks.gpu_check.trying import noting
-from packager.checkpoint import read_checkpoint
-from packager.quality import reach
-from packager.records import Checkpoint
-from packager.reference import final_states, head_logits
-from packager.tensors import TensorSource
+from packager.checkpoint.reader import read_checkpoint
+from packager.checkpoint.reference import final_states, head_logits
+from packager.checkpoint.tensors import TensorSource
+from packager.core.records import Checkpoint
+from packager.measure.window_proof import reach
 from runtimes.contract import Backend, BackendOptions, Window
-from tests.tiny import write_checkpoint
+from tests.support.tiny import write_checkpoint
 
 SHAPE = dict(
     window=37, layers=3, hidden=1536, heads=12, kv_heads=1, ffn=2048, context=4096, seed=1,

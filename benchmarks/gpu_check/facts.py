@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_check.child import versions
-from packager.cpu import cpuinfo
-from packager.device import read_device
-from packager.errors import DeviceError
-from packager.nvidia import Gpu, describe_gpu, read_gpu
-from runtimes.host import default_threads, machine_memory_bytes
+from packager.core.errors import DeviceError
+from packager.devices.cpu import cpuinfo
+from packager.devices.database import read_device
+from packager.devices.nvidia import Gpu, describe_gpu, read_gpu
+from runtimes.host.limits import default_threads, machine_memory_bytes
 
 ROOT = Path(__file__).parents[2]
 DRY_DEVICE = "cpu-zen4-2-cores"  # whose figures a dry run takes for estimates

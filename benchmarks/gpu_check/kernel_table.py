@@ -85,7 +85,8 @@ KERNELS = {
             only=((10, 0), (10, 3), (11, 0)),
         ),
         Kernel(
-            "llama.cpp CUDA", "llama.cpp", (7, 5), "packager/wheels.py builds for 7.5 to 12.0",
+            "llama.cpp CUDA", "llama.cpp", (7, 5),
+            "packager/engine/build.py builds for 7.5 to 12.0",
             note="on 7.5 and newer on integer tensor cores",
         ),
         Kernel(

@@ -18,10 +18,10 @@ from benchmarks.gpu_check.product_times import ROWS, relative_error, series_s
 from benchmarks.gpu_check.records import TOY, Job, Keep, KernelTime, Missing, NotRun
 from benchmarks.gpu_check.trying import noting
 from benchmarks.gpu_check.weights import SCALE, model_of
-from packager.records import Geometry
-from runtimes.gptq_device import find_gpu
-from runtimes.gptq_files import Codes
-from runtimes.gptq_tiles import ExpandedLinear, TiledLinear, Tiles
+from packager.core.records import Geometry
+from runtimes.backends.gptq.device import find_gpu
+from runtimes.backends.gptq.files import Codes
+from runtimes.backends.gptq.tiles import ExpandedLinear, TiledLinear, Tiles
 
 GROUP = 128
 CACHE_BYTES = 256 << 20  # guessed: beyond the caches of all cards but for a few

@@ -14,7 +14,7 @@ import torch
 from gptqmodel import BACKEND, GPTQModel
 
 from benchmarks.gpu_check.product_times import MARK, relative_error, series_s
-from runtimes.gptq_files import Files, read_config
+from runtimes.backends.gptq.files import Files, read_config
 
 MODULES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
            "mlp.c_fc", "mlp.c_proj")  # fmt: skip

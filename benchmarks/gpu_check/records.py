@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from packager.records import Interval
+from packager.core.records import Interval
 
 TOY = "toy"  # the name of the model of a dry run
 # States of a part. Those that are measured are not measured again.

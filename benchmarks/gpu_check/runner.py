@@ -31,8 +31,8 @@ from benchmarks.gpu_check.records import (
     Job,
     Outcome,
 )
-from packager.files import write_json
-from packager.store import Store, from_plain, to_plain
+from packager.core.atomic import write_json
+from packager.core.record_store import Store, from_plain, to_plain
 
 LEAST_SHARE = 0.5  # guessed: a part that has less of its limit left is not begun
 NOT_ASKED = "it was not asked for"

@@ -17,13 +17,13 @@ from benchmarks.gpu_check.records import TOY, Job, Keep, Memory, Missing, Speed,
 from benchmarks.gpu_check.trying import held_bytes, noting
 from benchmarks.gpu_check.weights import model_of
 from examples.synthesise import cut
-from packager.device import device_of
-from packager.estimate import estimate
-from packager.footprint import Setting, memory_parts
-from packager.models import Model
-from packager.records import Budget, Device, Estimate, Workload
+from packager.core.records import Budget, Device, Estimate, Workload
+from packager.devices.database import device_of
+from packager.estimate.estimator import estimate
+from packager.estimate.memory import Setting, memory_parts
+from packager.estimate.models import Model
+from runtimes.backends.timing import time_prompt, time_steps, warm_up
 from runtimes.contract import Backend, BackendOptions
-from runtimes.speed import time_prompt, time_steps, warm_up
 
 PROMPT_TOKENS = 512  # llama-bench's own: pp512
 STEPS = 64  # tg64

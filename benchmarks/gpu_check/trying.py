@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 from benchmarks.gpu_check.records import Keep, NotRun
 from runtimes.errors import StarpackError
-from runtimes.gpu_memory import gpu_free_bytes
-from runtimes.host import resident_bytes
+from runtimes.host.gpu_memory import gpu_free_bytes
+from runtimes.host.limits import resident_bytes
 
 
 @contextmanager

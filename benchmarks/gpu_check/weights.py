@@ -15,19 +15,21 @@ import numpy as np
 from benchmarks.dequantised import Dequantised
 from benchmarks.gpu_check.records import TOY
 from examples.synthesise import Tensor, config_of, cut, tensors_of, tokenizer_of
-from packager.config import CONFIG_NAME
-from packager.files import atomic_folder, write_json
-from packager.formats import gguf, gptq, onnx
-from packager.layout import GeometryShapes, tensor_shapes
-from packager.models import Model, load_model
-from packager.quant import ggml
-from packager.quant.blocks import quantize
-from packager.quant.gptq_layout import Packed, Recipe, pack
-from packager.records import Checkpoint, Geometry
-from packager.safetensors_writer import TensorSpec, write_safetensors
-from packager.shards import SINGLE_NAME
-from packager.tensors import TensorSource
-from packager.tokenizer_file import TOKENIZER_NAME
+from packager.checkpoint.config import CONFIG_NAME
+from packager.checkpoint.safetensors_reader import SINGLE_NAME
+from packager.checkpoint.safetensors_writer import TensorSpec, write_safetensors
+from packager.checkpoint.shapes import GeometryShapes, tensor_shapes
+from packager.checkpoint.tensors import TensorSource
+from packager.checkpoint.tokenizer import TOKENIZER_NAME
+from packager.core.atomic import atomic_folder, write_json
+from packager.core.records import Checkpoint, Geometry
+from packager.estimate.models import Model, load_model
+from packager.formats.gguf import convert as gguf
+from packager.formats.gptq import convert as gptq
+from packager.formats.onnx import convert as onnx
+from packager.formats.quant import ggml
+from packager.formats.quant.blocks import quantize
+from packager.formats.quant.gptq_layout import Packed, Recipe, pack
 from runtimes.contract import SpecialIds, Window
 
 TOY_MODEL = Model(

@@ -21,13 +21,13 @@ import transformers
 from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 
 from benchmarks.gpu_check.product_times import MARK
-from packager.checkpoint import read_checkpoint
-from packager.gptq_files import open_gptq
-from packager.records import Checkpoint
-from packager.tensors import open_tensors
-from tests.formats.gptq_models import open_backend, quantise
-from tests.formats.laws import logits_of
-from tests.tiny import write_checkpoint
+from packager.checkpoint.reader import read_checkpoint
+from packager.checkpoint.tensors import open_tensors
+from packager.core.records import Checkpoint
+from packager.formats.gptq.reader import open_gptq
+from tests.support.format_laws import logits_of
+from tests.support.gptq_models import open_backend, quantise
+from tests.support.tiny import write_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

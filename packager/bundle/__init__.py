@@ -1,0 +1,1 @@
+"""A selection to a bundle folder, and what is done with a packed bundle."""

@@ -1,0 +1,255 @@
+"""From a selection to a bundle that has been installed and has answered."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import math
+import os
+import re
+import shlex
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import requires, version
+from pathlib import Path, PurePosixPath
+
+from packager.bundle.artifacts import Packed
+from packager.bundle.documents.provenance import calibration_sha256, provenance_of
+from packager.bundle.pack import check_parts, pack
+from packager.core.errors import DeviceError, StarpackError, UsageError
+from packager.core.record_store import to_plain
+from packager.core.records import Artifact, Checkpoint, Progress
+from packager.core.results import Candidate, Measurement, Selection
+from packager.engine.build import build_engine
+from packager.engine.target import Target
+from packager.engine.wheelhouse import collect_wheels
+from packager.pipeline import Settings, convert
+from packager.select.selector import ORDER
+
+PROMPT = "import os\n\ndef read_file(path):\n    with open("
+PREFIX = """\
+class Queue:
+    def __init__(self):
+        self.items = []
+
+    def put(self, item):
+"""
+SUFFIX = "\n\n    def get(self):\n        return self.items.pop(0)\n"
+TRIAL_TOKENS = 48
+TIME_LIMIT_S = 3600  # installing copies and hashes the whole model
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What an installed bundle answered, in processes of its own without the checkout."""
+
+    installed: Path
+    prompt: str
+    completion: str
+    prefix: str
+    middle: str
+    suffix: str
+
+
+def prepare(
+    checkpoint: Checkpoint,
+    formats: Iterable[str],
+    settings: Settings,
+    target: Target,
+    licence_file: Path | None,
+    progress: Progress,
+) -> dict[str, list[Path]]:
+    """All that packing needs but the artifact, before the long work; the wheels of each format.
+
+    For another target than this machine they have the versions that measure, in another build.
+
+    Raises CheckpointError without a licence, UsageError for a GPU (no bundle for one yet) or an
+    output that is something else, DeviceError where the installed engine, which measures, is not
+    the one that would be shipped.
+    """
+    if settings.gpu_layers or settings.provider != "cpu":
+        raise UsageError(
+            "bundles are packed with CPU engines, so they are measured without a GPU",
+            expected="--provider cpu and --gpu-layers 0",
+            remedy="use `starpack profile` to measure with a GPU",
+        )
+    check_parts(checkpoint, settings.out / "bundle", licence_file)
+    wheels = {}
+    for format in sorted(set(formats)):
+        backend = importlib.import_module(f"runtimes.backends.{format}.backend")
+        _check_self_contained(backend.REQUIRES)
+        built = []
+        if format == "gguf":  # the one engine that is on no index as we need it
+            built = [build_engine(settings.out / "wheels", progress=progress)]
+        wheels[format] = collect_wheels(backend.REQUIRES, built, target=target, progress=progress)
+        if target.is_here:
+            _check_engine(backend.engine_files(), wheels[format])
+    return wheels
+
+
+def _check_self_contained(packages: Iterable[str]) -> None:
+    """A GPU build links libraries in packages of their own, which no bundle carries yet."""
+    for name in packages:
+        for needed in requires(name) or []:
+            if needed.startswith(("nvidia-", "cuda-")) and "extra" not in needed:
+                raise UsageError(
+                    f"the installed {name} is a build for GPUs, which a bundle cannot carry yet",
+                    expected=f"the CPU build of {name} {version(name)}",
+                    remedy=f"put {name}=={version(name)}+cpu into .venv in its place, from the "
+                    "index that its publisher names for CPUs",
+                )
+
+
+def _check_engine(installed: dict[str, str], wheels: list[Path]) -> None:
+    """The libraries that measure must be those of the folder that is shipped: no more, no fewer."""
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as archive:
+            paths = map(PurePosixPath, archive.namelist())
+            libraries = [path for path in paths if re.search(r"\.so(\.[\d.]+)?$", path.name)]
+            folders = {path.parent for path in libraries if path.name in installed}
+            shipped = {}
+            for path in libraries:
+                if path.parent in folders:
+                    with archive.open(str(path)) as stream:
+                        shipped[path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+        if shipped == installed:
+            return
+    raise DeviceError(
+        "the installed engine is not the one that would be shipped",
+        where=", ".join(sorted(installed)),
+        remedy="run `make setup`: what is measured has to be what runs on the device",
+    )
+
+
+def packed_variants(selection: Selection, most: int) -> list[Candidate]:
+    """The chosen one, and the best of the others that fit: `most` in all, the best first."""
+    behind = [r.candidate for r in selection.rejected if r.limit == ORDER]
+    return [selection.chosen, *behind][:most]
+
+
+def pack_selection(
+    checkpoint: Checkpoint,
+    measurements: Sequence[Measurement],
+    selection: Selection,
+    settings: Settings,
+    wheels: Mapping[str, list[Path]],
+    *,
+    target: Target,
+    licence_file: Path | None,
+    arguments: Mapping[str, object],
+    report: Path,
+    progress: Progress,
+) -> Path:
+    """Pack variants into `out`/bundle, with the evidence for each; returns the folder.
+
+    measurements: of the chosen variant, then of the others, as packed_variants gives them. wheels:
+    of each format, as `prepare` gives them. arguments: of the command, for the manifest; see
+    provenance.py. report: the page that says why.
+    """
+    candidates = {r.candidate.variant: r.candidate for r in selection.rejected}
+    candidates[selection.chosen.variant] = selection.chosen
+    parts = []
+    for measured in measurements:
+        artifact = convert(checkpoint, measured.variant, settings, progress)
+        parts.append(_packed(artifact, measured, candidates[measured.variant], settings))
+    needed = {w.name: w for part in parts for w in wheels[part.artifact.variant.format]}
+    out = settings.out / "bundle"
+    pack(
+        parts[0].artifact,
+        checkpoint,
+        out,
+        wheels=list(needed.values()),
+        evidence=parts[0].evidence | {"selection": _selection(selection)},
+        target=target,
+        licence_file=licence_file,
+        provenance=provenance_of(checkpoint, parts[0].artifact, settings.calibrations, arguments),
+        variants=parts if len(parts) > 1 else (),
+        report=report,
+        progress=progress,
+    )
+    return out
+
+
+def _packed(
+    artifact: Artifact, measured: Measurement, candidate: Candidate, settings: Settings
+) -> Packed:
+    """An artifact with what is promised of it: figures by measurement, else by estimate."""
+    memory, first, step = candidate.memory_bytes, candidate.first_token_s, candidate.per_token_s
+    return Packed(
+        artifact,
+        to_plain(measured),
+        memory_bytes=None if memory is None else math.ceil(memory.high),
+        first_token_s=None if first is None else first.p50,
+        per_token_s=None if step is None else step.p50,
+        divergence_nats=candidate.divergence_nats,
+        calibration_sha256=calibration_sha256(artifact.variant.format, settings.calibrations),
+    )
+
+
+def _selection(selection: Selection) -> dict[str, object]:
+    """Why this variant: for whoever receives the bundle."""
+    return {
+        "budget": to_plain(selection.budget),
+        "device": selection.device,
+        "prefer": selection.prefer,
+        "overrides": list(selection.overrides),
+        "rejected": [
+            {"variant": r.candidate.name, "reason": r.reason}
+            | ({"overrides": list(r.others)} if r.limit == ORDER and r.others else {})
+            for r in selection.rejected
+        ],
+    }
+
+
+def try_bundle(bundle: Path, installed: Path, progress: Progress) -> Trial:
+    """Install the bundle to `installed` and let it generate and infill once each there."""
+    progress("install", 0, 3)
+    _run([bundle / "install", "--to", installed], "")
+    progress("install", 1, 3)
+    run, common = installed / "run", ["--json", "--max-tokens", TRIAL_TOKENS]
+    completion = _run([run, "generate", "--file", "-", *common], PROMPT)
+    progress("install", 2, 3)
+    gap = "<GAP>"
+    middle = _run([run, "infill", "--marker", gap, *common], PREFIX + gap + SUFFIX)
+    progress("install", 3, 3)
+    texts = (json.loads(answer)["text"] for answer in (completion, middle))
+    return Trial(installed, PROMPT, next(texts), PREFIX, next(texts), SUFFIX)
+
+
+def _run(command: list[object], text: str) -> str:
+    # nothing of the checkout is passed on: the bundle has to stand on its own
+    environment = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "PYTHON": sys._base_executable,  # the Python that the bundle was packed for
+        "HF_HUB_OFFLINE": "1",
+    }
+    words = [str(part) for part in command]
+    name = Path(words[0]).name
+    try:
+        done = subprocess.run(
+            words,
+            input=text,
+            env=environment,
+            cwd="/",
+            capture_output=True,
+            text=True,
+            timeout=TIME_LIMIT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise StarpackError(
+            f"the bundle's {name} took more than {TIME_LIMIT_S} s", where=words[0]
+        ) from None
+    if done.returncode:
+        error = StarpackError(
+            f"the bundle's {name} ended with code {done.returncode}: {done.stderr.strip()}",
+            where=words[0],
+            remedy=f"run it by hand: {shlex.join(words)}",
+        )
+        error.exit_code = max(done.returncode, 1)
+        raise error
+    return done.stdout

@@ -1,0 +1,129 @@
+"""Where the files of a bundle come from, and the text of those that are written for it."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Iterator, Mapping, Sequence, Set
+from pathlib import Path
+
+import runtimes
+from packager.bundle.artifacts import Packed
+from packager.bundle.documents.licensing import (
+    CARD_NAME,
+    check_full_text,
+    model_name,
+    own_licence,
+)
+from packager.bundle.documents.model_card import ORIGINAL_CARD_NAME
+from packager.core.atomic import sha256_file
+from packager.core.errors import CheckpointError, UsageError
+from packager.core.records import Checkpoint
+from packager.engine.target import Target
+from packager.engine.wheelhouse import newest_glibc
+from runtimes.bundle.open import TOKENIZER_NAME
+from runtimes.trust.bootstrap import CHECKER, STARTER
+
+BUNDLE_FILES = Path(__file__).parent / "files"
+LICENCE_NAMES = re.compile(r"(licen[cs]e|copying)([._-].*)?", re.IGNORECASE)
+
+
+def sources_of(
+    parts: Sequence[Packed],
+    checkpoint: Checkpoint,
+    licence_file: Path | None,
+    wheels: Sequence[Path],
+) -> Iterator[tuple[str, Path]]:
+    """Path in the bundle to the file that is copied there."""
+    for part in parts:
+        for path, file, _ in part.files():
+            yield path, file
+    yield TOKENIZER_NAME, checkpoint.path / TOKENIZER_NAME
+    card = checkpoint.path / CARD_NAME
+    if card.is_file():
+        yield ORIGINAL_CARD_NAME, card
+    for file in model_licences(checkpoint, licence_file):
+        yield f"licence/model/{file.name}", file
+    yield "licence/starpack/LICENSE", own_licence()
+    for path, file in _runtime_files({part.artifact.variant.format for part in parts}):
+        yield path, file
+    for wheel in wheels:
+        yield f"wheels/{wheel.name}", wheel
+    for name in (STARTER, "run"):
+        yield name, BUNDLE_FILES / name
+
+
+def model_licences(checkpoint: Checkpoint, licence_file: Path | None) -> list[Path]:
+    if licence_file is not None:
+        if not licence_file.is_file():
+            raise UsageError("no such file", where=licence_file, expected="the model's licence")
+        check_full_text(checkpoint, [licence_file])
+        return [licence_file]
+    found = sorted(
+        file
+        for file in checkpoint.path.iterdir()
+        if file.is_file() and LICENCE_NAMES.fullmatch(file.name)
+    )
+    if not found:
+        raise CheckpointError(
+            "the model's licence is missing, and a bundle may not be passed on without it",
+            where=checkpoint.path,
+            expected="a file LICENSE in the checkpoint's folder",
+            remedy="name it with --licence-file. The model's card names its licence and links to "
+            "the text; StarCoder2's is the BigCode OpenRAIL-M v1 licence agreement",
+        )
+    check_full_text(checkpoint, found)
+    return found
+
+
+def _runtime_files(formats: Set[str]) -> Iterator[tuple[str, Path]]:
+    """The runtime package, without the backends of other formats."""
+    root = Path(runtimes.__file__).parent
+    for file in sorted([*root.rglob("*.py"), *root.glob("server/http/page/*")]):
+        path = file.relative_to(root)
+        if path.parts[0] != "backends" or len(path.parts) == 2 or path.parts[1] in formats:
+            yield f"runtimes/{path.as_posix()}", file
+
+
+def written_files(
+    parts: Sequence[Packed], checkpoint: Checkpoint, sources: Mapping[str, Path], target: Target
+) -> dict[str, str]:
+    """The files that are written for this bundle: name to text."""
+    variant = parts[0].artifact.variant
+    checked = [f"{sha256_file(sources[path])}  {path}" for path in (STARTER, *CHECKER)]
+    install = (BUNDLE_FILES / "install").read_text()
+    window = checkpoint.window.size_tokens
+    readme = string.Template((BUNDLE_FILES / "README.md").read_text(encoding="utf-8"))
+    return {
+        "install": install.replace("@PYTHON@", target.python).replace(
+            "@CHECKER@", "\n".join(checked)
+        ),
+        "README.md": readme.substitute(
+            model=model_name(checkpoint),
+            format=variant.format,
+            recipe=variant.recipe,
+            window="none: full attention" if window is None else f"{window} tokens, exact",
+            context=checkpoint.context_tokens,
+            artifact=parts[0].path,
+            megabytes=f"{parts[0].artifact.bytes / 1e6:.1f}",
+            variants=_variants_text(parts) if len(parts) > 1 else "",
+            machine=target.machine,
+            python=target.python,
+            glibc=newest_glibc([file for path, file in sources.items() if path[-4:] == ".whl"]),
+        ),
+    }
+
+
+def _variants_text(parts: Sequence[Packed]) -> str:
+    """A paragraph for the bundle's README."""
+    rows = [
+        f"- `{part.artifact.variant.name}`: `{part.path}`, {part.artifact.bytes / 1e6:.1f} MB"
+        for part in parts
+    ]
+    return (
+        "It has several variants of the model, the best first. That one runs unless another is\n"
+        "named: `DIR/run COMMAND --variant NAME`. `--variant auto` takes the best that the free\n"
+        "memory is enough for, and says why a better one is not. `DIR/run doctor` lists all.\n\n"
+        + "\n".join(rows)
+        + "\n\n"
+    )

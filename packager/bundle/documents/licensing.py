@@ -1,0 +1,124 @@
+"""What a licence asks for when a model is passed on, as far as a program can see to it.
+
+StarCoder2's BigCode OpenRAIL-M v1: a copy of the whole text, the use restrictions of its Attachment
+A, a notice of what was modified, the original documentation beside ours. Quantising is a
+modification. No legal advice: it says what the packer does.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from packager.bundle.archive import source_date_epoch
+from packager.core.errors import CheckpointError, IntegrityError
+from packager.core.records import Artifact, Checkpoint
+
+CARD_NAME = "README.md"  # the checkpoint's model card, as the Hugging Face hub has it
+MAX_CARD_BYTES = 1024 * 1024  # guessed: cards are a few kilobytes
+NO_MARKUP = re.compile(r"[^\w. -]")  # a backtick or line break in a name would spoil a text
+RESTRICTED = re.compile(r"open-?rail|\brail\b", re.IGNORECASE)
+WHOLE = (r"attachment\s+a\b", r"use\s+restrictions", r"limitation\s+of\s+liability")
+"""What every OpenRAIL-M text has from its middle to its end: a link or an excerpt does not."""
+
+
+def model_name(checkpoint: Checkpoint) -> str:
+    """The name of the checkpoint's folder, without what would spoil a text."""
+    return NO_MARKUP.sub("_", checkpoint.path.resolve().name)
+
+
+def declared_licence(checkpoint: Checkpoint) -> str | None:
+    """The `license` in the front matter of the model's card, if it has one."""
+    front = re.match(r"---\s*\n(.*?)\n---\s*\n", _card(checkpoint), re.DOTALL)
+    found = front and re.search(r"^license:[ \t]*['\"]?([\w.+-]+)", front[1], re.MULTILINE)
+    return found[1] if found else None
+
+
+def check_full_text(checkpoint: Checkpoint, files: Sequence[Path]) -> None:
+    """A licence with use restrictions has to be there in full; raises CheckpointError."""
+    declared = declared_licence(checkpoint) or ""
+    if not RESTRICTED.search(declared):
+        return
+    text = "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
+    missing = [part for part in WHOLE if not re.search(part, text, re.IGNORECASE)]
+    if missing:
+        raise CheckpointError(
+            f"the model's card declares {declared}, and the licence given is not the whole of it",
+            where=", ".join(map(str, files)),
+            expected="the full text with Attachment A, the use restrictions",
+            remedy="name a file with the full text with --licence-file; the model's card links to "
+            "it. A link or an excerpt is not enough: whoever gets the bundle has to get the text",
+        )
+
+
+def build_date() -> str | None:
+    """The date that SOURCE_DATE_EPOCH says, so that the same inputs give the same bytes."""
+    if not os.environ.get("SOURCE_DATE_EPOCH"):
+        return None
+    return datetime.fromtimestamp(source_date_epoch(), UTC).date().isoformat()
+
+
+def notice(artifacts: Sequence[Artifact], checkpoint: Checkpoint, starpack_version: str) -> str:
+    """The text of NOTICE: what was changed, with what, and what goes with every copy."""
+    artifact, name = artifacts[0], model_name(checkpoint)
+    date = build_date()
+    lines = [
+        f"This bundle contains a modified version of the model {name}"
+        + (f", revision {checkpoint.revision}." if checkpoint.revision else "."),
+        "",
+        f"Modification: its weights were converted to {artifact.variant.format} with the recipe "
+        f"{artifact.variant.recipe}",
+        f"(nominally {artifact.variant.bits:g} bits for each weight) by starpack "
+        f"{starpack_version}" + (f" on {date}." if date else "."),
+    ]
+    lines += [
+        f"They are here again as {other.variant.format} with the recipe "
+        f"{other.variant.recipe} ({other.variant.bits:g} bits)."
+        for other in artifacts[1:]
+    ]
+    if checkpoint.adapter is not None:
+        lines.append(
+            f"Before that, a LoRA adapter (SHA-256 {checkpoint.adapter.sha256}) was merged in."
+        )
+    lines += [
+        f"The unmodified checkpoint has SHA-256 {artifact.checkpoint_sha256},",
+        "over its configuration, tokenizer and weights as starpack hashes them.",
+        "",
+        "The model and its modifications are under the licence in licence/model/. That text, its",
+        "use restrictions and the model's documentation go with every copy, and running the model",
+        "as a service for others may count as passing it on. The software around the model is",
+        "under licences of its own: licence/starpack/ and licence/wheels/.",
+        "",
+        "What the model writes is machine-generated. It may be wrong, and may repeat code that",
+        "others hold rights in. Say so where you publish it.",
+        "",
+        "Neither the model's authors nor the licensors endorse this bundle.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _card(checkpoint: Checkpoint) -> str:
+    file = checkpoint.path / CARD_NAME
+    if not file.is_file() or file.stat().st_size > MAX_CARD_BYTES:
+        return ""
+    return file.read_text(encoding="utf-8", errors="replace")
+
+
+def own_licence() -> Path:
+    """The licence of starpack itself: in the checkout, or in the installed distribution."""
+    checkout = Path(__file__).parents[3] / "LICENSE"
+    if checkout.is_file():
+        return checkout
+    try:
+        files = distribution("starpack").files or []
+        return next(Path(file.locate()) for file in files if file.name == "LICENSE")
+    except (PackageNotFoundError, StopIteration):
+        raise IntegrityError(
+            "starpack's own licence is missing from this installation",
+            where=checkout,
+            remedy="install starpack again",
+        ) from None

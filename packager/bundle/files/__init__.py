@@ -1,0 +1,1 @@
+"""Files that every bundle holds as they are here."""

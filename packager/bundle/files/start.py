@@ -1,0 +1,129 @@
+"""Starts what a bundle does, once the bundle has been checked. Standard library only.
+
+    start.py install HERE ...    from `install`: HERE is the bundle or delta
+    start.py run DIR ...         from `run`: DIR is the installation, this file in its checker/
+    start.py try NAME ...        from installing: import these packages, in a process of their own
+
+See runtimes/trust/bootstrap.py for what runs before the check, and why.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+HERE = Path(__file__).resolve().parent
+PACKAGE = "runtimes"
+
+
+class Checker:
+    """Finds the checker's modules among `sources`, path to bytes, and nowhere else.
+
+    Python's own search would take compiled files, libraries and folders that lie beside a module
+    and that nobody has checked yet.
+    """
+
+    def __init__(self, sources: dict[str, bytes]) -> None:
+        self.sources = {
+            path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): (path, data)
+            for path, data in sources.items()
+        }
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if name not in self.sources:
+            return None
+        is_package = self.sources[name][0].endswith("/__init__.py")
+        return importlib.util.spec_from_loader(name, self, is_package=is_package)
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """Have Python make an ordinary module."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        path, data = self.sources[module.__name__]
+        module.__file__ = str(HERE / path)
+        exec(compile(data, module.__file__, "exec", dont_inherit=True), module.__dict__)
+
+
+def checker_sources() -> dict[str, bytes]:
+    """As `install` has just read and checked them; installed, as they lie beside this file."""
+    given = globals().get("SOURCES")
+    if given is not None:
+        return given
+    files = (HERE / PACKAGE).rglob("*.py")
+    return {file.relative_to(HERE).as_posix(): file.read_bytes() for file in files}
+
+
+def run(installation: Path, argv: list[str]) -> int:
+    """Check this version, then let its own runtimes/ do what `argv` says."""
+    from runtimes.errors import StarpackError
+    from runtimes.trust.console import Console
+    from runtimes.trust.versions import Installation, Version, check_machine
+
+    console = Console("--json" in argv, "--quiet" in argv)
+    progress = console.meter("checking", "MiB", 1 << 20)
+    version = Version(HERE.parent)
+    try:
+        if argv[:1] == ["rollback"]:
+            back = Installation(installation).rollback(progress)
+            console.text(f"current version: {back.name}\n")
+            return 0
+        check_machine(version.verify(progress=progress), version.bundle)
+    except StarpackError as error:
+        console.error(error)
+        return error.exit_code
+    # the modules that are loaded already are copies of those in the bundle
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] == PACKAGE and hasattr(module, "__path__"):
+            module.__path__ = [str(version.bundle / name.replace(".", "/"))]
+    sys.path.insert(0, str(version.packages))
+    from runtimes.cli.main import main
+
+    sys.stdout.reconfigure(encoding="utf-8")  # source code is UTF-8, whatever the locale
+    return main(argv, version)
+
+
+def try_packages(names: list[str]) -> int:
+    """Import each; what goes wrong shows as Python shows it."""
+    sys.path.insert(0, str(HERE.parent / "packages"))
+    for name in names:
+        importlib.import_module(name)
+    return 0
+
+
+def do(word: str, rest: list[str]) -> int:
+    """One of the three; returns the exit code."""
+    if word == "install":
+        from runtimes.trust import install
+
+        return install.main(Path(rest[0]), rest[1:])
+    if word == "run":
+        return run(Path(rest[0]), rest[1:])
+    return try_packages(rest)
+
+
+def main() -> int:
+    """Do what the first argument says, without a network; returns the exit code."""
+    word, *rest = sys.argv[1:]
+    sys.meta_path.insert(0, Checker(checker_sources()))
+    from runtimes.trust import offline
+
+    offline.forbid_network(serving=word == "run" and rest[1:2] == ["serve"])
+    try:
+        code = do(word, rest)
+    except Exception:
+        if not offline.attempts():
+            raise
+        code = 1
+    for error in offline.attempts()[:1]:  # also where a library has swallowed it
+        if code != error.exit_code:  # otherwise it has been shown
+            print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

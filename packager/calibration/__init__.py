@@ -1,0 +1,1 @@
+"""Source code to token sequences and importance matrices."""

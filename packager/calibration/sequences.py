@@ -1,0 +1,172 @@
+"""Sequences of ids to calibrate a quantiser on, drawn from a folder of sources.
+
+Languages take turns, so that none dominates while others last; a share of the texts is arranged for
+filling in the middle, as the model was trained; some sequences are longer than the window. Seeded:
+equal text and settings give equal ids. Knows nothing of formats.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from packager.calibration.imatrix import read_source_files
+from packager.checkpoint.tokenizer import TOKENIZER_NAME
+from packager.core.errors import UsageError
+from packager.core.records import Checkpoint
+from runtimes.contract import SpecialIds
+from runtimes.prompts.tokenizer import Tokenizer
+
+# Suffixes of one language; the others are each their own.
+ALIASES = {".cc": ".cpp", ".hpp": ".cpp", ".h": ".c", ".htm": ".html", ".tsx": ".ts"}
+LEAST_TOKENS = 16  # guessed: what is shorter is not worth splitting into prefix, middle and suffix
+CONTROL_IDS = 3  # that one text in the fill-in-the-middle arrangement has more
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How sequences are drawn. Lengths are cut to the model's context.
+
+    Guessed: about 60,000 tokens, five times what the widest matrix of StarCoder2-3B has columns;
+    a long sequence is one and a half windows.
+    """
+
+    sequences: int = 24
+    length_tokens: int = 2048
+    long_sequences: int = 2
+    infill_share: float = 0.5
+    seed: int = 0
+
+    def lengths(self, checkpoint: Checkpoint) -> list[int]:
+        """Tokens of each sequence, the long ones first."""
+        window = checkpoint.window.size_tokens
+        long = self.length_tokens if window is None else window + window // 2
+        lengths = [long] * self.long_sequences + [self.length_tokens] * self.sequences
+        return [min(length, checkpoint.context_tokens) for length in lengths]
+
+
+def sources_sha256(folder: Path) -> str:
+    """What the texts of a folder are known by. Raises UsageError where there are none."""
+    return _sha256(read_source_files(folder))
+
+
+def draw_sequences(
+    checkpoint: Checkpoint, folder: Path, sampling: Sampling, least_tokens: int
+) -> tuple[list[np.ndarray], str]:
+    """Sequences of ids int64 (T,), and the SHA-256 of the texts.
+
+    Fewer or shorter than asked for where the text ends; UsageError where that leaves less than
+    `least_tokens` in all. A text with a character that the model has no token for is left out.
+    """
+    files = read_source_files(folder)
+    tokenizer = Tokenizer(checkpoint.path / TOKENIZER_NAME, checkpoint.special_ids)
+    drawer = _Drawer(files, tokenizer, checkpoint.special_ids, sampling)
+    lengths = sampling.lengths(checkpoint)
+    sequences = [drawer.sequence(length) for length in lengths]
+    sequences = [sequence for sequence in sequences if len(sequence)]
+    tokens = sum(map(len, sequences))
+    if tokens < least_tokens:
+        raise UsageError(
+            f"only {tokens} tokens were drawn to calibrate on, of {sum(lengths)} asked for",
+            where=folder,
+            expected=f"at least {least_tokens}, as the widest matrix of the model has columns",
+            remedy="name a folder with more source code with --sources DIR",
+        )
+    return sequences, _sha256(files)
+
+
+class _Language:
+    """The shuffled texts of one language, read on through."""
+
+    def __init__(self, texts: list[str], tokenizer: Tokenizer) -> None:
+        self.texts, self.tokenizer = texts, tokenizer
+        self.ids: list[int] = []
+
+    def take(self, limit: int) -> list[int]:
+        """The next ids of one text, at most `limit`; none where all texts are used up."""
+        while not self.ids and self.texts:
+            try:
+                self.ids = self.tokenizer.encode(self.texts.pop())
+            except UsageError:
+                continue
+        taken, self.ids = self.ids[:limit], self.ids[limit:]
+        return taken
+
+
+class _Drawer:
+    """Draws one sequence after the other, each from the language whose turn it is."""
+
+    def __init__(
+        self,
+        files: list[tuple[str, str]],
+        tokenizer: Tokenizer,
+        ids: SpecialIds,
+        sampling: Sampling,
+    ) -> None:
+        self.ids, self.share, self.drawn = ids, sampling.infill_share, 0
+        self.random = random.Random(sampling.seed)
+        by_language: defaultdict[str, list[str]] = defaultdict(list)
+        for suffix, text in files:
+            by_language[ALIASES.get(suffix, suffix)].append(text)
+        self.languages = []
+        for _, texts in sorted(by_language.items()):
+            self.random.shuffle(texts)
+            self.languages.append(_Language(texts, tokenizer))
+        self.random.shuffle(self.languages)
+
+    def sequence(self, length: int) -> np.ndarray:
+        """Texts of one language with an end after each; of the next too where it runs out.
+
+        At most `length` ids; up to LEAST_TOKENS + CONTROL_IDS less where texts are arranged.
+        """
+        infill = int((self.drawn + 1) * self.share) > int(self.drawn * self.share)
+        self.drawn += 1
+        found: list[int] = []
+        for ids, ended in self._texts(length, found, CONTROL_IDS if infill else 0):
+            found += self._arranged(ids) if infill else ids
+            if infill or ended:
+                found.append(self.ids.endoftext)
+        if self.languages:
+            self.languages.append(self.languages.pop(0))
+        return np.array(found[:length], np.int64)
+
+    def _texts(
+        self, length: int, found: list[int], control: int
+    ) -> Iterator[tuple[list[int], bool]]:
+        """Stretches of texts until `found`, which the caller fills, has no room for another.
+
+        With each, whether its text ends there. control: the ids that the caller puts beside each.
+        """
+        least = 1 if control == 0 else LEAST_TOKENS
+        while self.languages:
+            limit = length - len(found) - control
+            if limit < least:
+                return
+            ids = self.languages[0].take(limit)
+            if ids:
+                yield ids, not self.languages[0].ids
+            else:
+                self.languages.pop(0)
+
+    def _arranged(self, ids: list[int]) -> list[int]:
+        """Prefix, suffix, middle, split between two tokens at random."""
+        a, b = sorted(self.random.randint(0, len(ids)) for _ in range(2))
+        special = self.ids
+        return [
+            special.fim_prefix, *ids[:a],
+            special.fim_suffix, *ids[b:],
+            special.fim_middle, *ids[a:b],
+        ]  # fmt: skip
+
+
+def _sha256(files: list[tuple[str, str]]) -> str:
+    digest = hashlib.sha256()
+    for suffix, text in files:
+        digest.update(f"{suffix}\0{text}\0".encode())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""A Hugging Face folder to a checkpoint, its tensors and the float32 reference."""

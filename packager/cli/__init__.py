@@ -1,0 +1,1 @@
+"""The `starpack` command line: flags, what is printed, exit codes."""

@@ -1,0 +1,112 @@
+"""Commands on bundles that are packed: archive them, split and join, unpack, compare, check."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from packager.bundle.archive import unpack_archive
+from packager.bundle.delta import write_delta
+from packager.bundle.split_archive import (
+    INDEX,
+    check_flags,
+    join_volumes,
+    parse_size,
+    write_files,
+)
+from packager.cli.convert import Command, Report
+from packager.core.errors import UsageError
+from packager.core.record_store import to_plain
+from packager.core.records import Progress
+
+
+def add_target_flags(sub: argparse.ArgumentParser) -> None:
+    """What the bundle's packages are for, where it is not this machine."""
+    sub.add_argument(
+        "--target", metavar="PLATFORM",
+        help="manylinux_2_28_x86_64: a Linux of that processor with glibc 2.28 or newer",
+    )  # fmt: skip
+    sub.add_argument("--target-python", metavar="3.N", help="the Python there (this one)")
+
+
+def add_archive_flags(sub: argparse.ArgumentParser, name: str = "--archive") -> None:
+    """Where the archive goes, and in how large volumes."""
+    sub.add_argument(
+        name, type=Path, metavar="FILE.tar", required=name == "--out",
+        help="write it as one tar file, the same bytes from the same inputs",
+    )  # fmt: skip
+    sub.add_argument(
+        "--split", type=_size, metavar="SIZE",
+        help="write that file in volumes of SIZE: 4G, 700MB, 4GiB",
+    )  # fmt: skip
+
+
+def add_commands(add: Callable[[str, Command], argparse.ArgumentParser]) -> None:
+    """These commands and their flags; `add` makes a parser of a name and a command."""
+    sub = add("archive", archive)
+    sub.add_argument("bundle", type=Path, help="folder of a bundle or delta")
+    add_archive_flags(sub, "--out")
+    sub = add("unpack", unpack)
+    sub.add_argument("archive", type=Path, help="the tar file")
+    sub.add_argument("--out", type=Path, required=True, help="new folder for what is in it")
+    sub = add("join", join)
+    sub.add_argument("index", type=Path, help=f"FILE.tar{INDEX}")
+    sub.add_argument("folders", type=Path, nargs="*", help="more folders with volumes")
+    sub.add_argument("--out", type=Path, help="the tar file (FILE.tar, beside the index)")
+    sub = add("diff", diff)
+    sub.add_argument("old", type=Path, help="folder of the bundle that is installed")
+    sub.add_argument("new", type=Path, help="folder of the bundle to come")
+    sub.add_argument("--out", type=Path, required=True, metavar="DELTA", help="folder to write")
+    add_archive_flags(sub)
+
+
+def archive(arguments: argparse.Namespace, progress: Progress) -> Report:
+    """Write a bundle or delta as one file, or in volumes.
+
+    The same bundle gives the same bytes; SOURCE_DATE_EPOCH is the time of every file in it.
+    """
+    files = write_files(arguments.bundle, arguments.out, arguments.split, progress)
+    return Report({"files": files}, "\n".join(files))
+
+
+def unpack(arguments: argparse.Namespace, progress: Progress) -> Report:
+    """Unpack the archive of a bundle or delta, and check every byte."""
+    out = unpack_archive(arguments.archive, arguments.out, progress)
+    return Report({"bundle": str(out)}, f"unpacked and checked: {out}")
+
+
+def join(arguments: argparse.Namespace, progress: Progress) -> Report:
+    """Join the volumes of an archive; name those that are damaged or missing, and go on later."""
+    index: Path = arguments.index
+    if not index.name.endswith(INDEX):
+        raise UsageError("not an index of volumes", where=index, expected=f"NAME.tar{INDEX}")
+    out = arguments.out or index.with_name(index.name.removesuffix(INDEX))
+    join_volumes(index, arguments.folders, out, progress)
+    return Report({"archive": str(out)}, f"joined: {out}")
+
+
+def diff(arguments: argparse.Namespace, progress: Progress) -> Report:
+    """Write only what of the bundle NEW the bundle OLD does not have.
+
+    Its `install` takes an installed OLD to NEW.
+    """
+    check_flags(arguments.archive, arguments.split)
+    delta = write_delta(arguments.old, arguments.new, arguments.out, progress)
+    data = {"delta": str(arguments.out), **to_plain(delta)}
+    lines = [f"changed: {path}" for path in delta.changed]
+    lines += [f"removed: {path}" for path in delta.removed]
+    lines.append(f"{delta.delta_bytes} bytes, of {delta.new_bytes}: {arguments.out}")
+    if arguments.archive:
+        files = write_files(arguments.out, arguments.archive, arguments.split, progress)
+        data |= {"archive": files}
+        lines += files
+    return Report(data, "\n".join(lines))
+
+
+def _size(text: str) -> int:
+    """A size in bytes, for argparse."""
+    try:
+        return parse_size(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(f"{error.what}, not {error.expected}") from None

@@ -1,0 +1,174 @@
+"""Measurements and selections in words, for a terminal."""
+
+from __future__ import annotations
+
+from packager.core.records import Interval, Limit
+from packager.core.results import (
+    Candidate,
+    Measurement,
+    Quality,
+    Rejection,
+    Selection,
+    WindowProof,
+)
+from packager.select.candidates import of_measurement
+
+SHOWN = 12  # rejections shown without --explain
+
+
+def measurement_text(measurement: Measurement) -> str:
+    """Everything about one artifact."""
+    lines = [
+        f"{measurement.variant.name} for {measurement.device}",
+        f"  file           {measurement.artifact_bytes / 1e6:.1f} MB",
+        *proof_lines(measurement.proof),
+        *quality_lines(measurement.quality),
+        *_speed_lines(measurement),
+    ]
+    return "\n".join(lines)
+
+
+def selection_text(selection: Selection, *, explain: bool) -> str:
+    """The chosen one, then the others with their reasons; all of each with `explain`."""
+    chosen = selection.chosen
+    lines = [
+        f"chosen for {selection.device}, budget {selection.budget.name}, by {selection.prefer}: "
+        f"{chosen.name}",
+        f"  {figures(chosen)}",
+    ]
+    lines += [f"  note: {chosen.note}"] if chosen.note else []
+    lines += [f"  overridden: {override}" for override in selection.overrides]
+    shown = selection.rejected if explain else selection.rejected[:SHOWN]
+    for rejection in shown:
+        lines += _rejection_lines(rejection, explain)
+    if len(shown) < len(selection.rejected):
+        lines.append(f"{len(selection.rejected) - len(shown)} more: see --explain or --json")
+    return "\n".join(lines)
+
+
+def figures(candidate: Candidate) -> str:
+    """Memory, times and quality on one line, with their evidence."""
+    parts = []
+    if candidate.memory_bytes is not None:
+        parts.append(f"memory {_gib(candidate.memory_bytes)}")
+    for name, limit in (
+        ("first token", candidate.first_token_s),
+        ("per token", candidate.per_token_s),
+        ("completion", candidate.completion_s),
+    ):
+        if limit is not None:
+            parts.append(f"{name} {times(limit)}")
+    if candidate.divergence_nats is not None:
+        parts.append(f"divergence {candidate.divergence_nats:.3g} nats")
+    return f"{', '.join(parts)} ({candidate.evidence})"
+
+
+def times(limit: Limit) -> str:
+    """p50 to p90."""
+    return f"{duration(limit.p50)} to {duration(limit.p90)}"
+
+
+def duration(seconds: float) -> str:
+    """Three figures, in seconds or milliseconds."""
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+
+
+def _gib(interval: Interval) -> str:
+    if interval.low == interval.high:
+        return f"{interval.middle / 2**30:.2f} GiB"
+    return f"{interval.low / 2**30:.2f} to {interval.high / 2**30:.2f} GiB"
+
+
+def _rejection_lines(rejection: Rejection, explain: bool) -> list[str]:
+    lines = [f"not {rejection.candidate.name}: {rejection.reason}"]
+    if explain:
+        lines.append(f"    {figures(rejection.candidate)}")
+        lines += [f"    also: {reason}" for reason in rejection.others]
+    if rejection.limit != "order" or explain:
+        lines.append(f"    what would do: {rejection.remedy}")
+    return lines
+
+
+def proof_lines(proof: WindowProof) -> list[str]:
+    """The window, and how it was proved."""
+    lines = [
+        f"  window         {proof.window_tokens} tokens; the engine applies {proof.engine_window}",
+        f"  divergence     {proof.inside_nats:.2e} nats inside the window "
+        f"(same first choice {proof.agree_inside:.1%})",
+    ]
+    if proof.past_nats is not None:
+        lines.append(
+            f"                 {proof.past_nats:.2e} nats past it ({proof.agree_past:.1%}); "
+            f"{proof.from_full_nats:.2e} from full attention"
+        )
+    if proof.beyond_reach is not None:
+        lines.append(
+            f"  reach          token {proof.reach_tokens} back changes a logit by "
+            f"{proof.at_reach:.1e}, the one before it by {proof.beyond_reach:.1e}"
+        )
+    return [*lines, f"  window proof   {proof.verdict} over {proof.positions} positions"]
+
+
+def quality_lines(quality: Quality) -> list[str]:
+    """The gate's figures."""
+    lines = []
+    for name, score in (("held-out code", quality.inside), ("past it", quality.past)):
+        if score is not None:
+            lines.append(
+                f"  {name:15}perplexity {score.perplexity:.2f} (checkpoint "
+                f"{score.reference_perplexity:.2f}), divergence {score.mean_nats:.2e} nats, p99 "
+                f"{score.p99_nats:.2e}; same first choice {score.agreement.middle:.1%} "
+                f"({score.agreement.low:.1%} to {score.agreement.high:.1%})"
+            )
+    lines += [
+        f"  {holes.kind:15}{holes.exact:.0%} of {holes.holes} exact (checkpoint "
+        f"{holes.reference_exact:.0%}), {holes.same:.0%} as the checkpoint fills them, similarity "
+        f"{holes.similarity:.2f}"
+        for holes in quality.holes
+    ]
+    return lines
+
+
+def _speed_lines(measurement: Measurement) -> list[str]:
+    speed, estimate = measurement.speed, measurement.estimate
+    lines: list[str] = []
+    if measurement.unfit is not None:
+        unfit = measurement.unfit
+        lines.append(
+            f"  does not fit   needed more than {unfit.needed_bytes / 2**30:.2f} GiB, had "
+            f"{unfit.had_bytes / 2**30:.2f} GiB ({unfit.what})"
+        )
+    if speed is not None:
+        work = speed.workload
+        lines.append(
+            f"  first token    {times(speed.first_token_s)} for {work.prompt_tokens} "
+            f"tokens, {work.warm_prefix_tokens} of them warm"
+        )
+        lines += [
+            f"  per token      {times(steps.limit)} (p95 {duration(steps.p95_s)}) after "
+            f"{steps.depth_tokens} tokens, {speed.threads} threads"
+            for steps in speed.steps
+        ]
+        lines.append(
+            f"  memory         weights {speed.weights_bytes / 1e6:.1f} MB, keys and values "
+            f"{speed.key_values_bytes / 1e6:.1f} MB, peak {speed.memory_bytes / 1e6:.0f} MB"
+        )
+    if estimate is not None:
+        found = of_measurement(measurement, parameters=0, context_tokens=0)
+        expected = [f"memory {_gib(estimate.memory_bytes)}"]
+        expected += [
+            f"{name} {duration(i.low)} to {duration(i.high)}"
+            for name, i in (
+                ("first token", estimate.first_token_s),
+                ("per token", estimate.per_token_s),
+            )
+        ]
+        lines.append(f"  estimated      {', '.join(expected)} ({estimate.evidence})")
+        if found.evidence != estimate.evidence and found.per_token_s is not None:
+            ratio = estimate.per_token_s.middle / found.per_token_s.p50
+            lines.append(
+                f"                 {ratio - 1:+.0%} from what a token was measured to take"
+            )
+        if estimate.outside:
+            lines.append(f"                 {estimate.outside}")
+    return lines

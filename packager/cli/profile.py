@@ -1,0 +1,175 @@
+"""The commands that measure, judge, select and pack: arguments in, a Report out. Prints nothing."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from packager import pipeline
+from packager.bundle.documents.provenance import recorded
+from packager.cli.convert import Report
+from packager.cli.formatting import measurement_text, selection_text
+from packager.cli.settings import checkpoint_of, settings_of, variants_of
+from packager.core.errors import QualityError, SelectionError, UsageError
+from packager.core.record_store import to_plain
+from packager.core.records import Checkpoint, Progress
+from packager.core.results import Measurement, Selection
+
+
+def profile(arguments: argparse.Namespace, progress: Progress) -> Report:
+    """Prove the window of every variant, judge its quality, and time it where it is to run."""
+    checkpoint = checkpoint_of(arguments, progress)
+    settings = settings_of(arguments, checkpoint, progress)
+    measurements = _measure_all(arguments, checkpoint, settings, progress)
+    notes = _notes(checkpoint, settings)
+    text = "\n\n".join([*map(measurement_text, measurements), *notes])
+    holds = all(measurement.proof.holds for measurement in measurements)
+    return Report(
+        {"measurements": to_plain(measurements), "notes": notes},
+        text,
+        exit_code=0 if holds else QualityError.exit_code,
+    )
+
+
+def select(arguments: argparse.Namespace, progress: Progress) -> Report:
+    """Choose the best variant for the device within the budget, say why, and write report.html."""
+    checkpoint = checkpoint_of(arguments, progress)
+    settings = settings_of(arguments, checkpoint, progress)
+    measurements = _measure_all(arguments, checkpoint, settings, progress)
+    selection, page = _choose(checkpoint, measurements, settings)
+    text = selection_text(selection, explain=arguments.explain)
+    notes = _notes(checkpoint, settings)
+    data = to_plain(selection) | {"report": str(page), "notes": notes}
+    return Report(data, "\n\n".join([text, *notes, f"report: {page}"]))
+
+
+def pack(arguments: argparse.Namespace, progress: Progress) -> Report:
+    """Convert, measure, select, and pack the best variant."""
+    return _pack(arguments, progress)[0]
+
+
+def bundle(arguments: argparse.Namespace, progress: Progress) -> Report:
+    """Pack, then install the bundle and let it answer: the whole way."""
+    from packager.bundle.build import try_bundle
+
+    if arguments.target or arguments.target_python:
+        raise UsageError(
+            "a bundle for another machine cannot be tried on this one", remedy="use `starpack pack`"
+        )
+    packed, folder = _pack(arguments, progress)
+    trial = try_bundle(folder, folder.with_name("installed"), progress)
+    shown = [
+        packed.text,
+        f"installed to {trial.installed} and run there:",
+        f"--- generate ---\n{trial.prompt}[{trial.completion}]",
+        f"--- infill ---\n{trial.prefix}[{trial.middle}]{trial.suffix}",
+    ]
+    return Report(packed.data | {"trial": to_plain(trial)}, "\n\n".join(shown))
+
+
+def _pack(arguments: argparse.Namespace, progress: Progress) -> tuple[Report, Path]:
+    from packager.bundle.build import pack_selection, packed_variants, prepare
+    from packager.bundle.split_archive import check_flags, write_files
+    from packager.engine.target import read_target
+
+    check_flags(arguments.archive, arguments.split)
+    target = read_target(arguments.target, arguments.target_python)
+    checkpoint, licence_file = checkpoint_of(arguments, progress), arguments.licence_file
+    settings = settings_of(arguments, checkpoint, progress)
+    formats = [variant.format for variant in variants_of(arguments)]
+    wheels = prepare(checkpoint, formats, settings, target, licence_file, progress)
+    measurements = _measure_all(arguments, checkpoint, settings, progress)
+    selection, page = _choose(checkpoint, measurements, settings, dated=False)
+    taken = packed_variants(selection, arguments.variants or 1)
+    by_variant = {measurement.variant: measurement for measurement in measurements}
+    chosen = by_variant[selection.chosen.variant]
+    folder = pack_selection(
+        checkpoint,
+        [by_variant[candidate.variant] for candidate in taken],
+        selection,
+        settings,
+        wheels,
+        target=target,
+        licence_file=licence_file,
+        arguments=recorded(arguments),
+        report=page,
+        progress=progress,
+    )
+    notes = _notes(checkpoint, settings)
+    text = [
+        measurement_text(chosen),
+        selection_text(selection, explain=False),
+        *notes,
+        f"report: {page}",
+        f"bundle: {folder}",
+    ]
+    names = [candidate.name for candidate in taken]
+    if len(names) > 1:
+        text.append(f"variants in it, the best first: {', '.join(names)}")
+    data = {
+        "bundle": str(folder),
+        "variants": names,
+        "measurement": to_plain(chosen),
+        "selection": to_plain(selection),
+        "report": str(page),
+        "notes": notes,
+    }
+    if arguments.archive:
+        data["archive"] = write_files(folder, arguments.archive, arguments.split, progress)
+        text.append("\n".join(["archive:", *data["archive"]]))
+    return Report(data, "\n\n".join(text)), folder
+
+
+def _measure_all(
+    arguments: argparse.Namespace,
+    checkpoint: Checkpoint,
+    settings: pipeline.Settings,
+    progress: Progress,
+) -> list[Measurement]:
+    return [
+        pipeline.measure(
+            checkpoint, pipeline.convert(checkpoint, v, settings, progress), settings, progress
+        )
+        for v in variants_of(arguments)
+    ]
+
+
+def _choose(
+    checkpoint: Checkpoint,
+    measurements: list[Measurement],
+    settings: pipeline.Settings,
+    *,
+    dated: bool = True,
+) -> tuple[Selection, Path]:
+    """Select, and write the report in either case; for a bundle without the day it was written."""
+    from packager.report.from_selection import write_selection_report
+
+    page = settings.out / "report.html"
+    try:
+        selection = pipeline.choose(checkpoint, measurements, settings)
+    except SelectionError as error:
+        write_selection_report(page, checkpoint, measurements, settings, error, dated=dated)
+        raise
+    write_selection_report(page, checkpoint, measurements, settings, selection, dated=dated)
+    return selection, page
+
+
+def _notes(checkpoint: Checkpoint, settings: pipeline.Settings) -> list[str]:
+    notes = []
+    if settings.context_tokens > checkpoint.context_tokens:
+        notes.append(
+            f"note: the model was trained to {checkpoint.context_tokens} tokens. It runs to "
+            f"{settings.context_tokens} with its window exact, but no training is behind that."
+        )
+    wanted = settings.budget.context_tokens
+    if wanted and wanted > settings.context_tokens:
+        notes.append(
+            f"note: the budget wants a context of {wanted} tokens, and {settings.context_tokens} "
+            "were opened."
+        )
+    if not settings.here:
+        notes.append(
+            f"note: {settings.device.title} is not this machine. Quality and window were measured "
+            "here; memory and times there are estimates."
+        )
+    return notes

@@ -1,0 +1,71 @@
+"""From parsed flags to what the pipeline takes: the same for every command."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from packager import pipeline
+from packager.checkpoint.reader import read_checkpoint
+from packager.core.records import Checkpoint, Progress, Variant
+from packager.devices.budget import load_budget
+from packager.devices.choice import target_device
+from packager.estimate.estimator import DEFAULT_CONTEXT_TOKENS
+from packager.measure.quality_gate import Extent
+from runtimes.host.limits import default_threads
+
+
+def checkpoint_of(arguments: argparse.Namespace, progress: Progress) -> Checkpoint:
+    """The checkpoint in MODEL, with its adapter if one is given."""
+    return read_checkpoint(arguments.model, adapter=arguments.adapter, progress=progress)
+
+
+def variants_of(arguments: argparse.Namespace) -> list[Variant]:
+    """What --formats asks for."""
+    return pipeline.plan(arguments.formats, arguments.head_bits)
+
+
+def calibrations_of(arguments: argparse.Namespace) -> dict[str, Path]:
+    """By format, what was learned from text for it."""
+    given = {"gguf": arguments.imatrix, "gptq": arguments.sources, "onnx": arguments.gptq}
+    return {format: path for format, path in given.items() if path is not None}
+
+
+def judging_of(arguments: argparse.Namespace, checkpoint: Checkpoint) -> pipeline.Settings:
+    """What converting and judging need; looks at no device."""
+    trained = min(DEFAULT_CONTEXT_TOKENS, checkpoint.context_tokens)
+    return pipeline.Settings(
+        out=arguments.out.resolve(),
+        context_tokens=arguments.context or trained,
+        threads=arguments.threads or default_threads(),
+        provider=arguments.provider,
+        gpu_layers=arguments.gpu_layers,
+        calibrations=calibrations_of(arguments),
+        held_out=arguments.held_out,
+        extent=Extent() if arguments.holes is None else Extent(holes_per_kind=arguments.holes),
+    )
+
+
+def settings_of(
+    arguments: argparse.Namespace, checkpoint: Checkpoint, progress: Progress
+) -> pipeline.Settings:
+    """What profiling and selecting need; looks at this machine where it is the device."""
+    judging, budget = judging_of(arguments, checkpoint), load_budget(arguments.budget)
+    device, here = target_device(arguments.device, arguments.provider, judging.out, progress)
+    wanted = budget.context_tokens and min(budget.context_tokens, checkpoint.context_tokens)
+    return dataclasses.replace(
+        judging,
+        context_tokens=arguments.context or wanted or judging.context_tokens,
+        device=device,
+        here=here,
+        budget=budget,
+        prefer=arguments.prefer,
+        accept=accepted(arguments),
+    )
+
+
+def accepted(arguments: argparse.Namespace) -> frozenset[str]:
+    """What the user overrides."""
+    flags = {"uncalibrated": arguments.accept_uncalibrated, "quality": arguments.accept_quality}
+    return frozenset(name for name, given in flags.items() if given)

@@ -1,0 +1,1 @@
+"""What every room shares: errors, records, files that are whole or absent."""

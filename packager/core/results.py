@@ -1,0 +1,258 @@
+"""What is found out about an artifact, and what is chosen: frozen, with units in their names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from packager.core.records import Budget, Estimate, Interval, Limit, Variant, Workload
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """Mean divergences, in nats, of a stretch of positions from `start` on."""
+
+    start: int
+    nats: float
+    from_full_nats: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class WindowProof:
+    """An artifact's logits against the float32 reference, before and past the window.
+
+    Divergences are mean Kullback-Leibler divergences in nats per position; `from_full_nats` is that
+    from full attention, past the window, where a lost window would bring it near nothing.
+    `beyond_reach` is the largest change of any logit when the token just out of the layers' reach,
+    L(W - 1) + 1 back, is replaced: exactly 0 where the window holds; None where the reach is longer
+    than could be run. `verdict` is "holds", "fails" or "inconclusive". `curve` is the divergence
+    against the position.
+    """
+
+    window_tokens: int | None
+    engine_window: str
+    positions: int
+    inside_nats: float
+    past_nats: float | None
+    from_full_nats: float | None
+    agree_inside: float
+    agree_past: float | None
+    reach_tokens: int | None
+    at_reach: float | None
+    beyond_reach: float | None
+    verdict: str
+    curve: tuple[CurvePoint, ...] = ()
+
+    @property
+    def holds(self) -> bool:
+        """Whether the window is proved: what is inconclusive is not."""
+        return self.verdict == "holds"
+
+
+@dataclass(frozen=True, slots=True)
+class TextScore:
+    """How an artifact reads a text, beside the unquantised checkpoint, over `positions` tokens.
+
+    Divergences are from the checkpoint, in nats; agreement is the share of equal first choices,
+    with the ends of its 95 % interval (Wilson's).
+    """
+
+    positions: int
+    perplexity: float
+    reference_perplexity: float
+    mean_nats: float
+    p99_nats: float
+    agreement: Interval
+
+
+@dataclass(frozen=True, slots=True)
+class HolesScore:
+    """How an artifact fills holes of one kind, greedily; all but `holes` are shares from 0 to 1.
+
+    exact: equal to what was taken out; reference_exact: what the checkpoint reaches there; same:
+    equal to what the checkpoint fills in; similarity: mean edit similarity to what was taken out.
+    """
+
+    kind: str
+    holes: int
+    exact: float
+    reference_exact: float
+    same: float
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """The gate's figures: on stretches inside the window, past it, and on holes."""
+
+    text_sha256: str
+    inside: TextScore
+    past: TextScore | None
+    holes: tuple[HolesScore, ...]
+
+    @property
+    def divergence_nats(self) -> float:
+        """The worse of the two mean divergences."""
+        return max(score.mean_nats for score in self._scores())
+
+    @property
+    def agreement(self) -> float:
+        """The bad end of the worse of the two agreements."""
+        return min(score.agreement.low for score in self._scores())
+
+    def _scores(self) -> list[TextScore]:
+        return [score for score in (self.inside, self.past) if score is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Single-token steps after `depth_tokens` tokens, in seconds as they were timed."""
+
+    depth_tokens: int
+    seconds: tuple[float, ...]
+
+    @property
+    def limit(self) -> Limit:
+        """Their median and 90th percentile."""
+        return percentiles(self.seconds)
+
+    @property
+    def p95_s(self) -> float:
+        """Their 95th percentile."""
+        return float(np.percentile(self.seconds, 95))
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """One run in a process of its own: seconds and bytes, times as they were timed.
+
+    cold_s and warm_s are first tokens of the workload's prompt: with nothing in the cache, and
+    with its warm prefix (none where the backend cannot go back to it). peak_memory_bytes is the
+    process's, device_memory_bytes the most that the driver reported for it, energy_j what the
+    device took per generated token; None where nothing reports them.
+    """
+
+    threads: int
+    context_tokens: int
+    workload: Workload
+    load_s: float
+    cold_s: tuple[float, ...]
+    warm_s: tuple[float, ...]
+    steps: tuple[Steps, ...]
+    weights_bytes: int
+    key_values_bytes: int
+    compute_bytes: int
+    peak_memory_bytes: int
+    device_memory_bytes: int | None = None
+    energy_j: float | None = None
+
+    @property
+    def memory_bytes(self) -> int:
+        """What counts against the device: its own memory where it has one."""
+        return self.device_memory_bytes or self.peak_memory_bytes
+
+    @property
+    def first_token_s(self) -> Limit:
+        """Of the workload's prompt, warm where it has a warm prefix."""
+        warm = self.workload.warm_prefix_tokens and self.warm_s
+        return percentiles(self.warm_s if warm else self.cold_s)
+
+    @property
+    def per_token_s(self) -> Limit:
+        """At the least measured depth that is not below the prompt, or at the deepest."""
+        deep = [s for s in self.steps if s.depth_tokens >= self.workload.prompt_tokens]
+        return (deep[0] if deep else self.steps[-1]).limit
+
+    @property
+    def completion_s(self) -> Limit:
+        """The first token and those after it; p90 takes the slow one of each."""
+        first, step, more = self.first_token_s, self.per_token_s, self.workload.output_tokens - 1
+        return Limit(first.p50 + more * step.p50, first.p90 + more * step.p90)
+
+
+@dataclass(frozen=True, slots=True)
+class Unfit:
+    """An artifact that ran out of memory: needed_bytes is what it had taken when it was ended."""
+
+    needed_bytes: int
+    had_bytes: int
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What an artifact does on a device: measured, but for `estimate`, what was expected of it.
+
+    Either `speed` or `unfit` is there.
+    """
+
+    variant: Variant
+    model: str
+    artifact_sha256: str
+    artifact_bytes: int
+    device: str
+    proof: WindowProof
+    quality: Quality
+    speed: Speed | None
+    unfit: Unfit | None = None
+    estimate: Estimate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What selection compares, whether measured or estimated. None: not known.
+
+    parameters is the model's size; blocked says why the artifact may never be chosen (its window
+    is not proved, it does not fit), outside why its estimate needs to be accepted, note what
+    whoever chooses it should know.
+    """
+
+    name: str
+    model: str
+    variant: Variant
+    parameters: int
+    evidence: str
+    context_tokens: int
+    memory_bytes: Interval | None
+    first_token_s: Limit | None
+    per_token_s: Limit | None
+    completion_s: Limit | None
+    divergence_nats: float | None = None
+    agreement: float | None = None
+    blocked: str = ""
+    outside: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why a candidate was not chosen, and the least that would make it fit.
+
+    limit is what binds ("memory", "first token", "quality", ...); over is the value divided by
+    the limit, 0 where no number binds; others are the further reasons.
+    """
+
+    candidate: Candidate
+    limit: str
+    over: float
+    reason: str
+    remedy: str
+    others: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The candidate chosen for a budget, why not the others, and what was overridden for it."""
+
+    budget: Budget
+    device: str
+    prefer: str
+    chosen: Candidate
+    rejected: tuple[Rejection, ...]
+    overrides: tuple[str, ...] = field(default=())
+
+
+def percentiles(seconds: tuple[float, ...]) -> Limit:
+    """Median and 90th percentile."""
+    return Limit(float(np.percentile(seconds, 50)), float(np.percentile(seconds, 90)))

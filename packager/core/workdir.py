@@ -1,0 +1,155 @@
+"""Unfinished work in a folder that a later run of the same inputs goes on from.
+
+The folder lies beside the result and is named by what went into it. What other versions have left
+behind is removed by the next run. Knows nothing of formats.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+from packager.core.atomic import PARTIAL, atomic_folder, write_json
+from packager.core.errors import CheckpointError, UsageError
+
+INPUTS_NAME = "inputs.json"  # what a work folder is for
+WORK_FOLDER = re.compile(r".+\.[0-9a-f]{12}\.work")
+WORK_FILES = re.compile(
+    r"lock|(inputs|ledger)\.json.*|layer-\d+\.(npz|partial)|states-\d+\.(f32|partial)|"
+    r"(model|probe|genai)[._].*"
+)
+LEDGER_NAME = "ledger.json"
+NOTE_BYTES = 256 * 1024 * 1024  # guessed: some seconds of work
+
+
+@contextmanager
+def work_folder(out: Path, writer: tuple[str, int], inputs: Mapping[str, object]) -> Iterator[Path]:
+    """The folder for these inputs beside `out`, for this run alone; kept where it is interrupted.
+
+    writer: the format and its version. Raises UsageError where another run has it.
+    """
+    if not inputs["checkpoint"]:  # without a hash it cannot be told from others': kept by nobody
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(PARTIAL, f"{out.name}.", out.parent) as folder:
+            yield Path(folder)
+        return
+    inputs = {"writer": list(writer), **inputs}
+    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
+    folder = out.with_name(f"{out.name}.{key}.work")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        if not _locked(lock):
+            raise UsageError(
+                "another run is making the same artifact",
+                where=folder,
+                expected="one run at a time",
+                remedy="wait for it to end, or use another --out",
+            )
+        write_json(folder / INPUTS_NAME, inputs)
+        _remove_useless(out.parent, writer)
+        try:
+            yield folder
+        except (CheckpointError, UsageError):  # to go on from there would end there again
+            shutil.rmtree(folder)
+            raise
+        shutil.rmtree(folder)
+
+
+def publish(work: Path, names: Sequence[str], out: Path) -> None:
+    """Have the files of `work` become the folder `out`; where that fails they stay."""
+    with atomic_folder(out) as folder:
+        try:
+            for name in names:
+                (work / name).rename(folder / name)
+        except BaseException:
+            for name in names:
+                with suppress(FileNotFoundError):
+                    (folder / name).rename(work / name)
+            raise
+
+
+def _locked(lock: TextIO) -> bool:
+    """Take the lock that a run holds on its folder; whether nobody else has it.
+
+    Nor may the file have been removed by another run, with its folder, before it was locked.
+    """
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.fstat(lock.fileno()).st_nlink > 0
+    except BlockingIOError:
+        return False
+
+
+def _remove_useless(parent: Path, writer: tuple[str, int]) -> None:
+    """Remove work of this format's other versions, which nothing goes on from, unless a run has it.
+
+    Work of this version on other inputs stays: the same command goes on from there. A folder with
+    anything in it that a run does not write is somebody else's.
+    """
+    for folder in parent.glob("*.work"):
+        with suppress(FileNotFoundError, NotADirectoryError):  # another run may remove it too
+            names = {file.name for file in folder.iterdir()}
+            ours = WORK_FOLDER.fullmatch(folder.name) and all(map(WORK_FILES.fullmatch, names))
+            # one that has just been made holds a lock at the most
+            if ours and names > {"lock"} and _is_older(_writer_of(folder), writer):
+                with (folder / "lock").open("a") as lock:
+                    if _locked(lock):
+                        shutil.rmtree(folder)
+
+
+def _writer_of(folder: Path) -> object:
+    """The version that a work folder is of; None for one from before they said so."""
+    try:
+        return json.loads((folder / INPUTS_NAME).read_bytes())["writer"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _is_older(made: object, writer: tuple[str, int]) -> bool:
+    """Whether it is of this format, or of a time when no format was named, in another version."""
+    match made:
+        case [str(name), int(version)]:
+            return name == writer[0] and version != writer[1]
+    return True
+
+
+class Ledger:
+    """How far a file has come that is filled by the same jobs, in the same order, each time.
+
+    jobs: how many are in it, with all before them. bytes: what those have written. Noted each
+    NOTE_BYTES, once the file is on the disk: a kill, or a loss of power, costs no more.
+    """
+
+    def __init__(self, file: Path) -> None:
+        """Cut `file`, which may not be there yet, back to what is known to be right."""
+        self._note = file.with_name(LEDGER_NAME)
+        self.jobs = self.bytes = 0
+        with suppress(OSError, ValueError, KeyError, TypeError):  # nothing noted: from the start
+            noted = json.loads(self._note.read_bytes())
+            if file.stat().st_size >= noted["end"]:
+                os.truncate(file, noted["end"])
+                self.jobs, self.bytes = noted["jobs"], noted["bytes"]
+        if self.jobs == 0:  # or else it would be believed once the file is long enough again
+            self._note.unlink(missing_ok=True)
+        self._noted_bytes = self.bytes
+
+    def add(self, stream: BinaryIO, count: int) -> int:
+        """One more job has written `count` bytes into the file; how many all have."""
+        self.jobs += 1
+        self.bytes += count
+        if self.bytes - self._noted_bytes >= NOTE_BYTES:
+            stream.flush()
+            os.fsync(stream.fileno())
+            end = os.fstat(stream.fileno()).st_size
+            write_json(self._note, {"jobs": self.jobs, "bytes": self.bytes, "end": end})
+            self._noted_bytes = self.bytes
+        return self.bytes

@@ -1,0 +1,1 @@
+"""Device and budget files, and what this machine is."""

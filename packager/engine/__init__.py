@@ -1,0 +1,1 @@
+"""The llama.cpp wheel and the other wheels of a bundle."""

@@ -1,0 +1,1 @@
+"""What a variant will need on a device: memory and time."""

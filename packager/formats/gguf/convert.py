@@ -1,0 +1,334 @@
+"""A StarCoder2 checkpoint to one GGUF file, in one pass and with a bounded buffer.
+
+Rows are read from the memory-mapped shards, quantised by ggml's own code on every core and written
+in order; no intermediate file exists. The file carries what others forget for this model: the
+window, the rope base, the fill-in-the-middle, repository and separator ids, and the exact
+pre-tokenizer. An unmodified llama.cpp loads it too and ignores the window key.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter, Keys, TokenType
+
+from packager.calibration.imatrix import read_importance
+from packager.checkpoint.shapes import GeometryShapes, Shapes
+from packager.checkpoint.tensors import TensorSource, open_tensors
+from packager.checkpoint.tokenizer import TOKENIZER_NAME
+from packager.core.atomic import file_entry, sha256_file
+from packager.core.errors import UsageError
+from packager.core.parallel import results_in_order
+from packager.core.records import Artifact, Checkpoint, Geometry, Progress, Variant, no_progress
+from packager.core.versions import tool_versions
+from packager.core.workdir import Ledger, publish, work_folder
+from packager.formats.quant import ggml
+
+RECIPES = tuple(ggml.RECIPES)
+DEFAULT_RECIPES = ("Q4_K_M",)
+ALIGNMENT = 32  # GGUF's default
+VERSION = 1  # of what this module writes: part of the key of its artifacts
+FILE_NAME = "model.gguf"
+REPACKED = "Q4_K"  # see repacked_bytes
+ARCHITECTURE = "starcoder2"
+SLAB_BYTES = 8 * 1024 * 1024  # float32 rows per job: enough to keep a core busy, small in memory
+
+_LAYER_NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """One tensor of the file: its names in the checkpoint and in GGUF, shape (R, C) or (C,)."""
+
+    source: str
+    name: str
+    shape: tuple[int, ...]
+    type_name: str
+
+    @property
+    def rows(self) -> int:
+        """Rows of a matrix; a vector is one row."""
+        return self.shape[0] if len(self.shape) == 2 else 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file, without padding."""
+        return self.rows * ggml.row_bytes(self.type_name, self.shape[-1])
+
+
+def variant(recipe: str, head_bits: int | None = None) -> Variant:
+    """The variant of a recipe by llama.cpp's name for it, such as Q4_K_M."""
+    if head_bits is not None:
+        raise UsageError(
+            "a GGUF recipe says itself how the head is stored", remedy="leave --head-bits out"
+        )
+    if recipe not in ggml.RECIPES:
+        raise UsageError(
+            f"unknown GGUF recipe {recipe!r}", expected=f"one of {', '.join(ggml.RECIPES)}"
+        )
+    return Variant("gguf", recipe, ggml.RECIPES[recipe].bits, None)
+
+
+def convert(
+    checkpoint: Checkpoint,
+    variant: Variant,
+    out: Path,
+    *,
+    calibration: Path | None = None,
+    progress: Progress = no_progress,
+) -> Artifact:
+    """Write `out`/model.gguf; the folder appears when the file is whole.
+
+    A run that is stopped is gone on with by the next one (work.py).
+    `calibration` is an importance file: per GGUF matrix name, the mean square (C,) of what the
+    matrix is multiplied with. Raises CheckpointError for weights that cannot be converted.
+    """
+    source = open_tensors(checkpoint)
+    importance: dict[str, np.ndarray] = {}
+    if calibration is not None:
+        importance = read_importance(calibration, matrix_columns(checkpoint))
+    recipe = ggml.RECIPES[variant.recipe]
+    plans = plan_tensors(checkpoint.geometry, source, recipe, bool(importance))
+    inputs = {
+        "checkpoint": checkpoint.sha256,
+        "variant": variant.name,
+        "calibration": calibration and calibration_sha256(calibration),
+        "slab_bytes": SLAB_BYTES,
+        # what the header tells beside what follows from the weights
+        "told": [checkpoint.path.name, checkpoint.revision, licence_name(checkpoint.path)],
+    }
+    with work_folder(out, ("gguf", VERSION), inputs) as work:
+        file = work / FILE_NAME
+        ledger = Ledger(file)
+        if ledger.jobs == 0:
+            write_header(file, checkpoint, variant, plans)
+        write_tensors(file, source, plans, importance, ledger, progress)
+        entry = file_entry(work, FILE_NAME)
+        publish(work, [FILE_NAME], out)
+    versions = tool_versions("gguf", "llama-cpp-python")
+    return Artifact(variant, checkpoint.sha256, out, (entry,), versions)
+
+
+def calibration_sha256(file: Path) -> str:
+    """What an importance file is known by."""
+    return sha256_file(file)
+
+
+def plan_tensors(
+    geometry: Geometry, source: Shapes, recipe: ggml.Recipe, imatrix: bool
+) -> list[TensorPlan]:
+    """Every tensor of the file in its order, with the type llama.cpp's mix gives it."""
+    plans = []
+    for name in source.names():
+        target, shape = gguf_name(name), source.shape(name)
+        type_name = "F32"  # norms and biases stay exact: they are small
+        if len(shape) == 2:
+            type_name = ggml.matrix_type(target, shape[1], recipe, geometry, imatrix)
+        plans.append(TensorPlan(name, target, shape, type_name))
+    return sorted(plans, key=lambda plan: _file_order(plan.name))
+
+
+def tensor_bytes(geometry: Geometry, variant: Variant, imatrix: bool = False) -> dict[str, int]:
+    """Bytes of each tensor of the file by its name there, padding apart; known without weights."""
+    return {plan.name: plan.nbytes for plan in _plans(geometry, variant, imatrix)}
+
+
+def repacked_bytes(geometry: Geometry, variant: Variant) -> int:
+    """What llama.cpp keeps a second time on an x86 CPU, in the order of its kernels.
+
+    Measured with each recipe: the matrices of Q4_K that it multiplies by, and no others. The file
+    stays mapped beside them.
+    """
+    return sum(
+        plan.nbytes
+        for plan in _plans(geometry, variant, imatrix=False)
+        if plan.type_name == REPACKED and plan.name != "token_embd.weight"
+    )
+
+
+def _plans(geometry: Geometry, variant: Variant, imatrix: bool) -> Sequence[TensorPlan]:
+    recipe = ggml.RECIPES[variant.recipe]
+    return plan_tensors(geometry, GeometryShapes(geometry), recipe, imatrix)
+
+
+def gguf_name(name: str) -> str:
+    """GGUF's name for a Hugging Face tensor of StarCoder2."""
+    outer = {
+        "model.embed_tokens": "token_embd",
+        "model.norm": "output_norm",
+        "lm_head": "output",
+    }
+    stem, kind = name.rsplit(".", 1)
+    if stem in outer:
+        return f"{outer[stem]}.{kind}"
+    _, _, layer, module = stem.split(".", 3)
+    return f"blk.{layer}.{_LAYER_NAMES[module]}.{kind}"
+
+
+def _file_order(name: str) -> tuple[int, str]:
+    # the embedding first, layers in order, the head last: the order in which a forward needs them
+    if name.startswith("blk."):
+        return int(name.split(".")[1]), name
+    return (-1, name) if name.startswith("token_embd") else (1 << 30, name)
+
+
+def write_header(
+    file: Path, checkpoint: Checkpoint, variant: Variant, plans: list[TensorPlan]
+) -> None:
+    """Write the metadata and the tensor table, padded to where the tensors start."""
+    writer = GGUFWriter(file, ARCHITECTURE)
+    geometry = checkpoint.geometry
+    writer.add_name(checkpoint.path.name)
+    if licence := licence_name(checkpoint.path):
+        writer.add_license(licence)
+    writer.add_file_type(ggml.RECIPES[variant.recipe].file_type)
+    writer.add_quantization_version(GGML_QUANT_VERSION)
+    writer.add_context_length(checkpoint.context_tokens)
+    writer.add_embedding_length(geometry.hidden)
+    writer.add_block_count(geometry.layers)
+    writer.add_feed_forward_length(geometry.ffn)
+    writer.add_head_count(geometry.heads)
+    writer.add_head_count_kv(geometry.kv_heads)
+    writer.add_rope_dimension_count(geometry.head_dim)
+    writer.add_rope_freq_base(geometry.rope_theta)
+    writer.add_layer_norm_eps(geometry.norm_eps)
+    if checkpoint.window.size_tokens is not None:
+        writer.add_sliding_window(checkpoint.window.size_tokens)
+    _add_tokenizer(writer, checkpoint)
+    writer.add_string("starpack.checkpoint.sha256", checkpoint.sha256)
+    if checkpoint.revision:
+        writer.add_string("starpack.checkpoint.revision", checkpoint.revision)
+    for plan in plans:
+        type_id = GGMLQuantizationType(ggml.TYPE_IDS[plan.type_name])
+        writer.add_tensor_info(
+            plan.name, plan.shape, np.dtype(np.float32), plan.nbytes, raw_dtype=type_id
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    with open(file, "ab") as stream:
+        stream.write(bytes(-stream.tell() % ALIGNMENT))
+
+
+def _add_tokenizer(writer: GGUFWriter, checkpoint: Checkpoint) -> None:
+    definition = json.loads((checkpoint.path / TOKENIZER_NAME).read_bytes())
+    vocabulary = definition["model"]["vocab"]
+    by_id = {token_id: token for token, token_id in vocabulary.items()}
+    control = {added["id"]: added["content"] for added in definition["added_tokens"]}
+    by_id.update(control)
+    ids = range(checkpoint.geometry.vocab)
+    unused = [i for i in ids if i not in by_id]
+    by_id.update({i: f"[PAD{i}]" for i in unused})
+    kinds = {i: TokenType.CONTROL for i in control} | {i: TokenType.UNUSED for i in unused}
+    writer.add_tokenizer_model("gpt2")
+    # llama.cpp's name for Digits(individual) + ByteLevel, the pre-tokenizer of StarCoder 1 and 2
+    writer.add_tokenizer_pre("starcoder")
+    writer.add_token_list([by_id[i] for i in ids])
+    writer.add_token_types([kinds.get(i, TokenType.NORMAL) for i in ids])
+    merges = definition["model"]["merges"]
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
+    special = checkpoint.special_ids
+    writer.add_bos_token_id(special.endoftext)
+    writer.add_eos_token_id(special.endoftext)
+    writer.add_add_bos_token(False)
+    writer.add_add_eos_token(False)
+    writer.add_add_space_prefix(False)
+    writer.add_uint32(Keys.Tokenizer.FIM_PRE_ID, special.fim_prefix)
+    writer.add_uint32(Keys.Tokenizer.FIM_SUF_ID, special.fim_suffix)
+    writer.add_uint32(Keys.Tokenizer.FIM_MID_ID, special.fim_middle)
+    writer.add_uint32(Keys.Tokenizer.FIM_PAD_ID, special.fim_pad)
+    # llama.cpp looks these two up by names that StarCoder2 does not use
+    writer.add_uint32(Keys.Tokenizer.FIM_REP_ID, special.repo_name)
+    writer.add_uint32(Keys.Tokenizer.FIM_SEP_ID, special.file_sep)
+
+
+def licence_name(folder: Path) -> str | None:
+    """The `license:` of the model card's front matter, if there is one."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    head = card.read_text(encoding="utf-8", errors="replace")[:20_000]
+    found = re.match(r"---\n(?:.*\n)*?license: *([\w.+-]+) *\n(?:.*\n)*?---", head)
+    return found[1] if found else None
+
+
+def write_tensors(
+    file: Path,
+    source: TensorSource,
+    plans: list[TensorPlan],
+    importance: Mapping[str, np.ndarray],
+    ledger: Ledger,
+    progress: Progress,
+) -> None:
+    """Append every tensor in order. At most two slabs per core are in memory at any time."""
+    total = sum(plan.nbytes for plan in plans)
+    left = itertools.islice(_slabs(source, plans, importance), ledger.jobs, None)
+    with open(file, "ab") as stream:
+        with closing(results_in_order(left)) as slabs:
+            for slab in slabs:
+                progress("convert", ledger.add(stream, stream.write(slab)), total)
+        stream.flush()
+        os.fsync(stream.fileno())
+    progress("convert", total, total)
+
+
+def _slabs(
+    source: TensorSource, plans: list[TensorPlan], importance: Mapping[str, np.ndarray]
+) -> Iterator[Callable[[], np.ndarray]]:
+    """One job per stretch of rows, in file order; each tensor's last job is its padding."""
+    for plan in plans:
+        quantize = ggml.row_quantizer(plan.type_name, plan.source)
+        if len(plan.shape) == 1:
+            yield functools.partial(_pack_vector, source, plan, quantize)
+        else:
+            weights = importance.get(plan.name)
+            rows_per_slab = max(1, SLAB_BYTES // (4 * plan.shape[1]))
+            for start in range(0, plan.rows, rows_per_slab):
+                stop = min(start + rows_per_slab, plan.rows)
+                yield functools.partial(_pack_rows, source, plan, quantize, weights, start, stop)
+        yield functools.partial(np.zeros, -plan.nbytes % ALIGNMENT, np.uint8)
+
+
+def _pack_vector(source: TensorSource, plan: TensorPlan, quantize: ggml.RowQuantizer) -> np.ndarray:
+    return quantize(source.read(plan.source)[None, :], None)
+
+
+def _pack_rows(
+    source: TensorSource,
+    plan: TensorPlan,
+    quantize: ggml.RowQuantizer,
+    weights: np.ndarray | None,
+    start: int,
+    stop: int,
+) -> np.ndarray:
+    return quantize(source.read_rows(plan.source, start, stop), weights)
+
+
+def matrix_columns(checkpoint: Checkpoint) -> dict[str, int]:
+    """Columns of every matrix inside the layers, by GGUF name: what an importance file covers."""
+    source = open_tensors(checkpoint)
+    shapes = {gguf_name(name): source.shape(name) for name in source.names()}
+    return {
+        name: shape[1]
+        for name, shape in shapes.items()
+        if len(shape) == 2 and name.startswith("blk.")
+    }

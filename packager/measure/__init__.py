@@ -1,0 +1,1 @@
+"""An artifact to its window proof, quality, speed and memory."""

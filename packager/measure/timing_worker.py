@@ -1,0 +1,152 @@
+"""What `measure` runs in a process of its own: `python -m packager.measure.timing_worker JOB`.
+
+Opens the artifact as a bundle would, warms up, and times cold prompts, warm ones, and single steps
+at several depths. Writes JSON lines: progress while it runs, and last the result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from packager.core.record_store import from_plain, to_plain
+from packager.core.records import Workload
+from packager.core.results import Speed, Steps
+from packager.measure.gpu_meter import energy_j
+from runtimes.contract import Backend, BackendOptions, Window
+from runtimes.errors import DeviceError, RewindError
+from runtimes.host import huge_pages
+from runtimes.host.limits import peak_resident_bytes
+
+STEPS = 64  # single-token steps per depth
+WARM_UP_TOKENS = 8
+MOST_PROMPTS, PROMPTS_S = 5, 20.0  # prompts are repeated, within this time
+DEPTH_S = 300.0  # a depth that takes longer to reach is left out
+OUT_OF_MEMORY = ("out of memory", "bad_alloc", "failed to allocate", "cannot allocate")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to open and how to load it with work."""
+
+    format: str
+    model: Path
+    window_tokens: int | None
+    options: BackendOptions
+    workload: Workload
+
+
+def run(job: Job, say: Callable[[str, int, int], None]) -> Speed:
+    """Time it in this process."""
+    module = importlib.import_module(f"runtimes.backends.{job.format}.backend")
+    started = time.perf_counter()
+    backend = module.open_backend(job.model, Window(job.window_tokens), job.options)
+    load_s = time.perf_counter() - started
+    huge_pages.wait()
+    work, context = job.workload, job.options.context_tokens
+    prompt_tokens, warm_tokens = work.prompt_tokens, work.warm_prefix_tokens
+    rng = np.random.default_rng(0)
+    ids = rng.integers(40, backend.vocab_size, max(prompt_tokens, context)).tolist()
+    _feed(backend, ids[:WARM_UP_TOKENS])
+    say("prompts", 0, MOST_PROMPTS)
+    cold_s = _repeat(lambda: _prompt_s(backend, ids[:prompt_tokens], 0))
+    warm_s: tuple[float, ...] = ()
+    if warm_tokens:
+        with contextlib.suppress(RewindError):  # it cannot go back: every prompt is a cold one
+            warm_s = _repeat(lambda: _prompt_s(backend, ids[:prompt_tokens], warm_tokens))
+    steps: list[Steps] = []
+    energies: list[float] = []
+    on_gpu = job.options.provider == "cuda"
+    depths = depths_of(job.window_tokens, context)
+    backend.rewind(0)
+    for done, depth in enumerate(depths):
+        say("steps", done, len(depths))
+        more = depth - backend.position
+        if steps and more * cold_s[0] / prompt_tokens > DEPTH_S:
+            break
+        _feed(backend, ids[backend.position : max(depth, 1)])
+        before = energy_j() if on_gpu else None
+        steps.append(Steps(depth, tuple(_steps_s(backend))))
+        if before is not None:
+            energies.append((energy_j() - before) / STEPS)
+    memory = backend.memory_bytes()
+    return Speed(
+        threads=job.options.threads,
+        context_tokens=context,
+        workload=work,
+        load_s=load_s,
+        cold_s=cold_s,
+        warm_s=warm_s,
+        steps=tuple(steps),
+        peak_memory_bytes=peak_resident_bytes(),
+        energy_j=float(np.mean(energies)) if energies else None,
+        **asdict(memory),
+    )
+
+
+def depths_of(window_tokens: int | None, context_tokens: int) -> list[int]:
+    """Where steps are timed: at 0, the window and four windows, or as near as the context lets."""
+    last = context_tokens - STEPS - 1
+    window = window_tokens or context_tokens // 4
+    return sorted({min(depth, last) for depth in (0, window, 4 * window)})
+
+
+def _feed(backend: Backend, ids: Sequence[int]) -> None:
+    for start in range(0, len(ids), backend.chunk_tokens):
+        backend.forward(ids[start : start + backend.chunk_tokens])
+
+
+def _prompt_s(backend: Backend, prompt: Sequence[int], kept_tokens: int) -> float:
+    """Seconds from a prompt, whose beginning is in the cache already, to its logits."""
+    backend.rewind(kept_tokens)
+    started = time.perf_counter()
+    _feed(backend, prompt[kept_tokens:])
+    return time.perf_counter() - started
+
+
+def _repeat(timed: Callable[[], float]) -> tuple[float, ...]:
+    seconds: list[float] = []
+    while len(seconds) < MOST_PROMPTS and sum(seconds) < PROMPTS_S:
+        seconds.append(timed())
+    return tuple(seconds)
+
+
+def _steps_s(backend: Backend) -> list[float]:
+    seconds, chosen = [], 40
+    for _ in range(STEPS):
+        started = time.perf_counter()
+        chosen = int(backend.forward([chosen])[-1].argmax())
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def main() -> None:
+    """The child's entry: a job as JSON in, JSON lines out."""
+
+    def write(**line: Any) -> None:
+        print(json.dumps(line), flush=True)
+
+    job = from_plain(Job, json.loads(sys.argv[1]))
+    try:
+        speed = run(job, lambda *state: write(progress=state))
+    except MemoryError:
+        write(unfit="the process could get no more memory")
+    except DeviceError as error:
+        if not any(sign in str(error).lower() for sign in OUT_OF_MEMORY):
+            raise
+        write(unfit=error.what)
+    else:
+        write(speed=to_plain(speed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Measurements and a budget to a selection."""

@@ -1,0 +1,1 @@
+"""GPTQ on torch."""

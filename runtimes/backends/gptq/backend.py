@@ -1,0 +1,204 @@
+"""GPTQ weights through torch: ids to logits over a window-bounded cache.
+
+Knows where in the cache each position lies (cells.py); the arithmetic is in gptq_model.py. On a GPU
+single ids and short guesses run as CUDA graphs (gptq_step.py). Knows nothing of text or sampling.
+WINDOW: exact, since the attention is ours.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from runtimes.backends.checks import check_rewind, check_whole, check_window, checked_ids
+from runtimes.backends.gptq.cuda_graphs import Step, steps_of
+from runtimes.backends.gptq.device import Gpu, choose_way, find_gpu
+from runtimes.backends.gptq.files import Files, read_config
+from runtimes.backends.gptq.model import Model
+from runtimes.backends.gptq.tiles import check_tiles
+from runtimes.backends.kv_cells import Cells
+from runtimes.contract import BackendOptions, MemoryUse, Saved, Window
+from runtimes.errors import IF_MEMORY_RAN_OUT, DeviceError, UsageError
+from runtimes.host.limits import library_hashes, resident_bytes
+
+# What importing them loads, found by listing sys.modules; torch declares more, for what we do not
+# use.
+REQUIRES = ("torch", "safetensors", "typing_extensions")
+PROVIDERS = ("cpu", "cuda")
+
+
+def engine_files() -> dict[str, str]:
+    """SHA-256 of each of torch's libraries, by file name."""
+    return library_hashes(Path(torch.__file__).parent / "lib")
+
+
+def open_backend(
+    path: Path, window: Window, options: BackendOptions, *, way: str | None = None
+) -> GptqBackend:
+    """Open the weights in the folder `path`; `way` as in gptq_model.WAYS, or the device's best.
+
+    Raises IntegrityError for files that are not such weights, DeviceError for a device that is not
+    there, UsageError.
+    """
+    return GptqBackend(path, window, options, way)
+
+
+class GptqBackend:
+    """One model with one sequence. Not for use from two threads at once."""
+
+    def __init__(
+        self, path: Path, window: Window, options: BackendOptions, way: str | None
+    ) -> None:
+        self._model: Model | None = None
+        self._steps: list[Step] = []
+        self.graphs = True  # whether short calls go through recorded graphs, where there are some
+        check_whole(options)
+        if options.provider not in PROVIDERS:
+            raise UsageError(f"unknown provider {options.provider!r}", expected=str(PROVIDERS))
+        started = time.perf_counter()
+        self._gpu = find_gpu() if options.provider == "cuda" else None
+        config = read_config(path)
+        check_window(config.window_tokens, window, path)
+        self.window, self.vocab_size = window, config.vocab
+        self.context_tokens = options.context_tokens
+        self.chunk_tokens = min(options.chunk_tokens, options.context_tokens)
+        self._cells = Cells(window, self.context_tokens, self.chunk_tokens)
+        self._threads = options.threads
+        torch.set_num_threads(options.threads)
+        self._load(Files(path, config), way)
+        self._load_s = time.perf_counter() - started
+        self._held = resident_bytes()
+
+    def _load(self, files: Files, way: str | None) -> None:
+        gpu = self._gpu
+        if way is None:
+            way = "packed"
+            if gpu is not None:
+                way = choose_way(gpu.capability, gpu.free_bytes, files.half_bytes())
+        device = torch.device("cpu") if gpu is None else gpu.device
+        try:
+            if way == "tiled":
+                check_tiles(device)
+            self._model = Model(
+                files, cells=self._cells.count, positions=self.context_tokens, way=way,
+                device=device,
+            )  # fmt: skip
+            if gpu is not None:
+                self._steps = steps_of(self._model)
+        except RuntimeError as error:  # what torch raises, out of memory included
+            raise DeviceError(
+                f"torch failed to load the model: {error}",
+                where=files.file,
+                remedy="if memory ran out, use a smaller recipe, --context or --provider cpu",
+            ) from None
+
+    @property
+    def position(self) -> int:
+        """How many ids have been taken in."""
+        return self._cells.position
+
+    @property
+    def kept_from(self) -> int:
+        """The least position above 0 that `rewind` can return to exactly."""
+        return self._cells.kept_from
+
+    def forward(self, ids: Sequence[int], last_only: bool = True) -> np.ndarray:
+        """Append `ids` (1 to chunk_tokens); float32 logits, (1 or T, vocab), the caller's own."""
+        new = checked_ids(self, ids)
+        cells, count = self._cells, len(new)
+        cells.make_room(count, self._move)
+        try:
+            logits = self._compute(new, last_only).numpy()
+        except RuntimeError as error:  # what torch raises, out of memory included
+            raise DeviceError(
+                f"torch failed at position {cells.position}: {error}",
+                remedy=IF_MEMORY_RAN_OUT,
+            ) from None
+        if self._model.type == torch.float16 and not np.isfinite(logits).all():
+            raise DeviceError(
+                f"at position {cells.position} a value is beyond the range of float16",
+                expected="a GPU with bfloat16 (compute capability 8.0), or another engine",
+                remedy="use --provider cpu, or another format",
+            )
+        cells.position += count
+        return logits
+
+    def _compute(self, ids: np.ndarray, last_only: bool) -> torch.Tensor:
+        """Logits on the CPU: of a step where one fits, or of an ordinary forward."""
+        cells, count = self._cells, len(ids)
+        for step in self._steps if self.graphs else ():
+            if step.fits(count, cells.position, cells.filled):
+                return step(ids, cells.position, cells.filled, last_only)
+        seen = range(cells.needed, cells.filled + count)
+        given = torch.tensor(ids, dtype=torch.int64)
+        return self._model.forward(given, cells.position, seen, cells.first, last_only).cpu()
+
+    def _move(self, start: int, count: int) -> None:
+        for cache in self._model.cache:
+            cache[:, :, :count] = cache[:, :, start : start + count].clone()
+
+    def rewind(self, position: int) -> None:
+        """Forget every id at `position` and after; RewindError where that cannot be exact."""
+        check_rewind(self, position)
+        self._cells.rewind(position)
+
+    def save(self) -> Saved:
+        """The cells that are filled, and what lies in them."""
+        filled = self._cells.filled
+        return self._cells.state, [cache[:, :, :filled].clone() for cache in self._model.cache]
+
+    def load(self, saved: Saved) -> None:
+        """Put saved cells back."""
+        state, caches = saved
+        self._cells.rewind(0)
+        for cache, kept in zip(self._model.cache, caches, strict=True):
+            cache[:, :, : kept.shape[2]] = kept
+        self._cells.state = state
+
+    def memory_bytes(self) -> MemoryUse:
+        """Weights, keys and values as allocated; computing as measured.
+
+        On a GPU that is what torch's allocator holds besides them, or what the device has lost
+        since the model was opened where that is more: libraries, but other processes too.
+        """
+        cache = sum(cells.nbytes for cells in self._model.cache)
+        weights = self._model.weights_bytes
+        if self._gpu is None:
+            grown = resident_bytes() - self._held
+            return MemoryUse(weights, cache, max(grown - cache, 0))
+        lost = self._gpu.free_bytes - self._gpu.free_now_bytes()
+        held = max(torch.cuda.memory_reserved(self._gpu.device), lost)
+        return MemoryUse(weights, cache, max(held - weights - cache, 0))
+
+    def describe(self) -> dict[str, str]:
+        """Engine, version, the window and the path that computes."""
+        return {
+            "engine": "torch",
+            "version": torch.__version__,
+            "window_applied": str(self.window.size_tokens or "none"),
+            "path": self._model.way.text,
+            **self._describe_device(self._gpu),
+            "threads": str(self._threads),
+            "load_s": f"{self._load_s:.2f}",
+        }
+
+    def _describe_device(self, gpu: Gpu | None) -> dict[str, str]:
+        if gpu is None:
+            return {"capability": torch.backends.cpu.get_cpu_capability()}
+        sizes = ", ".join(str(step.size) for step in self._steps)
+        return {
+            "device": gpu.name,
+            "capability": "CUDA {}.{}".format(*gpu.capability),
+            "cuda_graphs": f"for up to {sizes} ids",
+            "device_free_bytes": str(gpu.free_now_bytes()),
+        }
+
+    def close(self) -> None:
+        """Give memory back. Safe to call twice."""
+        self._model, self._steps = None, []
+        if self._gpu is not None:
+            torch.cuda.empty_cache()

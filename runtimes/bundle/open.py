@@ -1,0 +1,140 @@
+"""From a bundle's folder to an open Runtime: check every byte, then load.
+
+Until the hashes have been checked this needs the standard library alone and loads nothing from
+the bundle: the tokenizer library, numpy and the engine are imported after that.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from runtimes.bundle.variants import choose
+from runtimes.contract import MANIFEST_NAME, Backend, BackendOptions, Manifest, read_manifest
+from runtimes.errors import ContextError, DeviceError, IntegrityError, UsageError
+from runtimes.host.limits import default_threads
+from runtimes.trust.verify import BytesProgress, HashCache, no_progress, verify_files
+
+if TYPE_CHECKING:
+    from runtimes.generation.runtime import Runtime
+
+TOKENIZER_NAME = "tokenizer.json"  # at the top of the bundle
+REPRODUCIBLE_CHUNK_TOKENS = 64  # guessed: fewer cost speed, more are computed again more often
+MAX_CONTEXT_TOKENS = 131_072  # specified: the longest context that starpack offers
+
+
+def open_bundle(
+    bundle: Path,
+    *,
+    context_tokens: int | None = None,
+    threads: int | None = None,
+    provider: str = "cpu",
+    gpu_layers: int = 0,
+    chunk_tokens: int = 512,
+    flash_attention: bool = True,
+    reproducible: bool = False,
+    variant: str | None = None,
+    verify: bool = True,
+    cache: HashCache | None = None,
+    progress: BytesProgress = no_progress,
+) -> Runtime:
+    """Check the bundle in folder `bundle` and load its model.
+
+    What is None comes from the manifest (context_tokens) or this machine (threads); for the others
+    see BackendOptions. variant: where several share the bundle, the name of one, or "auto" for the
+    best that the free memory is enough for; None for the best where it was packed. reproducible:
+    see Runtime; chunks then have REPRODUCIBLE_CHUNK_TOKENS at the most. `verify=False` skips the
+    hashes, for a caller that has just checked them; `cache` skips those of files that have not been
+    touched since. Raises IntegrityError for a bundle that is not whole, ContextError,
+    UsageError, and DeviceError where the engine or its memory is missing.
+    """
+    manifest = choose(read_manifest(bundle), variant, provider)
+    options = BackendOptions(
+        context_tokens=manifest.context_tokens if context_tokens is None else context_tokens,
+        threads=default_threads() if threads is None else threads,
+        provider=provider,
+        gpu_layers=gpu_layers,
+        chunk_tokens=min(chunk_tokens, REPRODUCIBLE_CHUNK_TOKENS) if reproducible else chunk_tokens,
+        flash_attention=flash_attention,
+        reproducible=reproducible,
+    )
+    _check_options(options)
+    _check_parts(bundle, manifest)
+    if verify:
+        verify_files(bundle, manifest, progress, cache)
+    return _load(bundle, manifest, options)
+
+
+def known_formats() -> list[str]:
+    """Formats that this package has a backend for, by the names of its folders."""
+    folder = Path(__file__).parents[1] / "backends"
+    return sorted(file.parent.name for file in folder.glob("*/backend.py"))
+
+
+def backend_module(format: str) -> ModuleType:
+    """Import the backend of `format`.
+
+    Raises IntegrityError for a format this package does not know, DeviceError where its engine
+    is not installed.
+    """
+    if format not in known_formats():
+        raise IntegrityError(
+            f"the bundle's format is {format!r}",
+            where=MANIFEST_NAME,
+            expected=f"one of {known_formats()}",
+            remedy="run the bundle with the runtime that it carries",
+        )
+    try:
+        return importlib.import_module(f"runtimes.backends.{format}.backend")
+    except ModuleNotFoundError as error:
+        raise DeviceError(
+            f"the {format} backend needs the Python package {error.name!r}, which is missing",
+            remedy="run the bundle's `install`; in a checkout, `make setup`",
+        ) from error
+
+
+def _load(bundle: Path, manifest: Manifest, options: BackendOptions) -> Runtime:
+    from runtimes.generation.runtime import Runtime
+    from runtimes.prompts.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer(bundle / TOKENIZER_NAME, manifest.special_ids)
+    module = backend_module(manifest.format)
+    backend: Backend = module.open_backend(bundle / manifest.artifact, manifest.window, options)
+    try:
+        if backend.vocab_size != manifest.vocab_size:
+            raise IntegrityError(
+                f"the model has a vocabulary of {backend.vocab_size}",
+                where=bundle / manifest.artifact,
+                expected=f"{manifest.vocab_size}, as the manifest says",
+                remedy="pack the bundle again",
+            )
+        return Runtime(backend, tokenizer, manifest.special_ids, options.reproducible)
+    except BaseException:
+        backend.close()
+        raise
+
+
+def _check_options(options: BackendOptions) -> None:
+    if not 0 < options.context_tokens <= MAX_CONTEXT_TOKENS:
+        raise ContextError(
+            f"a context of {options.context_tokens} tokens",
+            expected=f"1 to {MAX_CONTEXT_TOKENS} tokens",
+        )
+    for name, least in (("threads", 1), ("gpu_layers", 0), ("chunk_tokens", 1)):
+        if getattr(options, name) < least:
+            raise UsageError(f"{name} is {getattr(options, name)}", expected=f"{least} or more")
+
+
+def _check_parts(bundle: Path, manifest: Manifest) -> None:
+    """The parts that are loaded must be among the files that are hashed."""
+    paths = {entry.path for entry in manifest.files}
+    folders = {str(parent) for path in paths for parent in Path(path).parents}
+    for part in (TOKENIZER_NAME, manifest.artifact):
+        if part not in paths | folders:
+            raise IntegrityError(
+                f"the manifest does not list {part!r}, which the bundle needs",
+                where=bundle / MANIFEST_NAME,
+                remedy="pack the bundle again",
+            )

@@ -1,0 +1,117 @@
+"""The command that times the model here: prompts of several lengths, tokens at several depths."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from dataclasses import asdict
+
+from runtimes.backends.timing import Prompt, Steps, go_to, time_prompt, time_steps, warm_up
+from runtimes.cli.verify import chosen_manifest, open_model
+from runtimes.contract import Backend, Manifest
+from runtimes.errors import ContextError, UsageError
+from runtimes.host.limits import peak_resident_bytes
+from runtimes.trust.console import Console
+
+# Chosen as what editors send: a line, a screen, the most; and, past StarCoder2's window, one more.
+PROMPTS = (128, 512, 1024)
+DEPTHS = (128, 1024, 4096, 8192)
+
+
+def bench(args: argparse.Namespace, console: Console) -> None:
+    """Time prompts and single tokens; the same flags and figures in every format."""
+    for name in ("steps", "repeat"):
+        if getattr(args, name) < 1:
+            raise UsageError(f"--{name} is {getattr(args, name)}", expected="1 or more")
+    with open_model(args, console) as runtime:
+        backend = runtime.backend
+        room = backend.context_tokens
+        prompts = _fitting("--prompt-tokens", args.prompt_tokens, PROMPTS, room)
+        depths = _fitting("--depths", args.depths, DEPTHS, room - args.steps)
+        warm_up(backend)
+        total, done = len(prompts) * args.repeat + len(depths), 0
+        progress = console.meter("bench", "runs")
+        timed: list[list[Prompt]] = []
+        for tokens in prompts:
+            timed.append([])
+            for _ in range(args.repeat):
+                timed[-1].append(time_prompt(backend, tokens))
+                progress(done := done + 1, total)
+        steps: list[Steps] = []
+        for depth in depths:
+            go_to(backend, depth)
+            steps.append(time_steps(backend, args.steps))
+            progress(done := done + 1, total)
+        result = _result(chosen_manifest(args, console), backend, timed, steps)
+    if console.as_json:
+        console.data(result)
+    else:
+        _show(result, console)
+
+
+def _fitting(flag: str, wanted: list[int] | None, usual: tuple[int, ...], most: int) -> list[int]:
+    """What was asked for, if it fits; otherwise what fits of the usual, or the most that does."""
+    if most < 1:
+        raise ContextError("the context is too short to time anything", expected="a larger one")
+    if wanted is None:
+        return [tokens for tokens in usual if tokens <= most] or [most]
+    for tokens in wanted:
+        if not 1 <= tokens <= most:
+            raise ContextError(
+                f"{flag} has {tokens}",
+                expected=f"1 to {most} tokens, in this context",
+                remedy="give a larger --context",
+            )
+    return sorted(set(wanted))
+
+
+def _result(
+    manifest: Manifest, backend: Backend, timed: list[list[Prompt]], steps: list[Steps]
+) -> dict[str, object]:
+    return {
+        "format": manifest.format,
+        "recipe": manifest.recipe,
+        "engine": dict(backend.describe()),
+        "context_tokens": backend.context_tokens,
+        "window_tokens": backend.window.size_tokens,
+        "prompts": [
+            {
+                "tokens": runs[0].tokens,
+                "seconds": [run.seconds for run in runs],
+                "median_s": statistics.median(run.seconds for run in runs),
+                "tokens_per_s": statistics.median(run.tokens_per_s for run in runs),
+            }
+            for runs in timed
+        ],
+        "steps": [
+            {
+                "depth_tokens": run.depth_tokens,
+                "seconds": list(run.seconds),
+                "p50_s": run.p50_s,
+                "p90_s": run.p90_s,
+                "tokens_per_s": 1 / run.p50_s if run.p50_s > 0 else None,
+            }
+            for run in steps
+        ],
+        "memory": asdict(backend.memory_bytes()),
+        "peak_memory_bytes": peak_resident_bytes(),
+    }
+
+
+def _show(result: dict, console: Console) -> None:
+    window = result["window_tokens"] or "none"
+    console.text(f"{result['format']} {result['recipe']}, window {window}, ")
+    console.text(f"context {result['context_tokens']} tokens\n\n")
+    console.text(f"{'prompt, tokens':>16} {'seconds':>10} {'tokens/s':>10}\n")
+    for row in result["prompts"]:
+        rate = f"{row['tokens_per_s']:10.1f}"
+        console.text(f"{row['tokens']:16} {row['median_s']:10.3f} {rate}\n")
+    console.text(f"\n{'after, tokens':>16} {'ms (p50)':>10} {'ms (p90)':>10} {'tokens/s':>10}\n")
+    for row in result["steps"]:
+        times = f"{row['p50_s'] * 1e3:10.2f} {row['p90_s'] * 1e3:10.2f}"
+        rate = "" if row["tokens_per_s"] is None else f"{row['tokens_per_s']:10.1f}"
+        console.text(f"{row['depth_tokens']:16} {times} {rate}\n")
+    memory = sum(result["memory"].values())
+    peak = result["peak_memory_bytes"]
+    console.text(f"\nmemory: {memory / 1e6:.1f} MB as the engine reports it, ")
+    console.text(f"peak of the process {peak / 1e6:.0f} MB\n")

@@ -1,0 +1,83 @@
+"""What `doctor` concludes: from the machine's facts and a short measure to a verdict.
+
+Pure: it opens nothing and prints nothing. The promise is what the manifest says was measured where
+the bundle was made (runtimes/bundle/baseline.py).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from runtimes.backends.timing import Prompt, Steps
+from runtimes.bundle.baseline import Promise
+
+Verdict = Literal["as promised", "slower", "no promise", "does not fit", "wrong device"]
+"""no promise: it runs, and the manifest has no figure to compare with."""
+
+SLOWER = 1.5  # guessed: what a second program on the machine and a warm processor may cost
+CPU_INFO = Path("/proc/cpuinfo")
+NVIDIA = Path("/proc/driver/nvidia/version")
+# Instruction sets that the engines have kernels for, from the newest to the oldest, x86 then Arm.
+INSTRUCTIONS = (
+    "amx_int8 amx_bf16 avx512_bf16 avx512_vnni avx512bw avx512f avx_vnni avx2 fma f16c avx sse4_2 "
+    "sve2 sve i8mm bf16 asimddp asimd"
+).split()
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One figure here and as promised, in seconds; `ratio` above 1 is slower."""
+
+    what: str
+    here_s: float
+    promised_s: float
+
+    @property
+    def ratio(self) -> float:
+        return self.here_s / self.promised_s if self.promised_s > 0 else 1.0
+
+    @property
+    def text(self) -> str:
+        """For a reader."""
+        return f"{self.what}: {self.here_s:.3g} s here, {self.promised_s:.3g} s promised"
+
+
+def compare(promise: Promise, prompt: Prompt, steps: Steps) -> list[Comparison]:
+    """What can be compared. A shorter prompt is held to its share of the promised time."""
+    found = []
+    if promise.first_token_s is not None and promise.prompt_tokens:
+        share = promise.first_token_s * prompt.tokens / promise.prompt_tokens
+        found.append(Comparison(f"a prompt of {prompt.tokens} tokens", prompt.seconds, share))
+    if promise.per_token_s is not None:
+        what = f"each token after {steps.depth_tokens}"
+        found.append(Comparison(what, steps.p50_s, promise.per_token_s))
+    return found
+
+
+def verdict_of(comparisons: list[Comparison]) -> Verdict:
+    """Of a model that runs."""
+    if not comparisons:
+        return "no promise"
+    return "slower" if any(c.ratio > SLOWER for c in comparisons) else "as promised"
+
+
+def instruction_sets() -> list[str]:
+    """Those of INSTRUCTIONS that this processor has, as Linux says; none where it does not."""
+    try:
+        found = re.search(r"^(?:flags|Features)\s*:(.*)$", CPU_INFO.read_text(), re.MULTILINE)
+    except OSError:
+        return []
+    flags = set(found[1].split()) if found else set()
+    return [name for name in INSTRUCTIONS if name in flags]
+
+
+def gpu_driver() -> str:
+    """The NVIDIA driver's own line on itself, or "none"."""
+    try:
+        lines = NVIDIA.read_text().splitlines()
+    except OSError:
+        return "none"
+    return lines[0].removeprefix("NVRM version:").strip() if lines else "none"

@@ -1,0 +1,42 @@
+"""The command that shows the model's licence, its use restrictions included.
+
+Imports the standard library alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from runtimes.contract import read_manifest
+from runtimes.errors import IntegrityError
+from runtimes.trust.console import Console
+
+FOLDER = "licence/model/"
+NOTICE_NAME = "NOTICE"
+OWN = "The runtime around the model is under the Apache License 2.0; see licence/starpack/."
+
+
+def licence(args: argparse.Namespace, console: Console) -> None:
+    """Print what was modified, and the full text that binds whoever uses the model."""
+    paths = [entry.path for entry in read_manifest(args.bundle).files]
+    texts = {path: _read(args.bundle, path) for path in paths if path.startswith(FOLDER)}
+    if not texts:
+        raise IntegrityError(
+            "the bundle has no licence of its model",
+            where=args.bundle / FOLDER,
+            remedy="ask whoever packed it: a model may not be passed on without it",
+        )
+    notice = _read(args.bundle, NOTICE_NAME) if NOTICE_NAME in paths else None
+    if console.as_json:
+        console.data({"notice": notice, "texts": texts, "runtime": OWN})
+        return
+    if notice is not None:
+        console.text(f"{notice}\n")
+    for path, text in texts.items():
+        console.text(f"--- {path} ---\n\n{text.rstrip()}\n\n")
+    console.text(f"{OWN}\n")
+
+
+def _read(bundle: Path, path: str) -> str:
+    return (bundle / path).read_text(encoding="utf-8", errors="replace")

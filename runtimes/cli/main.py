@@ -1,0 +1,217 @@
+"""The command line of a bundle: flags, help, exit codes. The commands are in cli_*.py.
+
+Exit codes: 0 done, 2 usage, 5 a bundle that is not whole, 6 something tried to use the network,
+7 engine or memory missing, 130 interrupted; runtimes/errors.py has them all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from runtimes.cli import flags
+from runtimes.contract import MANIFEST_NAME
+from runtimes.errors import Cancelled, DeviceError, StarpackError, UsageError
+from runtimes.trust.console import Console
+from runtimes.trust.versions import Version
+
+DESCRIPTION = "Generate and infill code with the model of a starpack bundle, without a network."
+EXAMPLES = """examples (of an installed bundle, say DIR/run for `python -m runtimes`):
+  python -m runtimes generate 'def fibonacci(n):'
+  python -m runtimes generate --file draft.py --max-tokens 200 --stop $'\\n\\n'
+  python -m runtimes infill --file app.py --cursor 12:5
+  echo 'def add(a, b):
+    return <HERE>' | python -m runtimes infill --marker '<HERE>' --json
+  python -m runtimes infill --prefix-file head.py --suffix-file tail.py \\
+      --repo-name me/tools --repo-file tools/text.py --path tools/main.py
+  python -m runtimes generate --repo ~/tools --file tools/main.py
+  python -m runtimes docstring --file app.py --line 12
+  python -m runtimes explain --file app.py
+  python -m runtimes translate --file app.py --to javascript
+  python -m runtimes repl --temperature 0.2 --seed 7
+  python -m runtimes serve --port 8012
+  python -m runtimes verify --full --public-key release.pub
+  python -m runtimes doctor --json
+  python -m runtimes bench --prompt-tokens 1024 --depths 1024,8192
+  python -m runtimes --licence
+"""
+
+MODULES = {
+    "generate": "runtimes.cli.generate",
+    "infill": "runtimes.cli.generate",
+    "docstring": "runtimes.cli.tasks",
+    "explain": "runtimes.cli.tasks",
+    "translate": "runtimes.cli.tasks",
+    "repl": "runtimes.cli.generate",
+    "serve": "runtimes.cli.serve",
+    "verify": "runtimes.cli.verify",
+    "rollback": "runtimes.cli.verify",
+    "licence": "runtimes.cli.licence",
+    "doctor": "runtimes.cli.doctor",
+    "bench": "runtimes.cli.bench",
+}
+
+
+def main(argv: list[str] | None = None, version: Version | None = None) -> int:
+    """Run one command; returns its exit code. version: the installed one that this belongs to."""
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["--licence"]:
+        words = ["licence", *words[1:]]
+    args = parser().parse_args(words)
+    console = Console(args.json, args.quiet)
+    args.version = version if args.bundle is None else None
+    try:
+        args.bundle = _bundle_folder(args.bundle)
+        _command(args.command)(args, console)
+    except StarpackError as error:
+        console.error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        console.remark("\ninterrupted")
+        return Cancelled.exit_code
+    except BrokenPipeError:
+        # Whoever read the output has enough. Python would complain again when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0
+
+
+def _command(name: str) -> Callable[[argparse.Namespace, Console], None]:
+    """The function of a command. Its libraries are loaded only now: --help must not wait."""
+    try:
+        return getattr(importlib.import_module(MODULES[name]), name)
+    except ModuleNotFoundError as error:
+        raise DeviceError(
+            f"the Python package {error.name!r} is missing",
+            remedy="run the bundle's `install`; in a checkout, `make setup`",
+        ) from None
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="python -m runtimes",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--licence", action="store_true", help="the same as the command licence")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.add_argument(
+            "--bundle", type=Path, metavar="DIR", help="the bundle (default: the one this is in)"
+        )
+        sub.add_argument("--json", action="store_true", help="print one JSON value")
+        sub.add_argument("--quiet", action="store_true", help="no remarks on standard error")
+        return sub
+
+    generate = command("generate", "continue a prompt")
+    generate.add_argument("prompt", nargs="?", help="the text (default: standard input)")
+    generate.add_argument("--file", help="read the prompt from this file")
+    infill = command("infill", "fill in the text at a cursor")
+    _add_gap(infill)
+    for sub in (generate, infill):
+        _add_repository(sub)
+    tasks = _add_tasks(command)
+    repl = command("repl", "write a text in turns with the model")
+    serve = command("serve", "answer editors and other clients over HTTP")
+    flags.add_address(serve)
+    flags.add_limits(serve)
+    verify = command("verify", "check every byte of the bundle against its manifest")
+    verify.add_argument(
+        "--full", action="store_true",
+        help="also what has not been touched since it was last checked",
+    )  # fmt: skip
+    verify.add_argument(
+        "--public-key", type=Path, metavar="FILE",
+        help="check that its owner has signed the bundle; needs the system's openssl",
+    )  # fmt: skip
+    command("rollback", "go back to the version that was installed before this one")
+    command("licence", "show the model's licence and its use restrictions")
+    doctor = command("doctor", "show what runs the model, and whether it does what was promised")
+    doctor.add_argument("--quick", action="store_true", help="measure for seconds, not a minute")
+    bench = command("bench", "time prompts of several lengths, and tokens at several depths")
+    _add_bench(bench)
+    for sub in (generate, infill, *tasks, repl):
+        flags.add_generation(sub)
+    for sub in (generate, infill, repl):
+        flags.add_context(sub)
+    for sub in (generate, infill, *tasks, repl, serve, doctor, bench):
+        flags.add_model(sub)
+    return top
+
+
+def _add_gap(sub: argparse.ArgumentParser) -> None:
+    gap = sub.add_argument_group("where the gap is (choose one way; FILE - is standard input)")
+    gap.add_argument("--prefix-file", metavar="FILE", help="what comes before the gap")
+    gap.add_argument("--suffix-file", metavar="FILE", help="what comes after it")
+    gap.add_argument("--file", metavar="FILE", help="the whole text (default: standard input)")
+    gap.add_argument("--cursor", metavar="LINE:COLUMN", help="the gap in it, both counted from 1")
+    gap.add_argument("--marker", metavar="TEXT", help="or the text that stands for the gap in it")
+
+
+def _add_bench(sub: argparse.ArgumentParser) -> None:
+    add = sub.add_argument_group("what to time").add_argument
+    add(
+        "--prompt-tokens", type=_counts, metavar="N,...",
+        help="lengths of prompts (128,512,1024, as far as they fit)",
+    )  # fmt: skip
+    add(
+        "--depths", type=_counts, metavar="N,...",
+        help="tokens before the single steps (128,1024,4096,8192, as far as they fit)",
+    )  # fmt: skip
+    add("--steps", type=int, default=32, metavar="N", help="at each depth (%(default)s)")
+    add("--repeat", type=int, default=3, metavar="N", help="of each prompt (%(default)s)")
+
+
+def _counts(text: str) -> list[int]:
+    """Whole numbers between commas, for argparse."""
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdecimal() and len(part) < 10 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers like 128,1024")
+    return [int(part) for part in parts]
+
+
+def _add_repository(sub: argparse.ArgumentParser) -> None:
+    group = sub.add_argument_group("repository-level completion")
+    group.add_argument(
+        "--repo", type=Path, metavar="DIR",
+        help="choose files of this folder as context; --file is a path in it",
+    )  # fmt: skip
+    group.add_argument(
+        "--repo-tokens", type=int, metavar="N",
+        help="most tokens of those files (default: a quarter of the context)",
+    )  # fmt: skip
+
+
+def _add_tasks(
+    command: Callable[[str, str], argparse.ArgumentParser],
+) -> tuple[argparse.ArgumentParser, ...]:
+    """Tasks of a base model, which follows no instructions: see runtimes/prompts/tasks.py."""
+    docstring = command("docstring", "document a definition")
+    explain = command("explain", "explain code in a comment")
+    translate = command("translate", "write code in another language")
+    for sub in (docstring, explain, translate):
+        sub.add_argument("--file", metavar="FILE", help="the code (default: standard input)")
+        sub.add_argument("--language", metavar="NAME", help="its language (default: by its suffix)")
+    docstring.add_argument(
+        "--line", type=int, default=1, metavar="N",
+        help="the first definition at or after this line (default: %(default)s)",
+    )  # fmt: skip
+    translate.add_argument("--to", required=True, metavar="NAME", help="the other language")
+    return docstring, explain, translate
+
+
+def _bundle_folder(given: Path | None) -> Path:
+    if given is not None:
+        return given
+    own = Path(__file__).resolve().parents[2]
+    if (own / MANIFEST_NAME).is_file():
+        return own
+    raise UsageError("this runtime is not inside a bundle", remedy="name one with --bundle DIR")

@@ -1,0 +1,149 @@
+"""The command that serves the model over HTTP: flags to settings, and what to tell the user."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import stat
+from pathlib import Path
+
+from runtimes.cli.verify import chosen_manifest, open_model
+from runtimes.errors import UsageError
+from runtimes.server.app import Settings, create_app
+from runtimes.server.http.guard import Access, is_loopback
+from runtimes.server.listen import Address, make_server, open_socket, run, url_of
+from runtimes.server.request import Rules
+from runtimes.server.service import Service, served_model
+from runtimes.trust.console import NOTICE, Console
+
+KEY_VARIABLE = "STARPACK_API_KEY"
+LEAST_KEY_CHARACTERS = 16  # guessed: too long to be found by trying
+CLIENTS = """\
+point your client at it:
+  llama.vim        let g:llama_config = {{'endpoint_fim': '{url}/infill'}}
+  llama.vscode     "llama-vscode.endpoint": "{url}"
+  Tabby            kind = "llama.cpp/completion", api_endpoint = "{url}"
+                   prompt_template = "<fim_prefix>{{prefix}}<fim_suffix>{{suffix}}<fim_middle>"
+  Continue         provider: ollama, model: starcoder2, apiBase: {url}
+  Zed              api_url: {url}/v1/completions, model: starcoder2
+  llm-ls           backend: tgi, url: {url}
+  Ollama clients   OLLAMA_HOST={url}
+  OpenAI clients   base_url={url}/v1
+"""
+
+
+def serve(args: argparse.Namespace, console: Console) -> None:
+    """Serve until interrupted."""
+    access = _access(args)
+    address = _address(args, access)
+    settings = Settings(
+        access=access,
+        most_body_bytes=args.max_body,
+        request_s=args.request_time,
+        supersede=args.supersede,
+        log_prompts=args.log_prompts,
+    )
+    rules = _rules(args)
+    if not console.as_json and not args.quiet:
+        logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    with open_socket(address) as listening, open_model(args, console) as runtime:
+        model = served_model(args.bundle, chosen_manifest(args, console), runtime, args.name)
+        service = Service(runtime, model, rules, queue_jobs=args.queue, slots=args.slots)
+        server = make_server(create_app(service, settings), address)
+        url = url_of(address, listening)
+        if console.as_json:
+            console.data({"url": url, "model": model.name})
+        else:
+            console.remark(NOTICE)
+            console.text(f"serving {model.name} at {url}\n")
+            console.remark(CLIENTS.format(url=url))
+        if access.keys and address.tls_cert is None and not is_loopback(address.host):
+            console.warn("without TLS, keys and code travel readable; see --tls-cert")
+        run(server, listening)
+
+
+def _rules(args: argparse.Namespace) -> Rules:
+    if args.max_tokens < 1:
+        raise UsageError(f"--max-tokens is {args.max_tokens}", expected="1 or more")
+    if not 0 <= args.temperature <= 100:
+        raise UsageError(f"--temperature is {args.temperature}", expected="0 to 100")
+    shares = args.suffix_share, args.extras_share
+    if min(shares) < 0 or sum(shares) > 1:
+        raise UsageError(
+            f"--suffix-share and --extras-share are {shares[0]} and {shares[1]}",
+            expected="shares of 0 or more that leave something to the prefix",
+        )
+    return Rules(
+        most_tokens=args.max_tokens,
+        temperature=args.temperature,
+        raw_fim=args.raw_fim,
+        over_context=args.over_context,
+        suffix_share=args.suffix_share,
+        extras_share=args.extras_share,
+    )
+
+
+def _address(args: argparse.Namespace, access: Access) -> Address:
+    limits = {
+        "--queue": args.queue,
+        "--slots": args.slots,
+        "--max-body": args.max_body,
+        "--connections": args.connections,
+    }
+    for name, value in limits.items():
+        if value < 1:
+            raise UsageError(f"{name} is {value}", expected="1 or more")
+    if not 0 < args.request_time < 1e6 or not 0 <= args.grace < 1e6:
+        raise UsageError("--request-time or --grace is out of range", expected="seconds above 0")
+    if not 0 <= args.port < 65536:
+        raise UsageError(f"--port is {args.port}", expected="0 to 65535; 0 is any that is free")
+    if (args.tls_cert is None) != (args.tls_key is None):
+        raise UsageError("one of --tls-cert and --tls-key", expected="both of them, or none")
+    if not is_loopback(args.host) and not access.keys:
+        raise UsageError(
+            f"anybody who reaches {args.host} could use the model",
+            expected="an API key, to listen on other than the loopback interface",
+            remedy=f"write one into a file and name it with --api-key-file, or set {KEY_VARIABLE}; "
+            "to make one: python3 -c 'import secrets; print(secrets.token_urlsafe(32))'",
+        )
+    return Address(
+        host="127.0.0.1" if args.host == "localhost" else args.host,
+        port=args.port,
+        tls_cert=args.tls_cert,
+        tls_key=args.tls_key,
+        connections=args.connections,
+        grace_s=args.grace,
+    )
+
+
+def _access(args: argparse.Namespace) -> Access:
+    """Keys never come from the command line, which every user of a machine can read."""
+    texts = [os.environ.get(KEY_VARIABLE, "")]
+    if args.api_key_file is not None:
+        texts.append(_read_keys(args.api_key_file))
+    keys = tuple(line.strip() for text in texts for line in text.splitlines() if line.strip())
+    for key in keys:
+        if len(key) < LEAST_KEY_CHARACTERS or not key.isascii() or len(key.split()) != 1:
+            raise UsageError(
+                "an API key is too short, or has characters that no header can carry",
+                where=args.api_key_file or KEY_VARIABLE,
+                expected=f"{LEAST_KEY_CHARACTERS} or more ASCII characters, one key a line",
+            )
+    return Access(keys, frozenset(args.allow_origin))
+
+
+def _read_keys(file: Path) -> str:
+    try:
+        mode = file.stat().st_mode
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the API keys cannot be read: {error}", where=file) from None
+    if mode & (stat.S_IRGRP | stat.S_IROTH):
+        raise UsageError(
+            "others may read the file with the API keys", where=file, remedy=f"chmod 600 {file}"
+        )
+    if not text.strip():
+        raise UsageError("the file with the API keys is empty", where=file)
+    return text

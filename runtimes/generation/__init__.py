@@ -1,0 +1,1 @@
+"""Ids to text: the runtime, its cache, sampling and lookup."""

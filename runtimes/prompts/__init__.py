@@ -1,0 +1,1 @@
+"""Text to ids: tokenizer, infilling layout, repository context, tasks."""

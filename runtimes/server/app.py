@@ -1,0 +1,295 @@
+"""The ASGI application: every dialect's endpoints over one service.
+
+What a dialect says becomes HTTP here, and nothing else does. The only file that knows Starlette.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.routing import Route
+
+from runtimes.errors import Cancelled, StarpackError
+from runtimes.server.dialects import llamacpp, ollama, openai, tasks, tgi
+from runtimes.server.dialects.endpoint import (
+    Completing,
+    Dialect,
+    Telling,
+    Text,
+    View,
+    object_of,
+)
+from runtimes.server.http.guard import Access, App, Guard, Log
+from runtimes.server.http.openapi import describe
+from runtimes.server.http.playground import PLAYGROUND
+from runtimes.server.http.replies import (
+    Problem,
+    Reply,
+    Stream,
+    budget_headers,
+    failure_reply,
+    json_reply,
+)
+from runtimes.server.http.schema import check, decode
+from runtimes.server.job_queue import PROBE
+from runtimes.server.metrics import CONTENT_TYPE
+from runtimes.server.request import Plan
+from runtimes.server.service import Service
+from runtimes.server.stream import Conversation
+
+logger = logging.getLogger("starpack.serve")
+
+DIALECTS = (openai.DIALECT, llamacpp.DIALECT, ollama.DIALECT, tgi.DIALECT, tasks.DIALECT)
+PROBE_S = 10.0  # guessed: a model that has no token to show for so long is not ready
+STOP_S = 30.0  # guessed: more than a chunk of a prompt takes, which cannot be interrupted
+YES = frozenset({"1", "true", "yes"})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How HTTP is spoken. body_s: for a body to arrive. request_s: for waiting and running.
+
+    write_s: for a client to take a piece of a stream. supersede: whether a request takes the place
+    of its client's older ones where it does not say. log_prompts: log bodies and answers.
+    """
+
+    access: Access = field(default_factory=Access)
+    most_body_bytes: int = 2 * 1024 * 1024  # guessed: ten times a context of 16,384 tokens
+    body_s: float = 15.0  # guessed
+    request_s: float = 120.0  # guessed
+    write_s: float = 30.0  # guessed
+    supersede: bool = False
+    log_prompts: bool = False
+
+
+def create_app(service: Service, settings: Settings) -> Starlette:
+    """The application. Its lifespan starts the service's engine and stops it."""
+    server = _Server(service, settings)
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        service.engine.start()
+        yield
+        await run_in_threadpool(service.engine.stop, STOP_S)
+
+    middleware = [Middleware(Log, count=server.count)]
+    origins = sorted(settings.access.origins)
+    if origins:
+        middleware.append(
+            Middleware(
+                CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]
+            )
+        )
+    middleware.append(Middleware(Guard, access=settings.access, refuse=server.refuse))
+    return Starlette(
+        routes=server.routes(),
+        middleware=middleware,
+        lifespan=lifespan,
+        exception_handlers={HTTPException: server.not_found, Exception: server.broken},
+    )
+
+
+class _Server:
+    """The endpoints' HTTP, for one service."""
+
+    def __init__(self, service: Service, settings: Settings) -> None:
+        self._service = service
+        self._settings = settings
+        self._probe: asyncio.Task[None] | None = None
+        own = (
+            Telling("GET", "/ready", "Whether the model answers: a token came lately, or comes now",
+                    object_of("status", status={"enum": ["ready"]}), lambda *_: None),
+            Telling("GET", "/metrics", "Prometheus metrics", None, _metrics),
+            Telling("GET", "/licence", "The model's licence, its use restrictions", None, _licence),
+            PLAYGROUND,
+            Telling("GET", "/openapi.json", "This description", {"type": "object"}, self._describe),
+        )  # fmt: skip
+        self._description = describe(DIALECTS, own)
+        self._own = Dialect("starpack", (), own, openai.failure)
+        self._dialect_of_path = {
+            endpoint.path: dialect
+            for dialect in (self._own, *DIALECTS)  # POST / is a dialect's
+            for endpoint in (*dialect.completing, *dialect.telling)
+        }
+
+    def routes(self) -> list[Route]:
+        """One for each endpoint."""
+        routes = []
+        for dialect in (*DIALECTS, self._own):
+            for endpoint in dialect.completing:
+                routes.append(
+                    Route(endpoint.path, self._completing(dialect, endpoint), methods=["POST"])
+                )
+            for endpoint in dialect.telling:
+                answer = self._ready if endpoint.path == "/ready" else None
+                handler = answer or self._telling(dialect, endpoint)
+                routes.append(Route(endpoint.path, handler, methods=[endpoint.method]))
+        return routes
+
+    def count(self, path: str, status: int) -> None:
+        """A request has been answered."""
+        self._service.metrics.request(self._dialect(path).name, status)
+
+    def refuse(self, status: int, path: str, message: str) -> App:
+        """An answer without a look at the request."""
+        return failure_reply(self._dialect(path), Problem(status, message))
+
+    async def not_found(self, request: Request, error: Exception) -> Reply:
+        """No such path, or not with this method."""
+        assert isinstance(error, HTTPException)
+        response = failure_reply(
+            self._dialect(request.url.path), Problem(error.status_code, error.detail)
+        )
+        response.headers.update(error.headers or {})
+        return response
+
+    async def broken(self, request: Request, _error: Exception) -> Reply:
+        """A bug of ours. uvicorn logs it; the client learns no more than that."""
+        return failure_reply(self._dialect(request.url.path), Problem(500, "internal error"))
+
+    def _dialect(self, path: str) -> Dialect:
+        """Whose words a path is answered in; those of paths with a parameter are told by name."""
+        if path.startswith("/models/"):
+            return tgi.DIALECT
+        if path.startswith("/v1/engines/"):
+            return openai.DIALECT
+        return self._dialect_of_path.get(path, self._own)
+
+    def _telling(
+        self, dialect: Dialect, endpoint: Telling
+    ) -> Callable[[Request], Awaitable[Reply]]:
+        async def handler(request: Request) -> Reply:
+            try:
+                data = await self._read_body(request) if endpoint.body is not None else b"{}"
+                return await run_in_threadpool(self._told, endpoint, data)
+            except StarpackError as error:
+                return failure_reply(dialect, error)
+
+        return handler
+
+    def _told(self, endpoint: Telling, data: bytes) -> Reply:
+        body = decode(data)
+        check(body, endpoint.body or {})
+        value = endpoint.tell(self._service, body)
+        if isinstance(value, Text):
+            return Reply(200, value.text, value.media_type, value.headers)
+        return json_reply(200, value)
+
+    def _completing(
+        self, dialect: Dialect, endpoint: Completing
+    ) -> Callable[[Request], Awaitable[Reply | Stream]]:
+        async def handler(request: Request) -> Reply | Stream:
+            try:
+                data = await self._read_body(request)
+                if not self._supersedes(request):
+                    # before any work: refusing has to cost next to nothing when many ask
+                    self._service.engine.check_room()
+                plan, view = await run_in_threadpool(self._plan, endpoint, data)
+                return await self._complete(request, dialect, plan, view)
+            except StarpackError as error:
+                return failure_reply(dialect, error)
+
+        return handler
+
+    def _plan(self, endpoint: Completing, data: bytes) -> tuple[Plan, View]:
+        body = decode(data)
+        check(body, endpoint.body)
+        if self._settings.log_prompts:
+            logger.info("asked: %r", data)
+        plan = self._service.plan(endpoint.read(body, self._service.rules))
+        return plan, endpoint.view(body, plan, self._service.model)
+
+    async def _complete(
+        self, request: Request, dialect: Dialect, plan: Plan, view: View
+    ) -> Reply | Stream:
+        conversation = Conversation(
+            self._service.engine,
+            request.scope["starpack.client"],
+            plan.runs,
+            limit_s=self._settings.request_s,
+            supersede=self._supersedes(request),
+            name=request.scope["starpack.name"],
+        )
+        try:
+            conversation.watch(request.receive)
+            if plan.ask.stream:
+                # Wait for the first event: until then a failure can still have its own status.
+                first = await conversation.next()
+                return Stream(dialect, conversation, first, plan, view, self._settings.write_s)
+            results = await conversation.results(plan)
+        except BaseException:
+            conversation.close()
+            raise
+        conversation.close()
+        if self._settings.log_prompts:
+            logger.info("answered: %r", [result.completion.text for result in results])
+        return json_reply(200, view.whole(results), budget_headers(plan))
+
+    def _supersedes(self, request: Request) -> bool:
+        said = request.headers.get("x-supersede")
+        return self._settings.supersede if said is None else said.lower() in YES
+
+    async def _read_body(self, request: Request) -> bytes:
+        """Raises Problem for one that is too large or too slow; ClientDisconnect."""
+        most = self._settings.most_body_bytes
+        declared = request.headers.get("content-length", "0")
+        too_large = Problem(413, f"the body has more than {most} bytes")
+        if not declared.isdecimal() or int(declared[:20]) > most:
+            raise too_large
+        data = bytearray()
+        try:
+            async with asyncio.timeout(self._settings.body_s):
+                async for piece in request.stream():
+                    data += piece
+                    if len(data) > most:
+                        raise too_large
+        except ClientDisconnect:
+            raise Cancelled("the client went away") from None
+        except TimeoutError:
+            raise Problem(408, "the body did not arrive in time") from None
+        return bytes(data)
+
+    async def _ready(self, _request: Request) -> Reply:
+        """A real token, lately or now: a server whose engine has failed does not say ready."""
+        if not self._service.is_fresh:
+            if self._probe is None or self._probe.done():
+                self._probe = asyncio.create_task(self._one_token())
+            await asyncio.wait({self._probe}, timeout=PROBE_S)
+        if self._service.is_fresh:
+            return json_reply(200, {"status": "ready"})
+        return failure_reply(self._own, Problem(503, f"no token has come within {PROBE_S:.0f} s"))
+
+    async def _one_token(self) -> None:
+        try:
+            async with Conversation(self._service.engine, PROBE, (), limit_s=PROBE_S) as talk:
+                while await talk.next() is not None:
+                    pass
+        except Exception as error:
+            logger.warning("the model does not answer: %s", error)
+
+    def _describe(self, *_: object) -> object:
+        return self._description
+
+
+def _metrics(service: Service, _body: object) -> Text:
+    return Text(service.metrics.text(service.gauges()), CONTENT_TYPE)
+
+
+def _licence(service: Service, _body: object) -> Text:
+    notice = (
+        "What this model writes is machine-generated and may repeat code that others hold rights\n"
+        "in: review it before use. The use restrictions below bind whoever uses it or its output.\n"
+    )
+    return Text(
+        "\n".join([notice, *(f"{path}\n\n{text}" for path, text in service.model.licences)])
+    )

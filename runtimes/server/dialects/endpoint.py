@@ -1,0 +1,124 @@
+"""What a dialect is made of: endpoints that complete, endpoints that tell, and the shape of errors.
+
+Data and small helpers; the server gives them HTTP, the description at /openapi.json its schemas.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from runtimes.generation.completion import Chunk
+from runtimes.generation.sampling import TokenLogprobs
+from runtimes.server.http.schema import Schema
+from runtimes.server.request import Ask, Model, Plan, Result, Rules
+from runtimes.server.service import Service
+
+Body = dict[str, Any]
+Framing = Literal["sse", "ndjson"]
+MEDIA_TYPES = {"sse": "text/event-stream", "ndjson": "application/x-ndjson"}
+
+
+class View(Protocol):
+    """The answer to one plan, in the words of a dialect. It serves one request."""
+
+    framing: Framing
+
+    def whole(self, results: list[Result]) -> object:
+        """The answer as one JSON value."""
+
+    def scores(self, run: int, entries: Sequence[TokenLogprobs]) -> None:
+        """Take the log-probabilities of a run's prompt, before its first chunk."""
+
+    def chunk(self, run: int, chunk: Chunk) -> Iterable[object]:
+        """The events of a stream that a chunk makes."""
+
+    def end(self) -> Iterable[object]:
+        """The last events; a str is sent as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completing:
+    """A POST endpoint that runs the model. `path` may have {parameters}, which are not looked at.
+
+    read: body to ask, with what the server's rules leave open. answer: schema of the whole answer.
+    """
+
+    path: str
+    summary: str
+    body: Schema
+    answer: Schema
+    read: Callable[[Body, Rules], Ask]
+    view: Callable[[Body, Plan, Model], View]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """An answer that is not JSON."""
+
+    text: str
+    media_type: str = "text/plain; charset=utf-8"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """An endpoint that answers from what the service knows. `answer` None: text of `media_type`."""
+
+    method: str
+    path: str
+    summary: str
+    answer: Schema | None
+    tell: Callable[[Service, Body], object]
+    body: Schema | None = None
+    media_type: str = "text/plain"
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """A family of endpoints. failure(status, message): its error answer, as a JSON object.
+
+    in_stream: what an error has besides where it ends a stream, so that clients can read it.
+    """
+
+    name: str
+    completing: tuple[Completing, ...]
+    telling: tuple[Telling, ...]
+    failure: Callable[[int, str], dict[str, object]]
+    in_stream: Mapping[str, object] = field(default_factory=dict)
+
+
+def frame(event: object, framing: Framing) -> bytes:
+    """One event of a stream as bytes."""
+    text = event if isinstance(event, str) else to_json(event)
+    return (f"data: {text}\n\n" if framing == "sse" else f"{text}\n").encode()
+
+
+def to_json(value: object) -> str:
+    """JSON in ASCII, so that no text of a client can break it."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def given(body: Body, name: str, default: Any = None) -> Any:
+    """A field of a body; null and absent are the same, as clients send null for what is unset."""
+    value = body.get(name)
+    return default if value is None else value
+
+
+def object_of(*required: str, **properties: Schema) -> dict[str, Any]:
+    """Schema of an object."""
+    return {"type": "object", "properties": properties, "required": list(required)}
+
+
+def list_of(items: Schema, most: int | None = None, least: int | None = None) -> dict[str, Any]:
+    """Schema of an array."""
+    bounds = {"maxItems": most, "minItems": least}
+    return {"type": "array", "items": items} | {k: v for k, v in bounds.items() if v is not None}
+
+
+STRING: Schema = {"type": "string"}
+INTEGER: Schema = {"type": "integer"}
+NUMBER: Schema = {"type": "number"}
+BOOLEAN: Schema = {"type": "boolean"}

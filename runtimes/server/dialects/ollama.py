@@ -1,0 +1,222 @@
+"""Ollama: Continue, Cody, twinny, llm-ls, and the `ollama` packages.
+
+The template at /api/show has `.Suffix`, by which Continue knows that the model can fill in.
+`model` is not looked at. An empty prompt only loads the model, which is loaded already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from runtimes.generation.completion import Chunk, Completion, GenerateOptions
+from runtimes.generation.sampling import TokenLogprobs
+from runtimes.server.dialects import fields
+from runtimes.server.dialects.endpoint import (
+    BOOLEAN,
+    INTEGER,
+    STRING,
+    Body,
+    Completing,
+    Dialect,
+    Telling,
+    given,
+    list_of,
+    object_of,
+)
+from runtimes.server.request import Ask, Model, Plan, Result, Rules, report
+from runtimes.server.service import Service
+
+API_VERSION = "0.6.3"  # of the client package that the tests use
+TEMPLATE = (
+    "{{ if .Suffix }}<fim_prefix>{{ .Prompt }}<fim_suffix>{{ .Suffix }}<fim_middle>"
+    "{{ else }}{{ .Prompt }}{{ end }}"
+)
+NS = 1_000_000_000
+IGNORED = ("template", "context")
+
+OPTIONS = object_of(
+    num_predict=fields.LENGTH,
+    repeat_penalty=fields.REPETITION,
+    stop=fields.stops_schema(fields.MOST_STOPS),
+    **fields.SAMPLING,
+)
+BODY = object_of(
+    "model",
+    model=STRING,
+    prompt=fields.TEXT,
+    suffix=fields.TEXT,
+    raw=fields.SWITCH,
+    stream=fields.SWITCH,
+    options=fields.nullable(OPTIONS),
+    # what a base model cannot honour is refused, not passed over
+    system={"type": ["string", "null"], "maxLength": 0},
+    images={"type": ["array", "null"], "maxItems": 0},
+    format={"enum": ["", None]},
+    starpack=fields.EXTENSION,
+)
+ANSWER = object_of(
+    "model", "created_at", "response", "done",
+    model=STRING, created_at=STRING, response=STRING, done=BOOLEAN, done_reason=STRING,
+    total_duration=INTEGER, prompt_eval_count=INTEGER, eval_count=INTEGER,
+)  # fmt: skip
+
+
+def read(body: Body, rules: Rules) -> Ask:
+    """/api/generate to ask; without a prompt it has none."""
+    said = given(body, "options", {})
+    stops, dropped = fields.read_stops(given(said, "stop"))
+    prompt, suffix = given(body, "prompt", ""), given(body, "suffix", "")
+    context = fields.context_of(body)
+    return Ask(
+        prompts=(fields.text_prompt(prompt, suffix, rules, context),) if prompt or suffix else (),
+        options=GenerateOptions(
+            max_tokens=fields.read_length(given(said, "num_predict"), rules),
+            sampling=fields.read_sampling(said, rules, "repeat_penalty"),
+            stop=stops,
+        ),
+        stream=fields.is_stream(body, default=True),
+        over_context=fields.over_context_of(body),
+        dropped_stops=dropped,
+        ignored=fields.unhonoured(body, IGNORED),
+    )
+
+
+class GenerateView:
+    """The lines of /api/generate."""
+
+    framing = "ndjson"
+
+    def __init__(self, _body: Body, plan: Plan, model: Model) -> None:
+        self._plan = plan
+        self._model = model
+
+    def whole(self, results: list[Result]) -> object:
+        """See View."""
+        if not results:
+            return self._line("") | {"done": True, "done_reason": "load"}
+        done = results[0].completion
+        return self._last(done, done.text)
+
+    def scores(self, run: int, entries: Sequence[TokenLogprobs]) -> None:
+        """See View: never asked for here."""
+
+    def chunk(self, run: int, chunk: Chunk) -> Iterator[object]:
+        """See View."""
+        if chunk.text and not chunk.finish_reason:
+            yield self._line(chunk.text)
+        elif chunk.finish_reason:
+            if chunk.text:
+                yield self._line(chunk.text)
+            yield self._last(chunk, "")
+
+    def end(self) -> Iterator[object]:
+        """See View: the line that is `done` was the last."""
+        if not self._plan.runs:
+            yield self.whole([])
+
+    def _line(self, text: str) -> dict[str, Any]:
+        return {
+            "model": self._model.name,
+            "created_at": timestamp(datetime.now(UTC)),
+            "response": text,
+            "done": False,
+        }
+
+    def _last(self, end: Chunk | Completion, text: str) -> dict[str, Any]:
+        timings = end.timings
+        limited = end.finish_reason in ("length", "time")
+        return self._line(text) | {
+            "done": True,
+            "done_reason": "length" if limited else "stop",
+            "total_duration": int((timings.prompt_s + timings.decode_s) * NS),
+            "load_duration": 0,
+            "prompt_eval_count": timings.prompt_tokens,
+            "prompt_eval_duration": int(timings.prompt_s * NS),
+            "eval_count": timings.generated_tokens,
+            "eval_duration": int(timings.decode_s * NS),
+            "starpack": report(self._plan, [end]),
+        }
+
+
+def timestamp(moment: datetime) -> str:
+    """RFC 3339, as Go's time package reads it."""
+    return moment.isoformat().replace("+00:00", "Z")
+
+
+def failure(_status: int, message: str) -> dict[str, object]:
+    """Ollama's errors."""
+    return {"error": message}
+
+
+def _details(model: Model) -> dict[str, object]:
+    return {
+        "parent_model": "",
+        "format": model.format,
+        "family": "starcoder2",
+        "families": ["starcoder2"],
+        "parameter_size": "",
+        "quantization_level": model.recipe,
+    }
+
+
+def _show(service: Service, _body: Body) -> object:
+    model = service.model
+    return {
+        "license": "\n\n".join(text for _, text in model.licences),
+        "modelfile": f'# served by starpack\nFROM {model.name}\nTEMPLATE """{TEMPLATE}"""\n',
+        "parameters": "",
+        "template": TEMPLATE,
+        "details": _details(model),
+        "model_info": {
+            "general.architecture": "starcoder2",
+            "starcoder2.block_count": model.layers,
+            "starcoder2.context_length": model.context_tokens,
+            "starcoder2.vocab_size": model.vocab_size,
+            "starcoder2.attention.sliding_window": model.window_tokens,
+        },
+        "capabilities": ["completion", "insert"],
+        "modified_at": timestamp(datetime.fromtimestamp(model.modified_s, UTC)),
+    }
+
+
+def _tags(service: Service, _body: Body) -> object:
+    model = service.model
+    entry = {
+        "name": model.name,
+        "model": model.name,
+        "modified_at": timestamp(datetime.fromtimestamp(model.modified_s, UTC)),
+        "size": model.bytes,
+        "digest": model.sha256,
+        "details": _details(model),
+    }
+    return {"models": [entry]}
+
+
+def _version(_service: Service, _body: Body) -> object:
+    return {"version": API_VERSION}
+
+
+DIALECT = Dialect(
+    name="ollama",
+    completing=(
+        Completing("/api/generate", "Complete or fill in", BODY, ANSWER, read, GenerateView),
+    ),
+    telling=(
+        Telling(
+            "POST", "/api/show", "The model and its template",
+            object_of("template", "details", template=STRING), _show,
+            object_of(model=fields.TEXT, name=fields.TEXT),
+        ),
+        Telling(
+            "GET", "/api/tags", "The models that are served",
+            object_of("models", models=list_of(object_of("name", "model", name=STRING))), _tags,
+        ),
+        Telling(
+            "GET", "/api/version", "The version of Ollama's API",
+            object_of("version", version=STRING), _version,
+        ),
+    ),
+    failure=failure,
+)  # fmt: skip

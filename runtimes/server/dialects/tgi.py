@@ -1,0 +1,160 @@
+"""Text Generation Inference: llm-ls, llm-vscode, llm.nvim and Hugging Face's own clients.
+
+They put the whole fill-in-the-middle prompt into `inputs`, control tokens spelt out; see
+rawfim.py. The answer is one object at every path: llm-ls takes no list from a TGI server, and its
+client for Hugging Face's API takes either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from runtimes.generation.completion import Chunk, Completion, FinishReason, GenerateOptions
+from runtimes.generation.sampling import TokenLogprobs
+from runtimes.server.dialects import fields
+from runtimes.server.dialects.endpoint import (
+    STRING,
+    Body,
+    Completing,
+    Dialect,
+    given,
+    object_of,
+)
+from runtimes.server.request import Ask, Model, Plan, Result, Rules, TextPrompt, report
+
+IGNORED = ("typical_p", "watermark", "truncate", "adapter_id", "best_of")
+REASONS: dict[FinishReason, str] = {
+    "stop": "eos_token", "stop_string": "stop_sequence", "indent": "stop_sequence",
+}  # fmt: skip
+
+PARAMETERS = object_of(
+    max_new_tokens=fields.LENGTH,
+    repetition_penalty=fields.REPETITION,
+    do_sample=fields.SWITCH,
+    stop=fields.nullable({"type": "array", "items": fields.STOP_TEXT, "maxItems": 16}),
+    stop_tokens=fields.nullable({"type": "array", "items": fields.STOP_TEXT, "maxItems": 16}),
+    return_full_text=fields.SWITCH,
+    details=fields.SWITCH,
+    grammar=fields.NOTHING_OF,
+    **fields.SAMPLING,
+)
+BODY = object_of(
+    "inputs",
+    inputs=STRING,
+    parameters=fields.nullable(PARAMETERS),
+    stream=fields.SWITCH,
+    starpack=fields.EXTENSION,
+)
+ANSWER = object_of("generated_text", generated_text=STRING, details={"type": ["object", "null"]})
+
+
+def read(body: Body, rules: Rules) -> Ask:
+    """Body to ask. llm-ls calls its stop strings `stop_tokens`."""
+    said = given(body, "parameters", {})
+    stops, dropped = fields.read_stops(given(said, "stop"), given(said, "stop_tokens"))
+    if given(said, "do_sample") is False:
+        said = {**said, "temperature": 0}
+    stream = fields.is_stream(body)
+    return Ask(
+        prompts=(fields.text_prompt(body["inputs"], None, rules, fields.context_of(body)),),
+        options=GenerateOptions(
+            max_tokens=fields.read_length(given(said, "max_new_tokens"), rules),
+            sampling=fields.read_sampling(said, rules, "repetition_penalty"),
+            stop=stops,
+            logprobs=0 if stream or given(said, "details") else None,
+        ),
+        echo=bool(given(said, "return_full_text", False)),
+        stream=stream,
+        over_context=fields.over_context_of(body),
+        dropped_stops=dropped,
+        ignored=fields.unhonoured(said, IGNORED),
+    )
+
+
+def read_stream(body: Body, rules: Rules) -> Ask:
+    """The same, for the path that always streams."""
+    return read({**body, "stream": True}, rules)
+
+
+class GenerateView:
+    """One object, or an event for each piece of text."""
+
+    framing = "sse"
+
+    def __init__(self, body: Body, plan: Plan, model: Model) -> None:
+        self._plan = plan
+        self._model = model
+        self._details = bool(given(given(body, "parameters", {}), "details", False))
+        prompt = plan.ask.prompts[0]
+        echo = plan.ask.echo and isinstance(prompt, TextPrompt)
+        self._text = prompt.prefix if echo else ""  # all of it so far
+        self._count = 0
+
+    def whole(self, results: list[Result]) -> object:
+        """See View."""
+        done = results[0].completion
+        details = self._end(done) if self._details else None
+        if details is not None:
+            details |= {"prefill": [], "tokens": [self._token(e) for e in done.logprobs]}
+        answer = {"generated_text": self._text + done.text}
+        return answer | {"details": details, "starpack": report(self._plan, [done])}
+
+    def scores(self, run: int, entries: Sequence[TokenLogprobs]) -> None:
+        """See View: never shown here."""
+
+    def chunk(self, run: int, chunk: Chunk) -> Iterator[object]:
+        """See View. The event's `token` has the text that is certain, which may be of several."""
+        self._text += chunk.text
+        if not chunk.text and not chunk.finish_reason:
+            return
+        self._count += 1
+        last = chunk.logprobs[-1] if chunk.logprobs else None
+        token = {"id": 0 if last is None else last.id, "text": chunk.text, "special": last is None}
+        event = {
+            "index": self._count,
+            "token": token | {"logprob": 0.0 if last is None else last.logprob},
+            "generated_text": self._text if chunk.finish_reason else None,
+            "details": self._end(chunk) if chunk.finish_reason else None,
+        }
+        if chunk.finish_reason:
+            event["starpack"] = report(self._plan, [chunk])
+        yield event
+
+    def end(self) -> Iterator[object]:
+        """See View: the event with `generated_text` was the last."""
+        return iter(())
+
+    def _end(self, end: Chunk | Completion) -> dict[str, object]:
+        return {
+            "finish_reason": REASONS.get(end.finish_reason, "length"),
+            "generated_tokens": end.timings.generated_tokens,
+            "input_length": end.timings.prompt_tokens,
+            "seed": self._plan.ask.options.sampling.seed,
+        }
+
+    def _token(self, entry: TokenLogprobs) -> dict[str, object]:
+        text = self._model.token_bytes(entry.id).decode(errors="replace")
+        return {"id": entry.id, "text": text, "logprob": entry.logprob, "special": False}
+
+
+def failure(status: int, message: str) -> dict[str, object]:
+    """TGI's errors."""
+    kinds = {400: "validation", 429: "overloaded", 503: "overloaded"}
+    return {"error": message, "error_type": kinds.get(status, "generation")}
+
+
+PATHS = ("/", "/generate", "/models/{name:path}")
+DIALECT = Dialect(
+    name="tgi",
+    completing=(
+        *(
+            Completing(path, "Complete or fill in", BODY, ANSWER, read, GenerateView)
+            for path in PATHS
+        ),
+        Completing(
+            "/generate_stream", "The same, as a stream", BODY, ANSWER, read_stream, GenerateView
+        ),
+    ),
+    telling=(),
+    failure=failure,
+)

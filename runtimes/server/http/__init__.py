@@ -1,0 +1,1 @@
+"""The HTTP side of the server: schema, guard, replies, the page."""

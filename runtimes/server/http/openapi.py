@@ -1,0 +1,88 @@
+"""The description of the server's endpoints at /openapi.json (OpenAPI 3.1)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from runtimes.server.dialects.endpoint import MEDIA_TYPES, Dialect, Telling
+from runtimes.server.http.schema import Schema
+
+ABOUT = """\
+Generates and infills code with a StarCoder2 model. The same two verbs in the dialects of several
+servers: the same request has the same answer in each. Answers are machine-generated and may repeat
+code that others hold rights in: review them before use. The model's licence and its use
+restrictions are at /licence."""
+ERRORS = {
+    "400": "The request makes no sense, or does not fit the context",
+    "401": "No API key, or a wrong one",
+    "403": "A host or an origin that is not allowed",
+    "408": "The body did not arrive in time",
+    "409": "A newer request of the same client has taken this one's place",
+    "413": "The body is too large",
+    "429": "The queue is full; Retry-After says when to try again",
+    "500": "The engine failed",
+    "503": "The server is being stopped, or does not answer",
+}
+PARAMETER = re.compile(r"\{(\w+)(:\w+)?\}")
+
+
+def describe(dialects: Iterable[Dialect], own: Iterable[Telling]) -> dict[str, object]:
+    """The whole document. `own` are the endpoints that belong to no dialect."""
+    paths: dict[str, dict[str, object]] = {}
+    for dialect in dialects:
+        for endpoint in dialect.completing:
+            answers = {"application/json": {"schema": endpoint.answer}}
+            answers |= {media_type: {} for media_type in MEDIA_TYPES.values()}
+            _add(
+                paths, dialect.name, "POST", endpoint.path, endpoint.summary, endpoint.body, answers
+            )
+        for endpoint in dialect.telling:
+            _add_telling(paths, dialect.name, endpoint)
+    for endpoint in own:
+        _add_telling(paths, "starpack", endpoint)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "starpack", "version": "1", "description": ABOUT},
+        "paths": paths,
+        "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+        "security": [{}, {"key": []}],
+    }
+
+
+def _add_telling(paths: dict[str, dict[str, object]], tag: str, endpoint: Telling) -> None:
+    answers = {"application/json": {"schema": endpoint.answer}}
+    if endpoint.answer is None:
+        answers = {endpoint.media_type: {"schema": {"type": "string"}}}
+    _add(paths, tag, endpoint.method, endpoint.path, endpoint.summary, endpoint.body, answers)
+
+
+def _add(
+    paths: dict[str, dict[str, object]],
+    tag: str,
+    method: str,
+    path: str,
+    summary: str,
+    body: Schema | None,
+    answers: dict[str, object],
+) -> None:
+    errors = {
+        status: {"description": text, "content": {"application/json": {}}}
+        for status, text in ERRORS.items()
+    }
+    operation: dict[str, object] = {
+        "tags": [tag],
+        "summary": summary,
+        "operationId": re.sub(r"\W+", "_", f"{method}{path}").strip("_").lower() or "root",
+        "responses": {"200": {"description": "The answer", "content": answers}, **errors},
+    }
+    if body is not None:
+        content = {"application/json": {"schema": body}}
+        operation["requestBody"] = {"required": True, "content": content}
+    parameters = [
+        {"name": match[1], "in": "path", "required": True, "schema": {"type": "string"}}
+        for match in PARAMETER.finditer(path)
+    ]
+    if parameters:
+        operation["parameters"] = parameters
+    paths.setdefault(PARAMETER.sub(r"{\1}", path), {})[method.lower()] = operation

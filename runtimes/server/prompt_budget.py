@@ -1,0 +1,174 @@
+"""From a prompt's texts to its ids, within the context: whole, trimmed and told so, or an error.
+
+The budget. The room for a prompt is the context less what is kept for the answer (as much as was
+asked for, but no more than a quarter of the context). Where a prompt is longer and may be trimmed,
+the suffix and the repository's files are each sure of a share of the room, the prefix of the rest;
+what one part does not need goes to the others. Files go first, the farthest from the cursor (the
+first of the list) before the others, each as a whole; the prefix loses its start, the suffix its
+end. Knows nothing of HTTP or of engines.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+from runtimes.contract import SpecialIds
+from runtimes.errors import ContextError
+from runtimes.prompts.fim import Context, Encode, RepoFile, generate_ids, infill_ids
+from runtimes.prompts.tokenizer import Tokenizer
+from runtimes.server.request import Fit, IdsPrompt, OverContext, Rules, TextPrompt
+
+ANSWER_SHARE = 4  # guessed: at most one in so many tokens of the context is kept for the answer
+# Guessed. The start of a long prefix is cut in steps of so many tokens, so that it stays where it
+# is while somebody types at its end, and what the engine holds of it can be used again.
+CUT_STEP_TOKENS = 128
+TRIES = 8  # guessed: a cut text may have a token or two more than the ids it was cut from
+
+
+def lay_out(
+    prompt: TextPrompt | IdsPrompt,
+    tokenizer: Tokenizer,
+    special_ids: SpecialIds,
+    context_tokens: int,
+    max_tokens: int,
+    over_context: OverContext,
+    rules: Rules,
+) -> tuple[tuple[int, ...], Fit]:
+    """The ids of `prompt`, and where they went; an empty one is the start of a document.
+
+    Raises ContextError where the prompt is longer than the room for it and may not be trimmed, or
+    where not even its control ids fit; UsageError for text that cannot be said in tokens.
+    """
+    room = context_tokens - min(max_tokens, context_tokens // ANSWER_SHARE)
+    if isinstance(prompt, IdsPrompt):
+        return _ids_as_given(prompt, special_ids, context_tokens, room, over_context)
+    layout = _Layout(cache(tokenizer.encode), tokenizer, special_ids)
+    whole = replace(layout.measure(prompt), context_tokens=context_tokens, room_tokens=room)
+    if whole.prompt_tokens <= room:
+        return layout.ids(prompt), whole
+    trimmed = layout.trim(prompt, whole, room, rules) if over_context == "trim" else None
+    if trimmed is None:
+        raise _too_long(whole)
+    kept = replace(layout.measure(trimmed), context_tokens=context_tokens, room_tokens=room)
+    return layout.ids(trimmed), replace(
+        kept,
+        # a cut may split a token: what is kept may then have one more than the part had there
+        dropped_prefix_tokens=max(0, whole.prefix_tokens - kept.prefix_tokens),
+        dropped_suffix_tokens=max(0, whole.suffix_tokens - kept.suffix_tokens),
+        dropped_extras_tokens=whole.extras_tokens - kept.extras_tokens,
+        dropped_files=len(prompt.context.files) - len(trimmed.context.files),
+    )
+
+
+def _ids_as_given(
+    prompt: IdsPrompt,
+    special_ids: SpecialIds,
+    context_tokens: int,
+    room: int,
+    over_context: OverContext,
+) -> tuple[tuple[int, ...], Fit]:
+    ids = prompt.ids or (special_ids.endoftext,)
+    kept = ids[-room:]
+    fit = Fit(context_tokens, room, len(kept), len(kept), 0, 0, 0, len(ids) - len(kept))
+    if fit.dropped_tokens and over_context == "error":
+        raise _too_long(replace(fit, prompt_tokens=len(ids), prefix_tokens=len(ids)))
+    return kept, fit
+
+
+def _too_long(whole: Fit) -> ContextError:
+    return ContextError(
+        f"the prompt has {whole.prompt_tokens} tokens: {whole.prefix_tokens} before the gap, "
+        f"{whole.suffix_tokens} after it, {whole.extras_tokens} of other files, "
+        f"{whole.control_tokens} control tokens",
+        expected=f"at most {whole.room_tokens}, in a context of {whole.context_tokens} tokens",
+        remedy='send less, or let the far ends be trimmed: {"starpack": {"over_context": "trim"}} '
+        "in the request, or the server's flag --over-context trim",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """The parts of a prompt, counted and cut."""
+
+    encode: Encode
+    tokenizer: Tokenizer
+    special_ids: SpecialIds
+
+    def ids(self, prompt: TextPrompt) -> tuple[int, ...]:
+        if prompt.suffix is None:
+            ids = generate_ids(self.encode, self.special_ids, prompt.prefix, prompt.context)
+        else:
+            ids = infill_ids(
+                self.encode, self.special_ids, prompt.prefix, prompt.suffix, prompt.context
+            )
+        return tuple(ids) or (self.special_ids.endoftext,)
+
+    def measure(self, prompt: TextPrompt) -> Fit:
+        """The parts are encoded apart in a prompt, so their counts add up."""
+        total = len(self.ids(prompt))
+        path = prompt.context.path
+        prefix = self._count(prompt.prefix if path is None else f"{path}\n{prompt.prefix}")
+        suffix = self._count(prompt.suffix or "")
+        extras = self._extras(prompt.context)
+        return Fit(0, 0, total, prefix, suffix, extras, total - prefix - suffix - extras)
+
+    def trim(self, prompt: TextPrompt, whole: Fit, room: int, rules: Rules) -> TextPrompt | None:
+        """`prompt` with its far ends cut so that it fits into `room` ids; None where it cannot."""
+        free = room - whole.control_tokens
+        texts = whole.prefix_tokens + whole.suffix_tokens
+        context = self._drop_files(
+            prompt.context, max(int(free * rules.extras_share), free - texts)
+        )
+        free -= self._extras(context)
+        suffix_share = int(free * rules.suffix_share)
+        suffix_room = min(whole.suffix_tokens, max(suffix_share, free - whole.prefix_tokens))
+        path = prompt.context.path
+        prefix_room = free - suffix_room - (0 if path is None else self._count(f"{path}\n"))
+        for _ in range(TRIES):
+            suffix = prompt.suffix
+            cut = TextPrompt(
+                self._tail(prompt.prefix, prefix_room),
+                None if suffix is None else self._head(suffix, suffix_room),
+                context,
+            )
+            over = len(self.ids(cut)) - room
+            if over <= 0:
+                return cut
+            prefix_room -= over
+        return None
+
+    def _drop_files(self, context: Context, room: int) -> Context:
+        """Keep the last files of which all fit, and the repository's name."""
+        room -= self._count(context.repo_name or "")
+        first = len(context.files)
+        while first and (room := room - self._count_file(context.files[first - 1])) >= 0:
+            first -= 1
+        return replace(context, files=context.files[first:])
+
+    def _tail(self, text: str, room: int) -> str:
+        ids = self.encode(text)
+        if len(ids) <= room:
+            return text
+        step = CUT_STEP_TOKENS if room >= 2 * CUT_STEP_TOKENS else 1
+        drop = math.ceil((len(ids) - max(room, 0)) / step) * step
+        return self._text(ids[drop:])
+
+    def _head(self, text: str, room: int) -> str:
+        ids = self.encode(text)
+        return text if len(ids) <= room else self._text(ids[: max(room, 0)])
+
+    def _text(self, ids: Sequence[int]) -> str:
+        """Without the parts of a character that the cut went through."""
+        return b"".join(map(self.tokenizer.token_bytes, ids)).decode(errors="ignore")
+
+    def _extras(self, context: Context) -> int:
+        return self._count(context.repo_name or "") + sum(map(self._count_file, context.files))
+
+    def _count_file(self, file: RepoFile) -> int:
+        return self._count(file.text if file.path is None else f"{file.path}\n{file.text}")
+
+    def _count(self, text: str) -> int:
+        return len(self.encode(text)) if text else 0

@@ -1,0 +1,89 @@
+"""One job seen from the event loop: its events as they come, and an end when the client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Any
+
+from runtimes.errors import Cancelled
+from runtimes.generation.completion import Chunk, join
+from runtimes.server.job_queue import Engine, Event, Job
+from runtimes.server.request import Plan, Result, Run
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+
+
+class Conversation:
+    """`async with` it; whatever happens inside, the job does not outlive the block."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        client: str,
+        runs: tuple[Run, ...],
+        *,
+        limit_s: float = math.inf,
+        supersede: bool = False,
+        name: str = "",
+    ) -> None:
+        """Submit the runs, on the loop's thread; see Job for the rest, Engine.submit for errors."""
+        self._engine = engine
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._watch: asyncio.Task[None] | None = None
+        self.job = Job(client, runs, self._emit, limit_s=limit_s, supersede=supersede, name=name)
+        engine.submit(self.job)
+
+    async def __aenter__(self) -> Conversation:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancel what is left of the job."""
+        if self._watch is not None:
+            self._watch.cancel()
+        self._engine.withdraw(self.job)
+
+    def watch(self, receive: Receive) -> None:
+        """End the job when `receive`, of ASGI, says that the client has gone."""
+        self._watch = self._loop.create_task(self._until_gone(receive))
+
+    async def next(self) -> Event:
+        """The next event but an error, which is raised."""
+        event = await self._events.get()
+        if isinstance(event, Exception):
+            raise event
+        return event
+
+    async def results(self, plan: Plan) -> list[Result]:
+        """All of it, run by run."""
+        chunks: list[list[Chunk]] = [[] for _ in plan.runs]
+        scores: list[tuple] = [() for _ in plan.runs]
+        while (event := await self.next()) is not None:
+            run, item = event
+            if isinstance(item, Chunk):
+                chunks[run].append(item)
+            else:
+                scores[run] = item
+        return [Result(join(c), s) for c, s in zip(chunks, scores, strict=True)]
+
+    def _emit(self, event: Event) -> None:
+        with suppress(RuntimeError):  # the loop is closed: there is nobody left to tell
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+    async def _until_gone(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._engine.withdraw(self.job)
+        self._events.put_nowait(Cancelled("the client went away"))

@@ -1,0 +1,1 @@
+"""What runs before the hashes of a bundle have been checked: standard library only."""

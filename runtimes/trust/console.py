@@ -1,0 +1,98 @@
+"""What a person or a program sees: results on standard output, everything else on the other.
+
+With `json` a command prints one JSON value and no remarks.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from runtimes.errors import StarpackError
+
+if TYPE_CHECKING:
+    from runtimes.generation.completion import Timings
+    from runtimes.prompts.repo_context import Chosen
+
+NOTICE = (
+    "Machine-generated code: review it before use, and say so where you publish it. "
+    "Licence and use restrictions: run --licence."
+)
+PATIENCE_S = 2.0  # specified: work that takes longer shows its progress
+REFRESH_S = 0.1  # guessed: smooth to the eye
+
+
+class Console:
+    """Standard output and standard error, with the manners that the flags ask for."""
+
+    def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json = as_json
+        self._quiet = quiet
+        self._remarks = not (as_json or quiet)
+
+    def text(self, piece: str) -> None:
+        """Show a piece of a result at once."""
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+
+    def data(self, value: object) -> None:
+        """Print a JSON value."""
+        print(json.dumps(value, indent=2, ensure_ascii=False))
+
+    def remark(self, line: str) -> None:
+        """A line beside the result; not with `json` or `quiet`."""
+        if self._remarks:
+            print(line, file=sys.stderr)
+
+    def warn(self, line: str) -> None:
+        """What the user should know whatever the flags, but `quiet`."""
+        if not self._quiet:
+            print(f"warning: {line}", file=sys.stderr)
+
+    def error(self, error: StarpackError) -> None:
+        """An explained failure, on standard error whatever the flags."""
+        plain = json.dumps(error.to_json(), ensure_ascii=False)
+        print(plain if self.as_json else f"error: {error}", file=sys.stderr)
+
+    def meter(self, label: str, unit: str, per_unit: int = 1) -> Callable[[int, int], None]:
+        """progress(done, total) that shows itself on a terminal once the work takes long."""
+        started = shown = time.monotonic()
+        visible = self._remarks and sys.stderr.isatty()
+
+        def progress(done: int, total: int) -> None:
+            nonlocal shown
+            now = time.monotonic()
+            ended = done >= total
+            if not visible or now - started < PATIENCE_S or (now - shown < REFRESH_S and not ended):
+                return
+            shown = now
+            line = f"{label}: {done // per_unit} of {total // per_unit} {unit}"
+            print(f"\r{line}", end="\r\033[K" if ended else "", file=sys.stderr, flush=True)
+
+        return progress
+
+
+def describe_timings(timings: Timings, finish_reason: str) -> str:
+    """One line for a person."""
+    line = (
+        f"prompt: {timings.prompt_tokens} tokens, {timings.reused_tokens} of them reused, "
+        f"{timings.prompt_s:.2f} s; generated: {timings.generated_tokens} tokens"
+    )
+    if timings.first_token_s is not None:
+        line += f", the first after {timings.first_token_s:.2f} s"
+    if timings.generated_tokens > 1 and timings.decode_s > 0:
+        line += f", then {(timings.generated_tokens - 1) / timings.decode_s:.1f} tokens/s"
+    return f"{line}; ended by: {finish_reason}"
+
+
+def describe_chosen(chosen: Chosen) -> str:
+    """One line for a person, the most relevant file first."""
+    paths = ", ".join(str(file.path) for file in reversed(chosen.files)) or "none fits"
+    more = "" if chosen.is_whole else "; the folder is too large to be looked at as a whole"
+    return (
+        f"repository: {len(chosen.files)} files, {chosen.tokens} of {chosen.budget_tokens} tokens "
+        f"({paths}); {chosen.left_out} left out{more}"
+    )

@@ -1,0 +1,87 @@
+"""What a manifest lists: files, and variants where there are several. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from runtimes.trust import fields as checks
+
+MAX_MANIFEST_FILES = 10_000
+MAX_VARIANTS = 100  # guessed: more than there are recipes
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file of a bundle: POSIX path below the bundle's folder, size, SHA-256 in hex."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class VariantEntry:
+    """One of several artifacts that share a bundle. None: neither measured nor estimated.
+
+    memory_bytes: the most that it held where it was measured, or may hold by its estimate.
+    first_token_s, per_token_s: medians, for the workload of the selection. divergence_nats: the
+    mean, from the unquantised checkpoint. measured: the evidence, as the manifest has it.
+    """
+
+    name: str
+    format: str
+    recipe: str
+    artifact: str
+    memory_bytes: int | None = None
+    first_token_s: float | None = None
+    per_token_s: float | None = None
+    divergence_nats: float | None = None
+    measured: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, value: object, key: str) -> VariantEntry:
+        """Check a decoded entry of `variants`; raises IntegrityError naming the key."""
+        data = checks.record(value, key, {f.name for f in fields(cls)})
+        texts = {n: checks.text(data[n], f"{key}.{n}") for n in ("name", "format", "recipe")}
+        figures = ("memory_bytes", "first_token_s", "per_token_s", "divergence_nats")
+        for name in figures:
+            checks.figure(data[name], f"{key}.{name}", whole=name == "memory_bytes")
+        return cls(
+            **texts,
+            artifact=checks.safe_path(data["artifact"], f"{key}.artifact"),
+            **{name: data[name] for name in figures},
+            measured=checks.mapping(data["measured"], f"{key}.measured"),
+        )
+
+
+def file_entries(value: object, key: str, most: int = MAX_MANIFEST_FILES) -> tuple[FileEntry, ...]:
+    """Check a decoded list of files, 1 to `most` with each path once; raises IntegrityError."""
+    if not isinstance(value, list) or not 0 < len(value) <= most:
+        raise checks.bad(key, value, f"a list of 1 to {most} files")
+    entries = tuple(_file_entry(entry, f"{key}[{i}]") for i, entry in enumerate(value))
+    if len({entry.path for entry in entries}) != len(entries):
+        raise checks.bad(key, "a path twice", "each path once")
+    return entries
+
+
+def variant_entries(value: object, key: str) -> tuple[VariantEntry, ...]:
+    """Check a decoded list of variants with each name once; raises IntegrityError."""
+    if not isinstance(value, list) or not 0 < len(value) <= MAX_VARIANTS:
+        raise checks.bad(key, value, f"a list of 1 to {MAX_VARIANTS} variants")
+    found = tuple(VariantEntry.from_json(entry, f"{key}[{i}]") for i, entry in enumerate(value))
+    if len({variant.name for variant in found}) != len(found):
+        raise checks.bad(key, "a name twice", "each name once")
+    return found
+
+
+def _file_entry(value: object, key: str) -> FileEntry:
+    data = checks.record(value, key, {f.name for f in fields(FileEntry)})
+    sha256 = data["sha256"]
+    if not isinstance(sha256, str) or len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
+        raise checks.bad(f"{key}.sha256", sha256, "64 lower-case hex digits")
+    size = data["bytes"]
+    if not checks.is_int(size) or size < 0:
+        raise checks.bad(f"{key}.bytes", size, "a whole number, 0 or more")
+    return FileEntry(checks.safe_path(data["path"], f"{key}.path"), size, sha256)

@@ -1,0 +1,168 @@
+"""Is a bundle signed by the holder of a key? Checked with the system's `openssl`.
+
+bundle.json.sig is what OpenSSF model-signing writes with an elliptic curve key: a Sigstore bundle,
+in it a DSSE envelope, in it an in-toto statement that names every file with its SHA-256.
+
+    openssl checks that the key has signed the statement; nothing here does cryptography
+    the statement has to name bundle.json and all that bundle.json lists, with the same hashes
+
+So together with runtimes/trust/verify.py every byte is as it was signed. The program comes from the
+system and not with the bundle: what checks must not come from the one who is checked. Standard
+library only.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from runtimes.contract import (
+    COPY_AGAIN,
+    MANIFEST_NAME,
+    SIGNATURE_NAME,
+    Manifest,
+    manifest_bytes,
+    signature_bytes,
+)
+from runtimes.errors import DeviceError, IntegrityError, UsageError
+
+# specified: https://github.com/secure-systems-lab/dsse/blob/v1.0.0/protocol.md, and model-signing's
+# sources for the types and for the digest that belongs to each curve
+PAYLOAD_TYPE = "application/vnd.in-toto+json"
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE = "https://model_signing/signature/v1.0"
+DIGEST_OF_CURVE = {"prime256v1": "sha256", "secp384r1": "sha384", "secp521r1": "sha512"}
+TIME_LIMIT_S = 60  # guessed: openssl takes milliseconds
+
+
+def verify_signature(bundle: Path, manifest: Manifest, public_key: Path) -> None:
+    """Check that the key in `public_key` (PEM) has signed this manifest and each file it lists.
+
+    The files themselves are verify_files' business. Raises IntegrityError for a bundle that is not
+    signed, or not by this key, or not as it is now; UsageError for a file that is no such key;
+    DeviceError where there is no openssl.
+    """
+    payload, signature = _envelope(bundle)
+    digest = _digest_for(public_key)
+    with tempfile.TemporaryDirectory() as folder:
+        said, sealed = Path(folder, "said"), Path(folder, "sealed")
+        said.write_bytes(pre_authentication_encoding(payload))
+        sealed.write_bytes(signature)
+        key = str(public_key.resolve())
+        done = _openssl("dgst", f"-{digest}", "-verify", key, "-signature", str(sealed), str(said))
+    if done.returncode != 0:
+        raise _bad(bundle, f"the signature was not made with the key of {public_key}")
+    signed = _signed_hashes(bundle, payload)
+    expected = {entry.path: entry.sha256 for entry in manifest.files}
+    expected[MANIFEST_NAME] = hashlib.sha256(manifest_bytes(bundle)).hexdigest()
+    for path in sorted(signed.keys() | expected.keys()):
+        if signed.get(path) != expected.get(path):
+            raise IntegrityError(
+                f"the signature is of another bundle: they differ in {path}",
+                where=bundle / path,
+                expected=signed.get(path, "no such file"),
+                remedy=COPY_AGAIN,
+            )
+
+
+def pre_authentication_encoding(payload: bytes) -> bytes:
+    """What DSSE has signed for a payload: its type and length go before it."""
+    return b"DSSEv1 %d %s %d %s" % (
+        len(PAYLOAD_TYPE), PAYLOAD_TYPE.encode(), len(payload), payload
+    )  # fmt: skip
+
+
+def _envelope(bundle: Path) -> tuple[bytes, bytes]:
+    """The statement and its signature; raises IntegrityError."""
+    data = signature_bytes(bundle)
+    if data is None:
+        raise IntegrityError(
+            "the bundle is not signed",
+            where=bundle / SIGNATURE_NAME,
+            remedy="have whoever packed it sign it: starpack sign BUNDLE --key FILE",
+        )
+    try:
+        envelope = json.loads(data)["dsseEnvelope"]
+        (signature,) = envelope["signatures"]
+        if envelope["payloadType"] != PAYLOAD_TYPE:
+            raise ValueError(f"its payload is {envelope['payloadType']!r}")
+        return (
+            base64.b64decode(envelope["payload"], validate=True),
+            base64.b64decode(signature["sig"], validate=True),
+        )
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _bad(bundle, f"not a signature of model-signing: {error}") from None
+
+
+def _signed_hashes(bundle: Path, payload: bytes) -> Mapping[str, str]:
+    """Path to SHA-256, as the statement has them; raises IntegrityError."""
+    try:
+        statement: dict[str, Any] = json.loads(payload)
+        predicate = statement["predicate"]
+        kind = (
+            statement["_type"],
+            statement["predicateType"],
+            predicate["serialization"]["method"],
+        )
+        if kind != (STATEMENT_TYPE, PREDICATE_TYPE, "files"):
+            raise ValueError(f"it is of kind {kind}")
+        hashes = {}
+        for resource in predicate["resources"]:
+            if resource["algorithm"] != "sha256" or resource["name"] in hashes:
+                raise ValueError(f"{resource['name']} is twice in it, or without SHA-256")
+            hashes[resource["name"]] = resource["digest"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _bad(bundle, f"not a statement of model-signing: {error}") from None
+    return hashes
+
+
+def _digest_for(public_key: Path) -> str:
+    """The digest that model-signing uses with this key's curve; raises UsageError."""
+    if not public_key.is_file():
+        raise UsageError("no such file", where=public_key, expected="a public key in PEM")
+    done = _openssl("pkey", "-pubin", "-in", str(public_key.resolve()), "-noout", "-text")
+    curve = re.search(r"ASN1 OID: (\S+)", done.stdout)
+    if done.returncode != 0 or curve is None or curve[1] not in DIGEST_OF_CURVE:
+        raise UsageError(
+            "not a public key that bundles are signed with",
+            where=public_key,
+            expected=f"a public key in PEM, on one of the curves {', '.join(DIGEST_OF_CURVE)}",
+            remedy="openssl pkey -in PRIVATE.pem -pubout -out PUBLIC.pem",
+        )
+    return DIGEST_OF_CURVE[curve[1]]
+
+
+def _openssl(*words: str) -> subprocess.CompletedProcess[str]:
+    program = shutil.which("openssl")
+    if program is None:
+        raise DeviceError(
+            "there is no openssl on this machine's PATH, which checks signatures",
+            remedy="install the system's openssl, or check the bundle where there is one: "
+            "starpack verify BUNDLE --public-key FILE",
+        )
+    return subprocess.run(
+        [program, *words],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=TIME_LIMIT_S,
+        check=False,
+    )
+
+
+def _bad(bundle: Path, what: str) -> IntegrityError:
+    return IntegrityError(
+        what,
+        where=bundle / SIGNATURE_NAME,
+        expected="a signature by the key that you were given for this bundle",
+        remedy="do not use the bundle; ask whoever signed it",
+    )

@@ -1,0 +1,247 @@
+"""Is a folder exactly what a list of files says: every byte of it, and nothing else?
+
+    files   sizes and SHA-256 of all, in parallel
+    names   no file too many or too few; no link, device or pipe
+
+A HashCache remembers hashes by what the system knows of a file: inode, size, time of its last
+modification and time of the last change to its inode. Those hold against accidents and against
+other users. They do not hold against root, or against whoever may set the clock.
+
+Standard library only: this runs before anything else of a bundle does (see bootstrap.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from threading import Event, Lock
+
+from runtimes.contract import COPY_AGAIN, UNLISTED, FileEntry, Manifest
+from runtimes.errors import Cancelled, IntegrityError
+
+HASH_BLOCK_BYTES = 1 << 20  # guessed: large enough to let other threads run while hashing
+HASH_THREADS = 8  # guessed: more than one disk can feed
+TICK_NS = 100_000_000  # guessed: ten times the coarsest tick by which Linux stamps files, 10 ms
+COARSE_TICK_NS = 2_500_000_000  # specified: FAT keeps even seconds; and a margin
+MAX_CACHE_BYTES = 64 * 1024 * 1024  # guessed: 100,000 files take 14 MB
+
+BytesProgress = Callable[[int, int], None]
+"""progress(done_bytes, total_bytes), from several threads but never two at once."""
+
+
+def no_progress(done_bytes: int, total_bytes: int) -> None:
+    """The progress of a caller that shows none."""
+
+
+class HashCache:
+    """SHA-256 by a file's stamp, kept in a JSON file, which need not exist or be writable.
+
+    Put it where only those may write who may also write the files. fresh: forget what it holds, now
+    and for good, since what has rotted on the disk has the stamp that it had.
+    """
+
+    def __init__(self, file: Path, *, fresh: bool = False) -> None:
+        self._file = file
+        if fresh:
+            with suppress(OSError):
+                file.unlink()
+        self._known = {} if fresh else _load(file)
+        self._used: dict[str, str] = {}
+
+    def get(self, info: os.stat_result) -> str | None:
+        """The hash of the file that has this stamp, if it is known."""
+        sha256 = self._known.get(_stamp(info))
+        if sha256 is not None:
+            self._used[_stamp(info)] = sha256
+        return sha256
+
+    def put(self, info: os.stat_result, sha256: str, hashed_at_ns: int) -> None:
+        """Remember a hash that was begun at that time.
+
+        Not for a file that was changed only just before: a second change within one tick of the
+        file system's clock would not show in its stamp.
+        """
+        coarse = info.st_ctime_ns % 1_000_000_000 == 0
+        if hashed_at_ns - info.st_ctime_ns > (COARSE_TICK_NS if coarse else TICK_NS):
+            self._used[_stamp(info)] = sha256
+
+    def save(self) -> None:
+        """Write what was used or put since it was opened; nothing else stays."""
+        if self._used == self._known:
+            return
+        partial = self._file.with_name(f"{self._file.name}.{os.getpid()}.partial")
+        with suppress(OSError):  # without the cache the next check takes longer, no more
+            try:
+                partial.write_text(json.dumps(self._used))
+                partial.replace(self._file)
+            finally:
+                partial.unlink(missing_ok=True)
+
+
+def verify_files(
+    bundle: Path,
+    manifest: Manifest,
+    progress: BytesProgress = no_progress,
+    cache: HashCache | None = None,
+) -> None:
+    """Check that the bundle holds the manifest's files, every byte of them, and nothing else.
+
+    Only the manifest and its hash are not listed. Raises IntegrityError naming the first file that
+    is unknown, missing, changed, or not a plain file. What is read later may have changed since: a
+    folder that others can write to cannot be trusted however often it is checked.
+    """
+    verify_folder(bundle, manifest.files, UNLISTED, progress, cache)
+
+
+def verify_folder(
+    folder: Path,
+    entries: Sequence[FileEntry],
+    unlisted: Collection[str] = (),
+    progress: BytesProgress = no_progress,
+    cache: HashCache | None = None,
+) -> None:
+    """Check that `folder` holds exactly these files, beside those `unlisted`; see verify_files."""
+    found = verify_names(folder, entries, unlisted)
+    unknown = []
+    for entry in entries:
+        sha256 = None if cache is None else cache.get(found[entry.path])
+        if sha256 is None:
+            unknown.append(entry)
+        elif sha256 != entry.sha256:
+            raise _changed(folder / entry.path, sha256, entry)
+    _check_hashes(folder, unknown, progress, cache)
+
+
+def verify_names(
+    folder: Path, entries: Sequence[FileEntry], unlisted: Collection[str] = ()
+) -> dict[str, os.stat_result]:
+    """Check which files there are, and their sizes; returns each with what the system knows of it.
+
+    Raises IntegrityError.
+    """
+    found = {path: info for path, info in _walk(folder, "") if path not in unlisted}
+    expected = {entry.path: entry for entry in entries}
+    for path in sorted(found.keys() | expected.keys()):
+        if path not in expected:
+            raise _unknown(folder / path)
+        if path not in found:
+            raise damaged(folder / path, "a file of the bundle is missing")
+        if found[path].st_size != expected[path].bytes:
+            raise damaged(
+                folder / path,
+                f"a file of the bundle has {found[path].st_size} bytes",
+                f"{expected[path].bytes} bytes",
+            )
+    return found
+
+
+def damaged(file: Path, what: str, expected: str | None = None) -> IntegrityError:
+    """The error for a file that is not as it was packed."""
+    return IntegrityError(what, where=file, expected=expected, remedy=COPY_AGAIN)
+
+
+def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, os.stat_result]]:
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda e: e.name):
+            path = prefix + entry.name
+            info = entry.stat(follow_symlinks=False)
+            if stat.S_ISDIR(info.st_mode):
+                yield from _walk(Path(entry.path), path + "/")
+            elif stat.S_ISREG(info.st_mode):
+                yield path, info
+            else:
+                kind = "a link" if entry.is_symlink() else "neither a file nor a folder"
+                raise damaged(Path(entry.path), f"the bundle holds {kind}", "plain files only")
+
+
+def _check_hashes(
+    folder: Path, entries: list[FileEntry], progress: BytesProgress, cache: HashCache | None
+) -> None:
+    total = sum(entry.bytes for entry in entries)
+    done = 0
+    lock = Lock()
+    stopped = Event()
+
+    def add(count: int) -> None:
+        nonlocal done
+        if stopped.is_set():
+            raise Cancelled("hashing was stopped")
+        with lock:
+            done += count
+            progress(done, total)
+
+    largest_first = sorted(entries, key=lambda entry: (-entry.bytes, entry.path))
+    with ThreadPoolExecutor(min(HASH_THREADS, _cores())) as pool:
+        hashes = pool.map(lambda entry: _sha256(folder / entry.path, add, cache), largest_first)
+        try:
+            for entry, sha256 in zip(largest_first, hashes, strict=True):
+                if sha256 != entry.sha256:
+                    raise _changed(folder / entry.path, sha256, entry)
+        except BaseException:  # the first failure is enough, and Ctrl-C must not wait for the rest
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+    if cache is not None:
+        cache.save()
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        return os.cpu_count() or 1
+
+
+def _sha256(file: Path, add: Callable[[int], None], cache: HashCache | None) -> str:
+    digest = hashlib.sha256()
+    begun_ns = time.time_ns()
+    try:
+        # not through a link that has just been put there, nor held up by a pipe
+        with open(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as stream:
+            before = os.fstat(stream.fileno())
+            while block := stream.read(HASH_BLOCK_BYTES):
+                digest.update(block)
+                add(len(block))
+            after = os.fstat(stream.fileno())
+    except OSError as error:
+        raise damaged(file, f"a file of the bundle cannot be read: {error.strerror}") from None
+    if _stamp(before) != _stamp(after) or not stat.S_ISREG(after.st_mode):
+        raise damaged(file, "a file of the bundle was changed while it was read")
+    if cache is not None:
+        cache.put(after, digest.hexdigest(), begun_ns)
+    return digest.hexdigest()
+
+
+def _stamp(info: os.stat_result) -> str:
+    return f"{info.st_ino}:{info.st_size}:{info.st_mtime_ns}:{info.st_ctime_ns}"
+
+
+def _load(file: Path) -> dict[str, str]:
+    try:
+        if file.stat().st_size > MAX_CACHE_BYTES:
+            return {}
+        value = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _changed(file: Path, sha256: str, entry: FileEntry) -> IntegrityError:
+    return damaged(file, f"a file of the bundle has changed: its SHA-256 is {sha256}", entry.sha256)
+
+
+def _unknown(file: Path) -> IntegrityError:
+    if "__pycache__" in file.parts:
+        return IntegrityError(
+            "Python has left compiled files in the bundle, which nobody has checked",
+            where=file,
+            remedy="delete the __pycache__ folders; start with `run`, or with `python -B`",
+        )
+    return damaged(file, "the bundle holds a file that it was not packed with")

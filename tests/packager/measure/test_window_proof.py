@@ -1,0 +1,38 @@
+"""The verdict on a window, from divergences alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from packager.measure.window_proof import divergence, judge, log_softmax
+
+RNG = np.random.default_rng(0)
+NOISE = RNG.exponential(0.03, 2048)  # a coarse quantisation's divergence, position by position
+LOST = RNG.exponential(0.03, 2048)  # what losing the window adds: no more than that
+
+
+@pytest.mark.parametrize(
+    "past, full, beyond, verdict",
+    [
+        (NOISE, NOISE + LOST, None, "holds"),
+        (NOISE + LOST / 2, NOISE, None, "inconclusive"),  # nearer to full attention
+        (NOISE, NOISE, None, "inconclusive"),  # the text cannot tell them apart
+        (NOISE, NOISE, 0.0, "holds"),  # the reach can
+        (NOISE, NOISE + LOST, 1e-6, "fails"),
+        (5 * NOISE, NOISE, None, "fails"),
+        (5 * NOISE, NOISE, 0.0, "fails"),
+        (NOISE[:0], NOISE[:0], None, "holds"),
+    ],
+)
+def test_verdict(past, full, beyond, verdict):
+    assert judge(NOISE, past, full, beyond) == verdict
+
+
+def test_divergence_of_a_distribution_by_hand():
+    logits = np.log(np.array([[0.5, 0.25, 0.25], [0.2, 0.3, 0.5]], np.float32))
+    even = log_softmax(np.zeros((2, 3), np.float32))
+    expected = [np.log(3) - 1.5 * np.log(2), 0.2 * np.log(0.6) + 0.3 * np.log(0.9)]
+    expected[1] += 0.5 * np.log(1.5)
+    assert divergence(log_softmax(logits), even) == pytest.approx(expected, abs=1e-6)
+    assert divergence(even, even) == pytest.approx([0, 0], abs=1e-12)

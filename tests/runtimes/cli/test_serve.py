@@ -1,0 +1,183 @@
+"""`serve`: from flags to a server that answers, and the refusals before the model is opened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import pytest
+
+from runtimes.bundle import open as bundles
+from runtimes.cli import main as cli
+from tests.runtimes.bundle.test_open import write_bundle, write_manifest
+from tests.runtimes.server.conftest import wait_until
+from tests.support.runtime_toys import module_with, random_logits
+
+KEY = "a-key-of-this-test-alone"
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    opened: list = []
+    module = SimpleNamespace(**module_with(random_logits(), opened))
+    monkeypatch.setattr(bundles, "backend_module", lambda format: module)
+    monkeypatch.delenv("STARPACK_API_KEY", raising=False)
+    folder = write_bundle(tmp_path / "bundle")
+    (folder / "licence").mkdir()
+    (folder / "licence" / "LICENSE").write_text("Use restrictions apply.")
+    provenance = {"model": "starcoder2-toy", "licences": ["licence/LICENSE"]}
+    write_manifest(folder, provenance=provenance)
+    return folder
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+def serve_and_ask(words: list[str], ask) -> tuple[int, object]:
+    """Run the command in this thread, as signals want it, and `ask` in another; then SIGTERM."""
+
+    def asked() -> object:
+        try:
+            return ask()
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    # should it come before the server listens to it
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(asked)
+            code = cli.main(words)
+            assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+            return code, answer.result()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def is_up(url: str) -> bool:
+    try:
+        return httpx.get(url + "/health").status_code == 200
+    except httpx.ConnectError:
+        return False
+
+
+def test_it_serves_until_it_is_told_to_stop(bundle, port, capsys):
+    url = f"http://127.0.0.1:{port}"
+
+    def ask() -> list:
+        wait_until(lambda: is_up(url))
+        done = httpx.post(url + "/completion", json={"prompt": "abc", "n_predict": 9})
+        return [done.json(), httpx.get(url + "/licence").text, httpx.get(url + "/api/tags").json()]
+
+    words = ["serve", "--bundle", str(bundle), "--port", str(port), "--max-tokens", "4"]
+    code, (done, licence, tags) = serve_and_ask(words, ask)
+    assert code == 0
+    assert done["model"] == "starcoder2-toy" and done["tokens_predicted"] == 4
+    assert "Use restrictions apply." in licence
+    assert tags["models"][0]["size"] == 256 * 20_000
+    out, err = capsys.readouterr()
+    assert out == f"serving starcoder2-toy at {url}\n"
+    assert "Machine-generated code" in err and f"{url}/infill" in err
+
+
+def test_json_says_where(bundle, port, capsys):
+    def ask() -> None:
+        wait_until(lambda: is_up(f"http://127.0.0.1:{port}"))
+
+    words = ["serve", "--bundle", str(bundle), "--port", str(port), "--json", "--name", "mine"]
+    assert serve_and_ask(words, ask)[0] == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"url": f"http://127.0.0.1:{port}", "model": "mine"}
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "reused"), [(["--reproducible"], 64), ([], 100)], ids=["reproducible", "as-usual"]
+)
+def test_reproducible_answers_reuse_whole_groups(bundle, port, flags, reused):
+    url = f"http://127.0.0.1:{port}"
+
+    def ask() -> list[int]:
+        wait_until(lambda: is_up(url))
+        prompts = [[*range(40, 140), 40], [*range(40, 140), 41, 42]]
+        bodies = [{"prompt": prompt, "n_predict": 2} for prompt in prompts]
+        answers = [httpx.post(url + "/completion", json=body).json() for body in bodies]
+        return [answer["timings"]["cache_n"] for answer in answers]
+
+    words = ["serve", "--bundle", str(bundle), "--port", str(port), *flags]
+    assert serve_and_ask(words, ask) == (0, [0, reused])
+
+
+@pytest.mark.parametrize("where", ["file", "variable"])
+def test_other_addresses_with_a_key(bundle, port, tmp_path, monkeypatch, capsys, where):
+    words = ["serve", "--bundle", str(bundle), "--port", str(port), "--host", "0.0.0.0"]
+    if where == "file":
+        file = tmp_path / "keys"
+        file.write_text(f"\n{KEY}\n{KEY}-of-others\n")
+        file.chmod(0o600)
+        words += ["--api-key-file", str(file)]
+    else:
+        monkeypatch.setenv("STARPACK_API_KEY", KEY)
+    url = f"http://127.0.0.1:{port}"
+
+    def ask() -> list[int]:
+        wait_until(lambda: is_up(url))
+        key = {"authorization": f"Bearer {KEY}"}
+        return [httpx.get(url + "/slots", headers=h).status_code for h in ({}, key)]
+
+    assert serve_and_ask(words, ask) == (0, [401, 200])
+    assert "without TLS" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--host", "0.0.0.0"], "anybody who reaches 0.0.0.0 could use the model"),
+        (["--host", "::"], "anybody who reaches :: could use the model"),
+        (["--host", "example.org"], "anybody who reaches example.org"),
+        (["--api-key-file", "nowhere"], "the API keys cannot be read"),
+        (["--tls-cert", "cert.pem"], "one of --tls-cert and --tls-key"),
+        (["--tls-cert", "no.pem", "--tls-key", "no.pem"], "the certificate cannot be used"),
+        (["--port", "99999"], "--port is 99999"),
+        (["--queue", "0"], "--queue is 0"),
+        (["--max-body", "-1"], "--max-body is -1"),
+        (["--max-tokens", "0"], "--max-tokens is 0"),
+        (["--temperature", "-1"], "--temperature is -1"),
+        (["--temperature", "nan"], "--temperature is nan"),
+        (["--request-time", "0"], "--request-time"),
+        (["--suffix-share", "0.9", "--extras-share", "0.2"], "--suffix-share"),
+    ],
+)
+def test_refusals(bundle, capsys, flags, message):
+    assert cli.main(["serve", "--bundle", str(bundle), "--port", "0", *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "message"),
+    [
+        ("tiny-key", 0o600, "too short"),
+        ("with spaces in it, so no key", 0o600, "no header can carry"),
+        ("schlüssel-mit-umlaut-darin", 0o600, "no header can carry"),
+        ("", 0o600, "is empty"),
+        (KEY, 0o644, "others may read"),
+    ],
+)
+def test_keys_that_are_none(bundle, tmp_path, capsys, text, mode, message):
+    file = tmp_path / "keys"
+    file.write_text(text, encoding="utf-8")
+    file.chmod(mode)
+    words = ["serve", "--bundle", str(bundle), "--host", "0.0.0.0", "--api-key-file", str(file)]
+    assert cli.main(words) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert not text or text not in err

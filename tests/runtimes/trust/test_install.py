@@ -1,0 +1,367 @@
+"""Installing: checked before it runs, whole or not at all, and the version before stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import py_compile
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from runtimes.bundle.open import verify_files
+from runtimes.contract import MANIFEST_HASH_NAME, MANIFEST_NAME, manifest_hash, read_manifest
+from runtimes.trust.bootstrap import CHECKER
+from runtimes.trust.verify import TICK_NS
+from runtimes.trust.versions import Installation
+from tests.support.packing import bare_environment, sh, write_bundle
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return write_bundle(tmp_path / "parts", tmp_path / "packed bundle")  # scripts bear a space
+
+
+@pytest.fixture
+def newer(tmp_path: Path) -> Path:
+    return write_bundle(tmp_path / "newer parts", tmp_path / "newer", weights=b"W" * 800)
+
+
+def installed(bundle: Path, target: Path) -> Installation:
+    done = sh(bundle / "install", "--to", target)
+    assert done.returncode == 0, done.stderr
+    return Installation(target)
+
+
+def weights(target: Path) -> bytes:
+    """Of the version that runs; asks the installation itself whether it is whole."""
+    verified = sh(target / "run", "verify", "--full")
+    assert verified.returncode == 0, verified.stderr
+    return (target / "current" / "bundle" / "model" / "model.gguf").read_bytes()[:1]
+
+
+def test_install_and_run(bundle: Path, tmp_path: Path) -> None:
+    target = tmp_path / "installed here"
+    before = {file: file.stat().st_mtime_ns for file in bundle.rglob("*")}
+    done = sh(bundle / "install", "--to", target)
+    assert done.returncode == 0, done.stderr
+    assert "copying" in done.stderr and "unpacking" in done.stderr and "trying" in done.stderr
+    assert {file: file.stat().st_mtime_ns for file in bundle.rglob("*")} == before
+    assert {file.name for file in target.iterdir()} == {"current", "run", "versions"}
+    shutil.rmtree(bundle)  # the installation stands alone
+    (tmp_path / "link").symlink_to(target / "run")
+    helped = sh(tmp_path / "link", "--help")
+    assert helped.returncode == 0, helped.stderr
+    assert "infill" in helped.stdout and "rollback" in helped.stdout
+    version = Installation(target).current()
+    verify_files(version.bundle, read_manifest(version.bundle))  # no bytecode was left
+    shown = sh(target / "run", "verify", "--json")
+    assert json.loads(shown.stdout)["files"] == len(read_manifest(version.bundle).files) + 3
+
+
+def test_an_upgrade_takes_over_and_rollback_gives_back(
+    bundle: Path, newer: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "target"
+    installation = installed(bundle, target)
+    first = installation.current()
+    assert "no earlier version" in sh(target / "run", "rollback").stderr
+    installed(newer, target)
+    assert weights(target) == b"W"
+    assert {v.name for v in installation.whole()} == {first.name, installation.current().name}
+    for expected in (b"w", b"W", b"w"):
+        done = sh(target / "run", "rollback")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert weights(target) == expected
+    # a third version takes the place of the one that does not run
+    third = write_bundle(tmp_path / "third parts", tmp_path / "third", weights=b"3" * 900)
+    installed(third, target)
+    assert weights(target) == b"3"
+    assert installation.previous() == first
+    assert len(installation.whole()) == 2
+    assert {file.name for file in target.iterdir()} == {"current", "run", "versions"}
+
+
+def test_the_same_version_is_checked_and_not_installed_twice(bundle: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    installation = installed(bundle, target)
+    first = installation.current()
+    done = sh(bundle / "install", "--to", target)
+    assert done.returncode == 0 and "installed already" in done.stderr
+    assert installation.current() == first
+    damage(first.packages / "demo_package" / "__init__.py")
+    done = sh(bundle / "install", "--to", target)
+    assert done.returncode == 0 and "it is damaged" in done.stderr
+    assert installation.current().name == f"{first.name}-2"
+    assert weights(target) == b"w"
+
+
+def test_rollback_to_a_damaged_version_is_refused(
+    bundle: Path, newer: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "target"
+    damaged = installed(bundle, target).current()
+    installed(newer, target)
+    damage(damaged.bundle / "tokenizer.json")
+    refused = sh(target / "run", "rollback")
+    assert refused.returncode == 5 and "tokenizer.json" in refused.stderr
+    assert weights(target) == b"W"
+
+
+def test_rollback_works_where_the_current_version_is_damaged(
+    bundle: Path, newer: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "target"
+    installed(bundle, target)
+    damage(installed(newer, target).current().bundle / "runtimes" / "cli" / "main.py")
+    assert sh(target / "run", "verify").returncode == 5
+    assert sh(target / "run", "rollback").returncode == 0
+    assert weights(target) == b"w"
+
+
+def test_only_an_installation_is_changed(bundle: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "thesis.txt").write_text("precious")
+    refused = sh(bundle / "install", "--to", target)
+    assert (refused.returncode, (target / "thesis.txt").read_text()) == (2, "precious")
+    (target / "thesis.txt").unlink()
+    (target / "versions").mkdir()
+    (target / "versions" / "of my thesis").write_text("precious")
+    assert sh(bundle / "install", "--to", target).returncode == 2
+    (target / "versions" / "of my thesis").unlink()
+    installed(bundle, target)
+    assert sh(bundle / "install", "--to", bundle / "inside").returncode == 2
+    with Installation(target).locked():
+        refused = sh(bundle / "install", "--to", target)
+    assert refused.returncode == 1 and "another install" in refused.stderr
+
+
+def damage(file: Path) -> None:
+    """Change the last byte, or an empty file into one of a byte."""
+    data = bytearray(file.read_bytes() or b"\0")
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "start.py",  # the files of the checker
+        "runtimes/__init__.py",
+        "runtimes/contract.py",
+        "runtimes/cli/main.py",  # one that is checked by them
+        "argparse.py",  # one that Python has too
+        "msvcrt.py",  # one that subprocess looks for, and Linux does not have
+        "runtimes/verify/__init__.py",  # what Python takes for a module before verify.py
+        "runtimes/__pycache__/verify.pyc",  # and in its place, if it is new enough
+    ],
+)
+def test_no_code_of_the_bundle_is_run_before_the_check(
+    bundle: Path, tmp_path: Path, path: str
+) -> None:
+    target, ran = tmp_path / "target", tmp_path / "ran"
+    version = installed(bundle, target).current()
+    for folder, command in (
+        (version.bundle, (target / "run", "verify")),
+        (bundle, (bundle / "install", "--to", tmp_path / "other")),
+    ):
+        add_code(folder, path, f"\nopen({str(ran)!r}, 'w')\n")
+        refused = sh(*command)
+        assert refused.returncode == 5, refused.stderr
+        assert str(folder / path).removesuffix(".pyc") in refused.stderr
+    assert not ran.exists()
+
+
+def add_code(folder: Path, path: str, code: str) -> None:
+    """To a file that may not be there; or as compiled code for the module of that name."""
+    file = folder / path
+    file.parent.mkdir(exist_ok=True)
+    if file.suffix == ".py":
+        with file.open("a") as stream:
+            stream.write(code)
+        return
+    source = folder.parent / "source.py"
+    source.write_text(code)
+    py_compile.compile(
+        str(source),
+        cfile=str(file.with_suffix(f".{sys.implementation.cache_tag}.pyc")),
+        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+    )
+
+
+def test_the_checker_needs_nothing_but_itself_and_the_standard_library(tmp_path: Path) -> None:
+    for path in CHECKER:
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        shutil.copyfile(ROOT / path, tmp_path / path)
+    modules = ", ".join(path.removesuffix(".py").replace("/", ".") for path in CHECKER[1:])
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import {modules}"
+    subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True)
+
+
+def test_no_package_is_run_before_the_check(bundle: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    packages = installed(bundle, target).current().packages
+    (compiled,) = packages.glob("demo_package/__pycache__/*.pyc")
+    for file in (compiled, packages / "demo_package" / "__init__.py", packages / "numpy.py"):
+        before = file.read_bytes() if file.exists() else None
+        file.write_bytes((before or b"") + b"#")
+        refused = sh(target / "run", "verify")
+        assert refused.returncode == 5 and str(file) in refused.stderr
+        file.unlink() if before is None else file.write_bytes(before)
+    assert sh(target / "run", "verify").returncode == 0
+
+
+def test_what_was_checked_is_not_read_again_until_it_is_touched(
+    bundle: Path, tmp_path: Path
+) -> None:
+    version = installed(bundle, tmp_path / "target").current()
+    read: list[int] = []
+
+    def progress(done: int, total: int) -> None:
+        read.append(total)
+
+    time.sleep(0.2)  # what was changed just now is not remembered
+    version.verify(progress=progress)
+    read.clear()
+    version.verify(progress=progress)
+    assert read == []
+    file = version.bundle / "model" / "model.gguf"
+    info = file.stat()
+    damage(file)
+    os.utime(file, ns=(info.st_atime_ns, info.st_mtime_ns))  # size, time and inode as before
+    with pytest.raises(Exception, match="has changed"):
+        version.verify()
+    file.write_bytes(b"w" * 700)
+    version.verify(progress=progress)
+    assert set(read) == {700}
+    read.clear()
+    version.verify(full=True, progress=progress)
+    assert len(set(read)) == 2  # the bundle, and its packages
+
+
+def test_a_full_check_finds_what_rots_on_the_disk_and_it_stays_found(
+    bundle: Path, tmp_path: Path
+) -> None:
+    version = installed(bundle, tmp_path / "target").current()
+    time.sleep(2 * TICK_NS / 1e9)  # what was hashed right after it was written is not remembered
+    assert sh(tmp_path / "target" / "run", "verify").returncode == 0
+    file, cache = version.bundle / "tokenizer.json", version.folder / "checked-bundle.json"
+    known = json.loads(cache.read_text())
+    before = f"{file.stat().st_ino}:"
+    damage(file)
+    info = file.stat()
+    # as if nobody had written: the file's stamp of now, with the hash of what was there
+    (stamp,) = [stamp for stamp in known if stamp.startswith(before)]
+    fooled = f"{info.st_ino}:{info.st_size}:{info.st_mtime_ns}:{info.st_ctime_ns}"
+    cache.write_text(json.dumps(known | {fooled: known[stamp]}))
+    assert sh(tmp_path / "target" / "run", "verify").returncode == 0
+    for flags in (["--full"], []):
+        refused = sh(tmp_path / "target" / "run", "verify", *flags)
+        assert refused.returncode == 5 and str(file) in refused.stderr
+
+
+def test_a_place_that_cannot_be_written_is_explained(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused = sh(bundle / "install", "--to", tmp_path / "file" / "target")
+    assert refused.returncode == 1
+    assert "cannot install: " in refused.stderr and "remedy: " in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_an_interrupted_install_leaves_nothing(tmp_path: Path) -> None:
+    code = "import time\ntime.sleep(60)\n"  # the last phase lasts until it is interrupted
+    bundle = write_bundle(tmp_path / "parts", tmp_path / "bundle", code=code)
+    with subprocess.Popen(
+        [bundle / "install", "--to", tmp_path / "target"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=bare_environment(),
+        start_new_session=True,
+        # a shell that starts us in the background has us, and our children, ignore interrupts
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        said = next(line for line in process.stderr if "trying" in line)
+        time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGINT)
+        said += process.stderr.read()
+    assert process.returncode == 130
+    assert said.startswith("install: trying") and "interrupted" in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.glob("target*"))
+
+
+def test_changed_bundle_is_not_installed(bundle: Path, tmp_path: Path) -> None:
+    damage(bundle / "model" / "model.gguf")
+    for flags in (["--to", tmp_path / "target"], ["--check"]):
+        refused = sh(bundle / "install", *flags)
+        assert refused.returncode == 5
+        assert str(bundle / "model" / "model.gguf") in refused.stderr
+    assert not list(tmp_path.glob("target*"))
+
+
+def test_a_whole_bundle_is_checked_without_installing(bundle: Path) -> None:
+    done = sh(bundle / "install", "--check")
+    assert done.returncode == 0, done.stderr
+    assert (bundle / MANIFEST_HASH_NAME).read_text().split()[0] in done.stdout
+
+
+def test_packages_that_cannot_be_loaded_are_not_installed(tmp_path: Path) -> None:
+    code = "raise ImportError('libgomp.so.1: no file')"
+    bundle = write_bundle(tmp_path / "parts", tmp_path / "bundle", code=code)
+    refused = sh(bundle / "install", "--to", tmp_path / "target")
+    assert refused.returncode == 7
+    assert "libgomp.so.1: no file" in refused.stderr
+    assert not (tmp_path / "target").exists()
+
+
+def test_run_before_install_says_so(bundle: Path) -> None:
+    refused = sh(bundle / "run", "generate", "x")
+    assert refused.returncode == 7
+    assert "./install --to DIR" in refused.stderr
+
+
+def test_a_python_that_is_gone_is_named(bundle: Path, tmp_path: Path) -> None:
+    version = installed(bundle, tmp_path / "target").current()
+    version.python.unlink()
+    version.python.symlink_to("/gone/python3.11")
+    refused = sh(tmp_path / "target" / "run", "verify")
+    assert refused.returncode == 7 and "/gone/python3.11" in refused.stderr
+
+
+@pytest.mark.parametrize(("name", "value"), [("machine", "pdp11"), ("python", "2.7")])
+def test_install_for_another_machine_says_so(
+    bundle: Path, tmp_path: Path, name: str, value: str
+) -> None:
+    manifest = json.loads((bundle / MANIFEST_NAME).read_text())
+    manifest["versions"][f"wheels_{name}"] = value
+    data = json.dumps(manifest).encode()
+    (bundle / MANIFEST_NAME).write_bytes(data)
+    (bundle / MANIFEST_HASH_NAME).write_bytes(manifest_hash(data))
+    refused = sh(bundle / "install", "--to", tmp_path / "target")
+    assert refused.returncode == 7
+    assert value in refused.stderr
+
+
+def test_without_the_right_python_the_one_that_is_needed_is_named(
+    bundle: Path, tmp_path: Path
+) -> None:
+    python = "{}.{}".format(*sys.version_info)
+    refused = sh(bundle / "install", "--to", tmp_path / "x", PYTHON="/bin/false", PATH="/nowhere")
+    if refused.returncode == 127:  # dirname, which `install` needs
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin" / "dirname").symlink_to(shutil.which("dirname"))
+        path = str(tmp_path / "bin")
+        command = [shutil.which("sh"), str(bundle / "install"), "--to", str(tmp_path / "x")]
+        environment = {"PATH": path}
+        refused = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert refused.returncode == 7
+    assert f"Python {python}, which was not found" in refused.stderr
+    assert f"PYTHON=/path/to/python{python}" in refused.stderr

@@ -1,0 +1,151 @@
+"""Whatever tries to use the network at install or run time ends it with exit code 6."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.packing import sh, write_bundle
+
+MACHINES = ("x86_64", "aarch64")
+ROOT = Path(__file__).parents[3]
+GUARD = f"""
+import os, socket, sys
+sys.path.insert(0, {str(ROOT)!r})
+from runtimes.trust import offline
+from runtimes.errors import OfflineError
+offline.forbid_network(serving=%r)
+def refused(call):
+    before = len(offline.attempts())
+    try:
+        call()
+    except OfflineError:
+        return len(offline.attempts()) == before + 1
+    except OSError:
+        pass
+    return False
+def tcp():
+    return socket.socket()
+def udp():
+    return socket.socket(type=socket.SOCK_DGRAM)
+"""
+
+
+def guarded(code: str, serving: bool = False) -> None:
+    subprocess.run([sys.executable, "-I", "-S", "-c", GUARD % serving + code], check=True)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "tcp().connect(('127.0.0.1', 9))",  # a proxy or a collector of telemetry, on this machine
+        "tcp().connect(('192.0.2.1', 443))",
+        "tcp().connect_ex(('192.0.2.1', 443))",
+        "socket.create_connection(('192.0.2.1', 443), 0.1)",
+        "udp().sendto(b'x', ('192.0.2.1', 53))",
+        "udp().sendmsg([b'x'], [], 0, ('192.0.2.1', 53))",
+        "socket.getaddrinfo('huggingface.example', 443)",
+        "socket.gethostbyname('huggingface.example')",
+        "socket.gethostbyaddr('192.0.2.1')",
+        "udp().connect(('192.0.2.1', 53))",
+        "__import__('urllib.request').request.urlopen('http://192.0.2.1/')",
+    ],
+)
+@pytest.mark.parametrize("serving", [False, True])
+def test_nothing_leaves(call: str, serving: bool) -> None:
+    guarded(f"assert refused(lambda: {call})", serving)
+
+
+def test_only_a_server_waits_for_connections() -> None:
+    guarded("assert refused(lambda: tcp().bind(('127.0.0.1', 0)))")
+    guarded(
+        "socket.getaddrinfo('localhost', 8000); socket.getaddrinfo('127.0.0.1', 8000)\n"
+        "import asyncio\n"
+        "async def serve():\n"
+        "    server = await asyncio.start_server(print, 'localhost', 0)\n"
+        "    server.close(); await server.wait_closed()\n"
+        "asyncio.run(serve()); assert not offline.attempts()",
+        serving=True,
+    )
+
+
+def test_what_stays_on_this_machine_is_allowed(tmp_path: Path) -> None:
+    guarded(
+        f"unix = socket.socket(socket.AF_UNIX); unix.bind({str(tmp_path / 's')!r}); unix.listen()\n"
+        f"socket.socket(socket.AF_UNIX).connect({str(tmp_path / 's')!r})\n"
+        "a, b = socket.socketpair(); a.sendall(b'x')\n"
+        "assert os.environ['HF_HUB_OFFLINE'] == '1' and not offline.attempts()"
+    )
+
+
+CALL = "__import__('socket').create_connection(('192.0.2.1', 443), 0.1)"
+SWALLOWED = f"try:\n    {CALL}\nexcept Exception:\n    pass\n"
+
+
+# what a library written in C does: Python does not hear of it, so it does not end the process
+NATIVE = """
+import ctypes, errno
+libc = ctypes.CDLL(None, use_errno=True)
+address = (ctypes.c_ubyte * 16)(2, 0, 0, 9, 127, 0, 0, 1)
+def fails(family, kind):
+    made = libc.socket(family, kind, 0)
+    if made < 0:
+        return ctypes.get_errno() == errno.ENETUNREACH
+    return libc.connect(made, address, 16) < 0 and ctypes.get_errno() == errno.ENETUNREACH
+assert all(fails(family, kind) for family in (2, 10) for kind in (1, 2, 1 | 0o4000, 3))
+assert libc.syscall(425, 1, 0) < 0 and ctypes.get_errno() == errno.ENETUNREACH
+assert libc.socket(1, 1, 0) > 0
+import subprocess
+code = "import socket; socket.create_connection(('127.0.0.1', 9))"
+done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
+assert "unreachable" in done.stderr, done.stderr
+assert not offline.attempts()
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in MACHINES, reason="no filter for this machine")
+@pytest.mark.parametrize("serving", [False, True])
+def test_compiled_code_and_children_find_no_network(serving: bool) -> None:
+    guarded(NATIVE, serving)
+
+
+UNTOLD = "import onnxruntime"
+
+
+@pytest.mark.parametrize("code", [CALL, SWALLOWED])
+def test_a_package_that_calls_home_is_not_installed(tmp_path: Path, code: str) -> None:
+    bundle = write_bundle(tmp_path / "parts", tmp_path / "bundle", code=code)
+    refused = sh(bundle / "install", "--to", tmp_path / "target")
+    assert refused.returncode == 6, refused.stderr
+    assert "demo_package/__init__.py" in refused.stderr and "the network" in refused.stderr
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize("code", [CALL, SWALLOWED])
+def test_a_command_in_which_a_library_calls_home_fails(tmp_path: Path, code: str) -> None:
+    kept_still = "import sys\nif 'try' not in sys.argv:\n"  # while it was installed
+    lines = "".join(f"    {line}\n" for line in code.splitlines())
+    bundle = write_bundle(
+        tmp_path / "parts", tmp_path / "bundle", code=kept_still + lines, package="numpy"
+    )
+    done = sh(bundle / "install", "--to", tmp_path / "target")
+    assert done.returncode == 0, done.stderr
+    refused = sh(tmp_path / "target" / "run", "doctor")
+    assert refused.returncode == 6, refused.stderr
+    assert "numpy/__init__.py" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_onnx_runtime_leaves_no_identifier_of_the_machine(tmp_path: Path) -> None:
+    """As published it writes one into the user's cache as it is imported, and would send events."""
+    pytest.importorskip("onnxruntime")
+    environment = {"HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    for code, left in (
+        ("import runtimes.backends.onnx.session; runtimes.backends.onnx.session.engine()", False),
+        (UNTOLD, True),
+    ):
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+        assert (tmp_path / "home").exists() == left
