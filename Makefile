@@ -53,7 +53,7 @@ setup: $(VENV)/.engine ## make .venv with all tools and engines (first time: 5 t
 # A half-made environment has no stamp, so the next run completes it.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --constraint constraints.txt --editable '.[test,engine-build]'
+	$(PIP) install --constraint constraints.txt --editable '.[test,check,engine-build]'
 	@touch $@
 
 $(VENV)/.engine: $(VENV)/.installed $(ENGINE)
