@@ -103,3 +103,30 @@ def bare_environment() -> dict[str, str]:
     """No home, no compiler, and a PYTHONPATH that would be an error to follow."""
     path = os.pathsep.join(("/usr/bin", "/bin"))
     return {"PYTHON": sys.executable, "PATH": path, "PYTHONPATH": "/nowhere"}
+
+
+MEASURED = {
+    "device": "a processor",
+    "proof": {"inside_nats": 0.0125, "past_nats": 0.013, "agree_inside": 0.97, "holds": True},
+    "quality": {
+        "inside": {"perplexity": 3.5, "mean_nats": 0.02},
+        "past": None,
+        "holes": [{"kind": "line", "holes": 40, "exact": 0.25, "reference_exact": 0.3}],
+    },
+    "speed": {
+        "threads": 4,
+        "workload": {"prompt_tokens": 1024},
+        "cold_s": [1.5, 1.25, 9.0],
+        "steps": [{"depth_tokens": 1024, "seconds": [0.05, 0.04, 0.06]}],
+        "peak_memory_bytes": 2_000_000_000,
+    },
+}
+
+
+def assert_valid(text: str) -> None:
+    """As CycloneDX's own schema of version 1.6 has it, formats and unknown keys included."""
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    errors = JsonStrictValidator(SchemaVersion.V1_6).validate_str(text)
+    assert errors is None, errors

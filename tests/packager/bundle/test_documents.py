@@ -17,25 +17,16 @@ from packager.bundle.pack import pack
 from packager.core.atomic import sha256_file
 from packager.core.errors import CheckpointError, IntegrityError
 from packager.core.records import Adapter, Artifact, Checkpoint
-from tests.support.packing import WHEEL, write_artifact, write_checkpoint, write_wheel
+from tests.support.packing import (
+    MEASURED,
+    WHEEL,
+    assert_valid,
+    write_artifact,
+    write_checkpoint,
+    write_wheel,
+)
 
 ROOT = Path(__file__).parents[3]
-MEASURED = {
-    "device": "a processor",
-    "proof": {"inside_nats": 0.0125, "past_nats": 0.013, "agree_inside": 0.97, "holds": True},
-    "quality": {
-        "inside": {"perplexity": 3.5, "mean_nats": 0.02},
-        "past": None,
-        "holes": [{"kind": "line", "holes": 40, "exact": 0.25, "reference_exact": 0.3}],
-    },
-    "speed": {
-        "threads": 4,
-        "workload": {"prompt_tokens": 1024},
-        "cold_s": [1.5, 1.25, 9.0],
-        "steps": [{"depth_tokens": 1024, "seconds": [0.05, 0.04, 0.06]}],
-        "peak_memory_bytes": 2_000_000_000,
-    },
-}
 RAIL_CARD = "---\nlicense: bigcode-openrail-m\n---\n# StarCoder2\n"
 RAIL = (
     "BigCode Open RAIL-M v1 License Agreement\n11. Limitation of Liability. ...\n"
@@ -66,15 +57,6 @@ def packed(artifact: Artifact, checkpoint: Checkpoint, out: Path, **more: object
 
 def bill(bundle: Path) -> dict:
     return json.loads((bundle / SBOM_NAME).read_bytes())
-
-
-def assert_valid(text: str) -> None:
-    """As CycloneDX's own schema of version 1.6 has it, formats and unknown keys included."""
-    from cyclonedx.schema import SchemaVersion
-    from cyclonedx.validation.json import JsonStrictValidator
-
-    errors = JsonStrictValidator(SchemaVersion.V1_6).validate_str(text)
-    assert errors is None, errors
 
 
 def test_the_bill_of_materials_is_valid_and_names_everything(

@@ -26,9 +26,16 @@ from runtimes.bundle.open import verify_files
 from runtimes.contract import Manifest, read_manifest
 from runtimes.trust.install import copy_file
 from runtimes.trust.versions import Installation
-from tests.packager.bundle.test_documents import MEASURED, assert_valid
-from tests.packager.select.test_selector import candidate
-from tests.support.packing import WHEEL, checkpoint_in, sh, write_checkpoint, write_wheel
+from tests.support.candidates import candidate
+from tests.support.packing import (
+    MEASURED,
+    WHEEL,
+    assert_valid,
+    checkpoint_in,
+    sh,
+    write_checkpoint,
+    write_wheel,
+)
 from tests.support.samples import ESTIMATE, MEASUREMENT, QUALITY, SPEED
 
 

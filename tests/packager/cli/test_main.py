@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from packager.cli.main import main
-from tests.laws.test_rooms import HEAVY
+from tests.support.heavy import HEAVY
 from tests.support.tiny import write_checkpoint
 
 COMMANDS = (

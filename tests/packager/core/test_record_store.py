@@ -9,7 +9,7 @@ from packager.core.record_store import Store, from_plain, to_plain
 from packager.core.records import Adapter, Artifact, Variant
 from packager.core.results import Quality, Selection
 from runtimes.contract import FileEntry
-from tests.packager.select.test_selector import ALL, choose
+from tests.support.candidates import ALL, choose
 from tests.support.samples import MEASUREMENT
 
 

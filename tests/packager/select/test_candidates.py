@@ -10,8 +10,8 @@ from packager.cli.formatting import measurement_text, selection_text
 from packager.core.records import Limit
 from packager.core.results import Unfit
 from packager.select.candidates import of_estimate, of_measurement
-from tests.packager.select.test_selector import ALL, candidate, choose
-from tests.packager.select.test_selector import GIB as ONE_GIB
+from tests.support.candidates import ALL, candidate, choose
+from tests.support.candidates import GIB as ONE_GIB
 from tests.support.samples import ESTIMATE, GIB, MEASUREMENT, PROOF
 
 

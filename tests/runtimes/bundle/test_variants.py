@@ -17,9 +17,9 @@ from runtimes.contract import read_manifest
 from runtimes.errors import DeviceError, UsageError
 from runtimes.host import gpu_memory
 from runtimes.server.service import served_model
-from tests.runtimes.bundle.test_open import write_bundle as write_toy
-from tests.runtimes.bundle.test_open import write_manifest
 from tests.support.runtime_toys import ToyBackend, module_with, random_logits
+from tests.support.toy_bundles import write_bundle as write_toy
+from tests.support.toy_bundles import write_manifest
 
 SMALL, LARGE = "toy-small", "toy-large"
 

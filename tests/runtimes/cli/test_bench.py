@@ -11,8 +11,8 @@ import pytest
 from runtimes.backends.timing import go_to, time_prompt, time_steps
 from runtimes.bundle import open as bundles
 from runtimes.cli import main as cli
-from tests.runtimes.bundle.test_open import write_bundle, write_manifest
 from tests.support.runtime_toys import ToyBackend, module_with, random_logits
+from tests.support.toy_bundles import write_bundle, write_manifest
 
 SMALL = ["--prompt-tokens", "20,10", "--depths", "50,30", "--steps", "3", "--repeat", "2"]
 

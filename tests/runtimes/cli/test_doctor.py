@@ -19,8 +19,8 @@ from runtimes.cli import doctor as cli_doctor
 from runtimes.cli import main as cli
 from runtimes.cli.doctor import Extent
 from runtimes.errors import DeviceError
-from tests.runtimes.bundle.test_open import write_bundle, write_manifest
 from tests.support.runtime_toys import ToyBackend, module_with, random_logits
+from tests.support.toy_bundles import write_bundle, write_manifest
 
 FAST = {"prompt_tokens": 16, "first_token_s": 3600.0, "per_token_p50_s": 60.0}
 SLOW = {"prompt_tokens": 16, "first_token_s": 1e-9, "per_token_p50_s": 1e-9}

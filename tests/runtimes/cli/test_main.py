@@ -16,9 +16,9 @@ from runtimes.cli import main as cli
 from runtimes.errors import UsageError
 from runtimes.prompts.input_text import split_at_cursor, split_at_marker
 from runtimes.trust.console import Console
-from tests.runtimes.bundle.test_open import write_bundle
 from tests.support.runtime_toys import ToyBackend, module_with, scripted_logits
 from tests.support.tiny import tiny_tokenizer
+from tests.support.toy_bundles import write_bundle
 
 PROMPT = "def f():"
 ANSWER = " return 'é😀'"

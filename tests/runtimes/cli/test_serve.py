@@ -15,9 +15,9 @@ import pytest
 
 from runtimes.bundle import open as bundles
 from runtimes.cli import main as cli
-from tests.runtimes.bundle.test_open import write_bundle, write_manifest
-from tests.runtimes.server.conftest import wait_until
 from tests.support.runtime_toys import module_with, random_logits
+from tests.support.serving import wait_until
+from tests.support.toy_bundles import write_bundle, write_manifest
 
 KEY = "a-key-of-this-test-alone"
 

@@ -12,9 +12,9 @@ import pytest
 
 from runtimes.bundle import open as bundles
 from runtimes.cli import main as cli
-from tests.runtimes.bundle.test_open import write_bundle
 from tests.support.runtime_toys import module_with, scripted_logits
 from tests.support.tiny import tiny_tokenizer
+from tests.support.toy_bundles import write_bundle
 
 CODE = "def f(x):\n    return x\n"
 ANSWER = "Answer é."

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.runtimes.server.conftest import listening, make_service
+from tests.support.serving import listening, make_service
 
 REQUESTS = [
     request

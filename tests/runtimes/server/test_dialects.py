@@ -15,8 +15,8 @@ from runtimes.prompts.fim import Context, RepoFile
 from runtimes.prompts.tokenizer import cut_at_stop
 from runtimes.server.app import Settings, create_app
 from runtimes.server.request import Rules
-from tests.runtimes.server.conftest import HERE, make_service
 from tests.support.runtime_toys import scripted_logits
+from tests.support.serving import HERE, make_service
 from tests.support.tiny import tiny_tokenizer
 
 PREFIX, SUFFIX = "def f(", "):\n    pass\n"

@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from runtimes.server.app import Settings, create_app
 from runtimes.server.http.guard import Access, is_loopback
-from tests.runtimes.server.conftest import HERE, make_service
+from tests.support.serving import HERE, make_service
 
 KEY, OTHER = "correct-horse-battery", "staple-of-another-team"
 ASK = {"prompt": "abc", "max_tokens": 2}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from runtimes.server.app import Settings, create_app
-from tests.runtimes.server.conftest import HERE, make_service
+from tests.support.serving import HERE, make_service
 
 PATHS = ["/v1/completions", "/completion", "/infill", "/api/generate", "/", "/tokenize"]
 GOOD = {

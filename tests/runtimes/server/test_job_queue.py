@@ -15,8 +15,8 @@ from runtimes.generation.runtime import GenerateOptions
 from runtimes.server.job_queue import PROBE, Engine, Job
 from runtimes.server.metrics import Metrics
 from runtimes.server.request import Run
-from tests.runtimes.server.conftest import wait_until
 from tests.support.runtime_toys import toy_runtime
+from tests.support.serving import wait_until
 
 PROMPT = (40, 41, 42)
 

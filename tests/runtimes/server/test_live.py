@@ -19,7 +19,7 @@ from runtimes.errors import DeviceError, UsageError
 from runtimes.server import listen
 from runtimes.server.app import Settings
 from runtimes.server.listen import Address, make_server, open_socket, url_of
-from tests.runtimes.server.conftest import listening, make_service, wait_until
+from tests.support.serving import listening, make_service, wait_until
 
 LONG = {"prompt": "abc", "max_tokens": 300}
 

@@ -12,7 +12,7 @@ from schemathesis.specs.openapi import checks
 
 from runtimes.server.app import DIALECTS, Settings
 from runtimes.server.http.guard import Access
-from tests.runtimes.server.conftest import listening, make_service
+from tests.support.serving import listening, make_service
 
 CHECKS = [
     not_a_server_error,

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from runtimes.generation.runtime import GenerateOptions
 from runtimes.server.app import Settings
 from runtimes.server.http.guard import Access
-from tests.runtimes.server.conftest import listening, make_service
+from tests.support.serving import listening, make_service
 
 PREFIX, SUFFIX = "def f(", "):\n    pass\n"
 KEY = "a-key-of-this-test-alone"

@@ -19,9 +19,9 @@ from runtimes.server.app import Settings, create_app
 from runtimes.server.http.guard import Access
 from runtimes.server.request import Rules
 from runtimes.server.service import Service
-from tests.runtimes.server.conftest import HERE, LICENCE, listening, make_service
 from tests.support.browser import DESKTOP_PX, PHONE_PX, WAIT_MS, find_chromium
 from tests.support.runtime_toys import random_logits, scripted_logits
+from tests.support.serving import HERE, LICENCE, listening, make_service
 from tests.support.tiny import tiny_tokenizer
 
 KEY = "k" * 32
