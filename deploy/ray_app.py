@@ -15,7 +15,6 @@ from pathlib import Path
 from ray import serve
 
 from runtimes.bundle.open import open_bundle
-from runtimes.contract import read_manifest
 from runtimes.errors import UsageError
 from runtimes.server.app import PROBE_S, Settings, create_app
 from runtimes.server.http.guard import Access
@@ -23,6 +22,7 @@ from runtimes.server.job_queue import PROBE
 from runtimes.server.request import Rules
 from runtimes.server.service import Service, served_model
 from runtimes.server.stream import Conversation
+from runtimes.trust.manifest import read_manifest
 
 KEY_VARIABLE = "STARPACK_API_KEY"
 QUEUE_JOBS = 32  # as `run serve`: past it, 429 and Retry-After

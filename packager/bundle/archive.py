@@ -20,10 +20,10 @@ from typing import BinaryIO
 from packager.core.atomic import atomic_folder
 from packager.core.errors import IntegrityError, UsageError
 from packager.core.records import Progress, no_progress
-from runtimes.contract import UNLISTED, FileEntry, file_entries, manifest_bytes, read_manifest
 from runtimes.trust.delta import DELTA_NAME, read_delta
-from runtimes.trust.entries import MAX_MANIFEST_FILES
+from runtimes.trust.entries import MAX_MANIFEST_FILES, FileEntry, file_entries
 from runtimes.trust.install import EXECUTABLE
+from runtimes.trust.manifest import UNLISTED, manifest_bytes, read_manifest
 from runtimes.trust.verify import damaged, verify_folder, verify_names
 
 MAX_EPOCH_S = 0o77777777777  # specified: what a tar header's field for the time holds

@@ -11,18 +11,18 @@ from pathlib import Path
 from packager.core.atomic import atomic_folder, sha256_file, write_json
 from packager.core.errors import IntegrityError, UsageError
 from packager.core.records import Progress, no_progress
-from runtimes.contract import (
+from runtimes.trust.bootstrap import CHECKER, STARTER
+from runtimes.trust.delta import BLOBS, DELTA_NAME, DELTA_VERSION
+from runtimes.trust.entries import FileEntry
+from runtimes.trust.install import EXECUTABLE
+from runtimes.trust.manifest import (
     MANIFEST_NAME,
     UNLISTED,
-    FileEntry,
     Manifest,
     manifest_bytes,
     read_manifest,
     unlisted_files,
 )
-from runtimes.trust.bootstrap import CHECKER, STARTER
-from runtimes.trust.delta import BLOBS, DELTA_NAME, DELTA_VERSION
-from runtimes.trust.install import EXECUTABLE
 from runtimes.trust.verify import damaged, verify_names
 
 INSTALLING = ("install", STARTER, *CHECKER)  # what a delta needs of the new bundle to be installed

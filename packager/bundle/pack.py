@@ -34,14 +34,9 @@ from packager.core.package_data import read_schema
 from packager.core.records import Artifact, Checkpoint, Progress, no_progress
 from packager.engine.target import Target, this_machine
 from packager.engine.wheelhouse import newest_glibc
-from runtimes.contract import (
-    MANIFEST_HASH_NAME,
-    MANIFEST_NAME,
-    FileEntry,
-    Manifest,
-    manifest_hash,
-)
+from runtimes.trust.entries import FileEntry
 from runtimes.trust.install import EXECUTABLE, copy_file
+from runtimes.trust.manifest import MANIFEST_HASH_NAME, MANIFEST_NAME, Manifest, manifest_hash
 
 REPORT_NAME = "report.html"
 

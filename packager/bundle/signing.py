@@ -15,7 +15,7 @@ from types import ModuleType
 from packager.core.atomic import atomic_file
 from packager.core.errors import BuildError, IntegrityError, UsageError
 from packager.core.records import Progress, no_progress
-from runtimes.contract import (
+from runtimes.trust.manifest import (
     COPY_AGAIN,
     MANIFEST_HASH_NAME,
     MANIFEST_NAME,

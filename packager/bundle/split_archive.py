@@ -23,7 +23,7 @@ from packager.bundle.files import join as joining
 from packager.core.atomic import atomic_file
 from packager.core.errors import IntegrityError, UsageError
 from packager.core.records import Progress, no_progress
-from runtimes.contract import FileEntry
+from runtimes.trust.entries import FileEntry
 
 INDEX = ".index.json"
 INDEX_VERSION = 1

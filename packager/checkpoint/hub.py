@@ -29,7 +29,7 @@ from packager.core.errors import (
     UsageError,
 )
 from packager.core.records import Progress, no_progress
-from runtimes.contract import FileEntry
+from runtimes.trust.entries import FileEntry
 
 WANTED = re.compile(
     r"[\w.-]+\.safetensors|model\.safetensors\.index\.json"

@@ -21,7 +21,8 @@ from packager.core.errors import CheckpointError
 from packager.core.hash_cache import combined_sha256, hash_entries
 from packager.core.records import Adapter, Checkpoint, Geometry, Progress, no_progress
 from packager.core.strict_json import read_object
-from runtimes.contract import FileEntry, Window
+from runtimes.contract import Window
+from runtimes.trust.entries import FileEntry
 
 FETCH_RECORD_NAME = "starpack-fetch.json"
 MAX_RECORD_BYTES = 1024 * 1024  # guessed: a few hundred files

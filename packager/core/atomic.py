@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from runtimes.contract import FileEntry
+from runtimes.trust.entries import FileEntry
 
 PARTIAL = ".partial"
 YOUNG_S = 60  # guessed: longer than it takes to lock a folder that has just been made

@@ -16,7 +16,7 @@ from pathlib import Path
 from packager.core.atomic import cache_folder, write_json
 from packager.core.errors import CheckpointError
 from packager.core.records import Progress, no_progress
-from runtimes.contract import FileEntry
+from runtimes.trust.entries import FileEntry
 
 BLOCK_BYTES = 1 << 20
 MAX_REMEMBERED = 10_000  # guessed: about 2 MB of JSON

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runtimes.contract import FileEntry, SpecialIds, Window
+from runtimes.contract import SpecialIds, Window
+from runtimes.trust.entries import FileEntry
 
 Progress = Callable[[str, int, int], None]
 """progress(what, done, total): called often; the cli alone turns it into output."""

@@ -12,9 +12,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from runtimes.bundle.variants import choose
-from runtimes.contract import MANIFEST_NAME, Backend, BackendOptions, Manifest, read_manifest
+from runtimes.contract import Backend, BackendOptions
 from runtimes.errors import ContextError, DeviceError, IntegrityError, UsageError
 from runtimes.host.limits import default_threads
+from runtimes.trust.manifest import MANIFEST_NAME, Manifest, read_manifest
 from runtimes.trust.verify import BytesProgress, HashCache, no_progress, verify_files
 
 if TYPE_CHECKING:

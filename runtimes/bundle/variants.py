@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from runtimes.bundle.baseline import fits, needed_bytes, read_promise
-from runtimes.contract import Manifest
 from runtimes.errors import DeviceError, UsageError
 from runtimes.host.gpu_memory import gpu_free_bytes
 from runtimes.host.limits import machine_memory_bytes
 from runtimes.trust.entries import VariantEntry
+from runtimes.trust.manifest import Manifest
 
 AUTO = "auto"
 

@@ -8,10 +8,11 @@ from dataclasses import asdict
 
 from runtimes.backends.timing import Prompt, Steps, go_to, time_prompt, time_steps, warm_up
 from runtimes.cli.verify import chosen_manifest, open_model
-from runtimes.contract import Backend, Manifest
+from runtimes.contract import Backend
 from runtimes.errors import ContextError, UsageError
 from runtimes.host.limits import peak_resident_bytes
 from runtimes.trust.console import Console
+from runtimes.trust.manifest import Manifest
 
 # Chosen as what editors send: a line, a screen, the most; and, past StarCoder2's window, one more.
 PROMPTS = (128, 512, 1024)

@@ -21,12 +21,12 @@ from runtimes.cli.diagnosis import (
     verdict_of,
 )
 from runtimes.cli.verify import chosen_manifest, open_model
-from runtimes.contract import Manifest, read_manifest
 from runtimes.errors import DeviceError
 from runtimes.generation.completion import GenerateOptions
 from runtimes.generation.runtime import Runtime
 from runtimes.host.limits import machine_memory_bytes, peak_resident_bytes
 from runtimes.trust.console import Console
+from runtimes.trust.manifest import Manifest, read_manifest
 
 PROMPT = "def main("
 

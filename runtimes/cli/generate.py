@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from runtimes.cli.formatting import describe_chosen, describe_timings
 from runtimes.cli.verify import open_model
 from runtimes.errors import StarpackError, UsageError
 from runtimes.generation.completion import Chunk, GenerateOptions, join
@@ -20,7 +21,7 @@ from runtimes.prompts.fim import Context, RepoFile
 from runtimes.prompts.input_text import STDIN, read_text, split_at_cursor, split_at_marker
 from runtimes.prompts.repo_context import Chosen, choose, path_in, read_in
 from runtimes.prompts.tasks import Task
-from runtimes.trust.console import NOTICE, Console, describe_chosen, describe_timings
+from runtimes.trust.console import NOTICE, Console
 
 REPL_HELP = "Type text; an empty line sends it. :new starts afresh, :quit or Ctrl-D leaves."
 REPO_SHARE = 0.25  # guessed: of the context for a repository's files, as the server's extras

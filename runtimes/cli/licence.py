@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from runtimes.contract import read_manifest
 from runtimes.errors import IntegrityError
 from runtimes.trust.console import Console
+from runtimes.trust.manifest import read_manifest
 
 FOLDER = "licence/model/"
 NOTICE_NAME = "NOTICE"

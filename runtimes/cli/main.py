@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from runtimes.cli import flags
-from runtimes.contract import MANIFEST_NAME
 from runtimes.errors import Cancelled, DeviceError, StarpackError, UsageError
 from runtimes.trust.console import Console
+from runtimes.trust.manifest import MANIFEST_NAME
 from runtimes.trust.versions import Version
 
 DESCRIPTION = "Generate and infill code with the model of a starpack bundle, without a network."

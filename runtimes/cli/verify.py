@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from runtimes.bundle import open as bundles
 from runtimes.bundle.variants import choose
-from runtimes.contract import Manifest, read_manifest
 from runtimes.errors import UsageError
 from runtimes.trust.console import Console
+from runtimes.trust.manifest import Manifest, read_manifest
 from runtimes.trust.signature import verify_signature
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from runtimes.contract import MANIFEST_NAME, Manifest
 from runtimes.errors import UsageError
 from runtimes.generation.completion import GenerateOptions
 from runtimes.generation.runtime import Runtime
@@ -19,6 +18,7 @@ from runtimes.server.job_queue import Engine
 from runtimes.server.metrics import Metrics
 from runtimes.server.prompt_budget import lay_out
 from runtimes.server.request import Ask, IdsPrompt, Model, Plan, Rules, Run
+from runtimes.trust.manifest import MANIFEST_NAME, Manifest
 
 MOST_RUNS = 16  # guessed: prompts x choices of one request; more is a batch, not an editor
 FRESH_S = 30.0  # guessed: a token as young as this shows that the model answers

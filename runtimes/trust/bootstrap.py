@@ -16,7 +16,7 @@ CHECKER = tuple(
     f"runtimes/{name}.py"
     for name in (
         "__init__ contract errors trust/__init__ trust/bootstrap trust/console trust/delta "
-        "trust/entries trust/fields trust/install trust/offline trust/seccomp trust/verify "
-        "trust/versions"
+        "trust/entries trust/fields trust/install trust/manifest trust/offline trust/seccomp "
+        "trust/verify trust/versions"
     ).split()
 )

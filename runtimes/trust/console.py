@@ -9,13 +9,8 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from runtimes.errors import StarpackError
-
-if TYPE_CHECKING:
-    from runtimes.generation.completion import Timings
-    from runtimes.prompts.repo_context import Chosen
 
 NOTICE = (
     "Machine-generated code: review it before use, and say so where you publish it. "
@@ -73,26 +68,3 @@ class Console:
             print(f"\r{line}", end="\r\033[K" if ended else "", file=sys.stderr, flush=True)
 
         return progress
-
-
-def describe_timings(timings: Timings, finish_reason: str) -> str:
-    """One line for a person."""
-    line = (
-        f"prompt: {timings.prompt_tokens} tokens, {timings.reused_tokens} of them reused, "
-        f"{timings.prompt_s:.2f} s; generated: {timings.generated_tokens} tokens"
-    )
-    if timings.first_token_s is not None:
-        line += f", the first after {timings.first_token_s:.2f} s"
-    if timings.generated_tokens > 1 and timings.decode_s > 0:
-        line += f", then {(timings.generated_tokens - 1) / timings.decode_s:.1f} tokens/s"
-    return f"{line}; ended by: {finish_reason}"
-
-
-def describe_chosen(chosen: Chosen) -> str:
-    """One line for a person, the most relevant file first."""
-    paths = ", ".join(str(file.path) for file in reversed(chosen.files)) or "none fits"
-    more = "" if chosen.is_whole else "; the folder is too large to be looked at as a whole"
-    return (
-        f"repository: {len(chosen.files)} files, {chosen.tokens} of {chosen.budget_tokens} tokens "
-        f"({paths}); {chosen.left_out} left out{more}"
-    )

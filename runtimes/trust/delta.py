@@ -16,15 +16,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from runtimes.contract import (
-    COPY_AGAIN,
-    MAX_MANIFEST_BYTES,
-    UNLISTED,
-    FileEntry,
-    file_entries,
-    read_manifest,
-)
 from runtimes.errors import IntegrityError
+from runtimes.trust.entries import FileEntry, file_entries
+from runtimes.trust.manifest import COPY_AGAIN, MAX_MANIFEST_BYTES, UNLISTED, read_manifest
 from runtimes.trust.verify import verify_names
 
 DELTA_NAME = "delta.json"

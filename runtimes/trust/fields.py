@@ -1,6 +1,6 @@
 """What a value of a decoded manifest must be: each check raises IntegrityError naming the key.
 
-Standard library only, like runtimes/contract.py, which says what the keys are.
+manifest.py says what the keys are. Standard library only.
 """
 
 from __future__ import annotations

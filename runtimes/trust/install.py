@@ -26,15 +26,6 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from runtimes.contract import (
-    UNLISTED,
-    FileEntry,
-    Manifest,
-    manifest_bytes,
-    read_manifest,
-    signature_bytes,
-    unlisted_files,
-)
 from runtimes.errors import (
     Cancelled,
     DeviceError,
@@ -46,6 +37,15 @@ from runtimes.errors import (
 from runtimes.trust.bootstrap import CHECKER, STARTER
 from runtimes.trust.console import Console
 from runtimes.trust.delta import DELTA_NAME, source_of_every_file
+from runtimes.trust.entries import FileEntry
+from runtimes.trust.manifest import (
+    UNLISTED,
+    Manifest,
+    manifest_bytes,
+    read_manifest,
+    signature_bytes,
+    unlisted_files,
+)
 from runtimes.trust.verify import damaged, verify_files, verify_names
 from runtimes.trust.versions import NAME_DIGITS, PARTIAL, Installation, Version, check_machine
 

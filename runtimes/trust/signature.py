@@ -24,7 +24,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runtimes.contract import (
+from runtimes.errors import DeviceError, IntegrityError, UsageError
+from runtimes.trust.manifest import (
     COPY_AGAIN,
     MANIFEST_NAME,
     SIGNATURE_NAME,
@@ -32,7 +33,6 @@ from runtimes.contract import (
     manifest_bytes,
     signature_bytes,
 )
-from runtimes.errors import DeviceError, IntegrityError, UsageError
 
 # specified: https://github.com/secure-systems-lab/dsse/blob/v1.0.0/protocol.md, and model-signing's
 # sources for the types and for the digest that belongs to each curve

@@ -23,8 +23,9 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Event, Lock
 
-from runtimes.contract import COPY_AGAIN, UNLISTED, FileEntry, Manifest
 from runtimes.errors import Cancelled, IntegrityError
+from runtimes.trust.entries import FileEntry
+from runtimes.trust.manifest import COPY_AGAIN, UNLISTED, Manifest
 
 HASH_BLOCK_BYTES = 1 << 20  # guessed: large enough to let other threads run while hashing
 HASH_THREADS = 8  # guessed: more than one disk can feed

@@ -28,8 +28,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtimes.contract import COPY_AGAIN, FileEntry, Manifest, file_entries, read_manifest
 from runtimes.errors import DeviceError, IntegrityError, StarpackError, UsageError
+from runtimes.trust.entries import FileEntry, file_entries
+from runtimes.trust.manifest import COPY_AGAIN, Manifest, read_manifest
 from runtimes.trust.verify import (
     BytesProgress,
     HashCache,

@@ -6,13 +6,13 @@ import hashlib
 import json
 from pathlib import Path
 
-from runtimes.contract import (
+from runtimes.contract import Window
+from runtimes.trust.entries import FileEntry
+from runtimes.trust.manifest import (
     MANIFEST_HASH_NAME,
     MANIFEST_NAME,
     UNLISTED,
-    FileEntry,
     Manifest,
-    Window,
     manifest_hash,
 )
 from tests.support.runtime_toys import IDS

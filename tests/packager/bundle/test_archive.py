@@ -19,7 +19,7 @@ from packager.bundle.archive import unpack_archive
 from packager.bundle.split_archive import join_volumes, parse_size, write_files
 from packager.cli.main import main
 from packager.core.errors import IntegrityError, UsageError
-from runtimes.contract import read_manifest
+from runtimes.trust.manifest import read_manifest
 from runtimes.trust.verify import verify_files
 from tests.support.packing import sh, write_bundle
 

@@ -13,7 +13,7 @@ from packager.bundle.delta import INSTALLING, write_delta
 from packager.bundle.split_archive import write_files
 from packager.cli.main import main
 from packager.core.errors import IntegrityError, UsageError
-from runtimes.contract import MANIFEST_NAME, read_manifest
+from runtimes.trust.manifest import MANIFEST_NAME, read_manifest
 from runtimes.trust.verify import verify_files
 from runtimes.trust.versions import Installation
 from tests.support.packing import WHEEL, sh, write_bundle

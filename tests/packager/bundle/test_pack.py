@@ -20,7 +20,8 @@ from packager.core.errors import CheckpointError, IntegrityError, UsageError
 from packager.core.package_data import read_schema
 from packager.core.records import Artifact, Checkpoint
 from runtimes.bundle.open import verify_files
-from runtimes.contract import Manifest, Window, read_manifest
+from runtimes.contract import Window
+from runtimes.trust.manifest import Manifest, read_manifest
 from tests.support.packing import WHEEL, write_artifact, write_checkpoint, write_wheel
 
 DEPLOY = {

@@ -11,7 +11,7 @@ from packager.bundle.documents.provenance import provenance_of, recorded
 from packager.cli.main import parser
 from packager.core.hash_cache import combined_sha256
 from packager.core.records import Artifact, Variant
-from runtimes.contract import FileEntry
+from runtimes.trust.entries import FileEntry
 from tests.support.tiny import write_checkpoint
 
 

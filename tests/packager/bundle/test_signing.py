@@ -18,7 +18,7 @@ from packager.bundle.signing import check_signature, sign_bundle
 from packager.cli.main import main
 from packager.core.errors import DeviceError, IntegrityError, UsageError
 from runtimes.cli import main as cli
-from runtimes.contract import (
+from runtimes.trust.manifest import (
     MANIFEST_HASH_NAME,
     MANIFEST_NAME,
     SIGNATURE_NAME,

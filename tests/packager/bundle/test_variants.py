@@ -23,8 +23,8 @@ from packager.pipeline import Settings
 from packager.select.candidates import of_measurement
 from packager.select.selector import select
 from runtimes.bundle.open import verify_files
-from runtimes.contract import Manifest, read_manifest
 from runtimes.trust.install import copy_file
+from runtimes.trust.manifest import Manifest, read_manifest
 from runtimes.trust.versions import Installation
 from tests.support.candidates import candidate
 from tests.support.packing import (

@@ -8,7 +8,7 @@ from pathlib import Path
 from packager.core.record_store import Store, from_plain, to_plain
 from packager.core.records import Adapter, Artifact, Variant
 from packager.core.results import Quality, Selection
-from runtimes.contract import FileEntry
+from runtimes.trust.entries import FileEntry
 from tests.support.candidates import ALL, choose
 from tests.support.samples import MEASUREMENT
 

@@ -10,13 +10,9 @@ import pytest
 
 from runtimes.bundle import open as bundles
 from runtimes.bundle.open import known_formats, open_bundle, verify_files
-from runtimes.contract import (
-    MANIFEST_NAME,
-    MAX_MANIFEST_BYTES,
-    read_manifest,
-)
 from runtimes.errors import ContextError, DeviceError, IntegrityError, UsageError
 from runtimes.generation.completion import GenerateOptions
+from runtimes.trust.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, read_manifest
 from tests.support.runtime_toys import ToyBackend, module_with, random_logits
 from tests.support.tiny import TOKENS
 from tests.support.toy_bundles import write_bundle, write_manifest, write_manifest_bytes

@@ -13,10 +13,10 @@ from runtimes.bundle import open as bundles
 from runtimes.bundle import variants
 from runtimes.bundle.open import open_bundle
 from runtimes.cli import main as cli
-from runtimes.contract import read_manifest
 from runtimes.errors import DeviceError, UsageError
 from runtimes.host import gpu_memory
 from runtimes.server.service import served_model
+from runtimes.trust.manifest import read_manifest
 from tests.support.runtime_toys import ToyBackend, module_with, random_logits
 from tests.support.toy_bundles import write_bundle as write_toy
 from tests.support.toy_bundles import write_manifest

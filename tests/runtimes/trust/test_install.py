@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from runtimes.bundle.open import verify_files
-from runtimes.contract import MANIFEST_HASH_NAME, MANIFEST_NAME, manifest_hash, read_manifest
 from runtimes.trust.bootstrap import CHECKER
+from runtimes.trust.manifest import MANIFEST_HASH_NAME, MANIFEST_NAME, manifest_hash, read_manifest
 from runtimes.trust.verify import TICK_NS
 from runtimes.trust.versions import Installation
 from tests.support.packing import bare_environment, sh, write_bundle

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from runtimes.contract import MANIFEST_HASH_NAME, MANIFEST_NAME, FileEntry, read_manifest
 from runtimes.errors import IntegrityError
+from runtimes.trust.entries import FileEntry
+from runtimes.trust.manifest import MANIFEST_HASH_NAME, MANIFEST_NAME, read_manifest
 from runtimes.trust.verify import TICK_NS, HashCache, verify_files, verify_folder
 from tests.support.packing import write_bundle
 
