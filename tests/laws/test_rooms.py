@@ -15,29 +15,41 @@ from tests.support.heavy import HEAVY
 
 ROOT = Path(__file__).parents[2]
 
-# The modules that the design names, from the top down. One may reach its own line and those
-# below it, directly or through helpers that are not named here.
-PACKAGER = (
-    "__main__",
-    "cli",
-    "bundle report",
-    "pipeline",
-    "estimate measure select",
-    "formats",
-    "calibration",
-    "checkpoint devices engine",
-    "core",
-)
-RUNTIMES = (
-    "__main__",
-    "cli",
-    "server",
-    "bundle",
-    "generation",
-    "backends prompts",
-    "host",
-    "errors",
-)
+# From the top down. A room may import those on the lines below its own, and nothing else of ours:
+# rooms of one line know nothing of each other. packager/ may import runtimes/, never back.
+ROOMS = {
+    "packager": (
+        "__main__",
+        "cli",
+        "__init__",  # the names for Python
+        "pipeline",
+        "bundle report estimate",
+        "measure formats",
+        "calibration select",
+        "checkpoint devices engine",
+        "core",
+    ),
+    "runtimes": (
+        "__main__",
+        "cli",
+        "server",
+        "bundle",
+        "generation",
+        "backends prompts",
+        "trust host",  # trust/ runs before the hashes hold
+        "contract",
+        "errors",
+        "__init__",
+    ),
+}
+# Not moved yet: this only gets shorter.
+STILL = {
+    ("packager.bundle", "packager.pipeline"),
+    ("packager.report", "packager.pipeline"),
+    ("runtimes.contract", "runtimes.trust"),
+    ("runtimes.trust", "runtimes.generation"),
+    ("runtimes.trust", "runtimes.prompts"),
+}
 
 
 def test_runtimes_never_imports_packager() -> None:
@@ -45,20 +57,30 @@ def test_runtimes_never_imports_packager() -> None:
         assert not [name for name in imports(file) if name.split(".")[0] == "packager"], file
 
 
-@pytest.mark.parametrize(("package", "layers"), [("packager", PACKAGER), ("runtimes", RUNTIMES)])
-def test_imports_run_downward(package: str, layers: tuple[str, ...]) -> None:
-    level = {f"{package}.{name}": i for i, line in enumerate(layers) for name in line.split()}
-
-    def level_of(module: str) -> int | None:
-        return level.get(".".join(module.split(".")[:2]))
-
+@pytest.mark.parametrize("package", sorted(ROOMS))
+def test_every_module_has_a_room_and_imports_only_what_is_below_it(package: str) -> None:
+    level = {name: i for i, line in enumerate(ROOMS[package]) for name in line.split()}
     for file in sources(package):
+        own = room_of(module_name(file))
+        assert own in level, f"{file} lies in no room of the table"
+        for name in ours(file):
+            other = room_of(name)
+            allowed = other == own or not name.startswith(package) or level[own] < level[other]
+            known = (f"{package}.{own}", f"{package}.{other}") in STILL
+            assert allowed or known, f"{module_name(file)} may not import {name}"
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    for file in [*sources("packager"), *sources("runtimes")]:
         importer = module_name(file)
-        for imported in reachable(importer):
-            above, below = level_of(importer), level_of(imported)
-            if above is not None and below is not None:
-                assert above <= below, f"{importer} reaches up to {imported}"
         assert importer not in reachable(importer), f"{importer} imports itself in a circle"
+
+
+def test_no_test_module_imports_another() -> None:
+    for file in sources("tests"):
+        for name in imports(file):
+            shared = not name.startswith("tests.") or name.startswith("tests.support")
+            assert shared, f"{file} imports {name}: move what they share to tests/support"
 
 
 def test_heavy_libraries_stay_in_their_files() -> None:
@@ -94,7 +116,8 @@ def sources(package: str) -> list[Path]:
 
 
 def module_name(file: Path) -> str:
-    return file.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+    name = file.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+    return name.removesuffix(".__init__")
 
 
 @cache
@@ -109,12 +132,23 @@ def _imports(tree: ast.Module) -> Iterator[str]:
             case ast.Import(names=names):
                 yield from (alias.name for alias in names)
             case ast.ImportFrom(module=str(module), names=names, level=0):
-                yield module
-                yield from (f"{module}.{alias.name}" for alias in names)
+                for alias in names:
+                    inner = f"{module}.{alias.name}"
+                    yield inner if is_ours(inner) else module
             case ast.Call(
                 func=ast.Attribute(attr="import_module"), args=[ast.Constant(value=str(name)), *_]
             ):
                 yield name
+
+
+def ours(file: Path) -> frozenset[str]:
+    """The modules of this project that a file imports, wherever in it."""
+    return frozenset(name for name in imports(file) if is_ours(name))
+
+
+def room_of(module: str) -> str:
+    """The room of a module: the folder or file right below its package."""
+    return [*module.split("."), "__init__"][1]
 
 
 @cache
@@ -123,12 +157,17 @@ def reachable(module: str) -> frozenset[str]:
     found: set[str] = set()
     waiting = [module]
     while waiting:
-        file = ROOT / (waiting.pop().replace(".", "/") + ".py")
-        new = {name for name in imports(file) if is_ours(name)} - found
+        new = ours(file_of(waiting.pop())) - found
         found |= new
         waiting += new
     return frozenset(found)
 
 
+def file_of(module: str) -> Path:
+    """A package stands for its __init__.py."""
+    path = ROOT / module.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
 def is_ours(name: str) -> bool:
-    return (ROOT / (name.replace(".", "/") + ".py")).is_file()
+    return name.split(".")[0] in (*ROOMS, "tests") and file_of(name).is_file()
