@@ -144,10 +144,12 @@ def compare(runtime: Runtime, teacher: Teacher, text: Text, tokens: int, rounds:
     first = done[False][0].ids
     assert text.target is None or list(first) == text.target[: len(first)]
     rates = {
-        how: [(len(c.ids) - 1) / c.timings.decode_s for c in found] for how, found in done.items()
+        how: [(len(c.ids) - 1) / c.finish.timings.decode_s for c in found]
+        for how, found in done.items()
     }
     seconds = {
-        how: statistics.median(c.timings.decode_s for c in found) for how, found in done.items()
+        how: statistics.median(c.finish.timings.decode_s for c in found)
+        for how, found in done.items()
     }
     return Found(
         text.kind,
@@ -171,7 +173,7 @@ def first_tokens(runtime: Runtime, teacher: Teacher, tokens: int, rounds: int) -
     seconds: dict[str, list[float]] = {"cold": [], "64 new": [], "1 new": []}
 
     def timed(ids: list[int]) -> float:
-        return join(runtime.run(ids, GenerateOptions(1))).timings.first_token_s
+        return join(runtime.run(ids, GenerateOptions(1))).finish.timings.first_token_s
 
     for _ in range(rounds):
         timed(other[:8])  # nothing of the prompt is left

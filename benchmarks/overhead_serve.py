@@ -66,7 +66,7 @@ def in_process(runtime: Runtime, ids: list[int], tokens: int, seed: int) -> Took
     """The same without a server."""
     options = GenerateOptions(max_tokens=tokens, sampling=Sampling(temperature=1.0, seed=seed))
     started = time.perf_counter()
-    timings = join(runtime.run(ids, options)).timings
+    timings = join(runtime.run(ids, options)).finish.timings
     return Took(timings.first_token_s, time.perf_counter() - started, timings.generated_tokens)
 
 

@@ -63,22 +63,24 @@ def child(checkpoint: str, file: str, threads: int, depths: list[int]) -> None:
             before = draw(depth)
             _complete(runtime, [*before, *draw(8)], 8)  # fills the depth, and warms up
             prompts = [_complete(runtime, before + draw(PROMPT_TOKENS), 0) for _ in range(REPEATS)]
-            assert all(p.timings.reused_tokens == depth for p in prompts), "the depth was lost"
+            assert all(p.finish.timings.reused_tokens == depth for p in prompts), (
+                "the depth was lost"
+            )
             rates[f"pp{PROMPT_TOKENS} @ d{depth}"] = PROMPT_TOKENS / statistics.median(
-                p.timings.prompt_s for p in prompts
+                p.finish.timings.prompt_s for p in prompts
             )
             # the first id comes from the prompt, so there are as many steps as ids after it
             runs = [_complete(runtime, before or draw(1), 1 + STEPS) for _ in range(REPEATS)]
             rates[f"tg{STEPS} @ d{depth}"] = STEPS / statistics.median(
-                r.timings.decode_s for r in runs
+                r.finish.timings.decode_s for r in runs
             )
     print(json.dumps(rates))
 
 
 def _complete(runtime: Runtime, ids: list[int], count: int) -> Completion:
     done = join(runtime.run(ids, GenerateOptions(max_tokens=count, speculate=False)))
-    if done.finish_reason != "length":
-        raise SystemExit(f"the model ended by itself ({done.finish_reason}): take another one")
+    if done.finish.reason != "length":
+        raise SystemExit(f"the model ended by itself ({done.finish.reason}): take another one")
     return done
 
 

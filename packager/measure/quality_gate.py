@@ -22,7 +22,8 @@ from packager.core.results import HolesScore, Quality, TextScore
 from packager.measure.infill_samples import Hole, draw_holes, edit_similarity, is_exact
 from packager.measure.window_proof import compare, divergence, past_tokens
 from runtimes.contract import Backend
-from runtimes.generation.runtime import GenerateOptions, Runtime
+from runtimes.generation.completion import GenerateOptions, join
+from runtimes.generation.runtime import Runtime
 from runtimes.prompts.fim import infill_ids
 from runtimes.prompts.tokenizer import Tokenizer
 
@@ -150,8 +151,8 @@ def _fill(
     runtime = Runtime(backend, tokenizer, checkpoint.special_ids)  # its owner closes the backend
     holes = draw_holes(list(files), extent.holes_per_kind, extent.seed)
     filled: list[_Filled] = []
-    for done, hole in enumerate(holes):
-        progress("infill", done, len(holes))
+    for count, hole in enumerate(holes):
+        progress("infill", count, len(holes))
         truth = _encode(tokenizer, hole.middle.rstrip(LINE_END))
         try:
             prefix = hole.prefix[-extent.prefix_characters :]
@@ -165,11 +166,9 @@ def _fill(
         options = GenerateOptions(
             max_tokens=extent.middle_tokens, stop=_stop(hole), speculate=False
         )
-        chunks = list(runtime.run(prompt, options))
-        text = "".join(chunk.text for chunk in chunks)
-        found = [i for chunk in chunks for i in chunk.ids]
-        stopped = chunks[-1].finish_reason == "stop"
-        filled.append(_Filled(hole, prompt, text, found, truth, stopped))
+        done = join(runtime.run(prompt, options))
+        stopped = done.finish.reason == "stop"
+        filled.append(_Filled(hole, prompt, done.text, list(done.ids), truth, stopped))
     progress("infill", len(holes), len(holes))
     return filled
 

@@ -118,7 +118,7 @@ def _fitting(args: argparse.Namespace, console: Console, facts: Facts) -> Manife
 def _answers(runtime: Runtime) -> bool:
     """Whether a real token comes out: text in, tokenizer, model, sampler. A control id is one."""
     answer = runtime.generate(PROMPT, GenerateOptions(max_tokens=1))
-    return bool(answer.ids) or answer.finish_reason == "stop"
+    return bool(answer.ids) or answer.finish.reason == "stop"
 
 
 def _measure(runtime: Runtime, promise: Promise, extent: Extent) -> tuple[Prompt, Steps]:

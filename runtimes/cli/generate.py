@@ -13,7 +13,7 @@ from pathlib import Path
 from runtimes.cli.formatting import describe_chosen, describe_timings
 from runtimes.cli.verify import open_model
 from runtimes.errors import StarpackError, UsageError
-from runtimes.generation.completion import Chunk, GenerateOptions, join
+from runtimes.generation.completion import Chunk, Finish, GenerateOptions, join
 from runtimes.generation.decode_loop import Progress
 from runtimes.generation.runtime import Runtime
 from runtimes.generation.sampling import Sampling
@@ -26,7 +26,7 @@ from runtimes.trust.console import NOTICE, Console
 REPL_HELP = "Type text; an empty line sends it. :new starts afresh, :quit or Ctrl-D leaves."
 REPO_SHARE = 0.25  # guessed: of the context for a repository's files, as the server's extras
 
-Stream = Callable[[Progress], Iterator[Chunk]]
+Stream = Callable[[Progress], Iterator[Chunk | Finish]]
 
 
 def generate(args: argparse.Namespace, console: Console) -> None:
@@ -39,7 +39,7 @@ def generate(args: argparse.Namespace, console: Console) -> None:
         chosen = None if edited is None else _choose(args, runtime, edited, prompt)
         around = _with_chosen(context, chosen, args.repo, edited)
 
-        def stream(progress: Progress) -> Iterator[Chunk]:
+        def stream(progress: Progress) -> Iterator[Chunk | Finish]:
             return runtime.stream_generate(prompt, options, around, progress=progress)
 
         answer(stream, console, chosen=chosen)
@@ -53,7 +53,7 @@ def infill(args: argparse.Namespace, console: Console) -> None:
         chosen = None if edited is None else _choose(args, runtime, edited, prefix + suffix)
         around = _with_chosen(context, chosen, args.repo, edited)
 
-        def stream(progress: Progress) -> Iterator[Chunk]:
+        def stream(progress: Progress) -> Iterator[Chunk | Finish]:
             return runtime.stream_infill(prefix, suffix, options, around, progress=progress)
 
         answer(stream, console, chosen=chosen)
@@ -77,9 +77,9 @@ def repl(args: argparse.Namespace, console: Console) -> None:
                 continue
             text += typed
             try:
-                for chunk in runtime.stream_generate(text, options, context):
-                    console.text(chunk.text)
-                    text += chunk.text
+                for item in runtime.stream_generate(text, options, context):
+                    console.text(item.text)
+                    text += item.text
             except KeyboardInterrupt:
                 console.remark("\nstopped")
             except StarpackError as error:
@@ -98,15 +98,15 @@ def answer(
         console.remark(describe_chosen(chosen))
     if task is not None and not console.as_json:
         console.text(task.before.lstrip("\n"))
-    chunks: list[Chunk] = []
-    for chunk in stream(console.meter("prompt", "tokens")):
-        chunks.append(chunk)
+    items: list[Chunk | Finish] = []
+    for item in stream(console.meter("prompt", "tokens")):
+        items.append(item)
         if not console.as_json:
-            console.text(chunk.text)
-    completion = join(chunks)
+            console.text(item.text)
+    completion = join(items)
     after = "" if task is None else task.after
     if console.as_json:
-        facts = asdict(completion) | {"machine_generated": True}
+        facts = completion.to_json() | {"machine_generated": True}
         if task is not None:
             facts |= {"before": task.before, "after": after, "at": task.at}
         if chosen is not None:
@@ -116,7 +116,7 @@ def answer(
         console.text(after)
     elif not completion.text.endswith("\n"):
         console.remark("")  # so that the next line on a terminal starts at its left
-    console.remark(describe_timings(completion.timings, completion.finish_reason))
+    console.remark(describe_timings(completion.finish.timings, completion.finish.reason))
 
 
 def _prefix_and_suffix(args: argparse.Namespace) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from runtimes.cli.generate import answer, options_of
 from runtimes.cli.verify import open_model
 from runtimes.errors import UsageError
-from runtimes.generation.completion import Chunk
+from runtimes.generation.completion import Chunk, Finish
 from runtimes.generation.decode_loop import Progress
 from runtimes.prompts import tasks
 from runtimes.prompts.input_text import STDIN, read_text
@@ -44,7 +44,7 @@ def _perform(
 
     with open_model(args, console) as runtime:
 
-        def stream(progress: Progress) -> Iterator[Chunk]:
+        def stream(progress: Progress) -> Iterator[Chunk | Finish]:
             if task.suffix is None:
                 return runtime.stream_generate(task.prefix, options, progress=progress)
             return runtime.stream_infill(task.prefix, task.suffix, options, progress=progress)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from runtimes.errors import UsageError
@@ -79,45 +79,62 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a completion. The last one of a stream has finish_reason and timings.
+    """A piece of a completion.
 
     `ids` are what the model chose since the last chunk, without the control id that ended it;
     `logprobs` has one entry for each, if asked for. `text` may lag behind them: it is what can no
-    longer change. `stop` is the stop string that ended the completion.
+    longer change.
     """
 
-    text: str = ""
-    ids: tuple[int, ...] = ()
+    text: str
+    ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
-    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """How a completion ended: the last item of its stream, and of no other place in it.
+
+    `text` was held back until the end was certain. `stop` is the stop string that ended it.
+    """
+
+    reason: FinishReason
+    timings: Timings
     stop: str | None = None
-    timings: Timings | None = None
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole answer; the fields are those of Chunk."""
+    """A complete answer: what its chunks have together, all text included, and how it ended."""
 
     text: str
     ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...]
-    finish_reason: FinishReason
-    stop: str | None
-    timings: Timings
+    finish: Finish
+
+    def to_json(self) -> dict[str, object]:
+        """A plain structure."""
+        return {
+            "text": self.text,
+            "ids": self.ids,
+            "logprobs": [asdict(entry) for entry in self.logprobs],
+            "finish_reason": self.finish.reason,
+            "stop": self.finish.stop,
+            "timings": asdict(self.finish.timings),
+        }
 
 
-def join(chunks: Iterable[Chunk]) -> Completion:
-    """The completion that a whole stream of chunks makes."""
-    pieces = list(chunks)
-    last = pieces[-1]
-    assert last.finish_reason is not None and last.timings is not None, "the stream was cut short"
+def join(stream: Iterable[Chunk | Finish]) -> Completion:
+    """The completion that a complete stream makes."""
+    *items, finish = stream
+    assert isinstance(finish, Finish), "the stream was cut short"
+    chunks = [item for item in items if isinstance(item, Chunk)]
     return Completion(
-        text="".join(piece.text for piece in pieces),
-        ids=tuple(token_id for piece in pieces for token_id in piece.ids),
-        logprobs=tuple(entry for piece in pieces for entry in piece.logprobs),
-        finish_reason=last.finish_reason,
-        stop=last.stop,
-        timings=last.timings,
+        text="".join(chunk.text for chunk in chunks) + finish.text,
+        ids=tuple(token_id for chunk in chunks for token_id in chunk.ids),
+        logprobs=tuple(entry for chunk in chunks for entry in chunk.logprobs),
+        finish=finish,
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from runtimes.contract import Backend
-from runtimes.generation.completion import Chunk, FinishReason, GenerateOptions, Timings
+from runtimes.generation.completion import Chunk, Finish, FinishReason, GenerateOptions, Timings
 from runtimes.generation.prefix_cache import Tape
 from runtimes.generation.prompt_lookup import PromptLookup
 from runtimes.generation.sampling import Sampler, TokenLogprobs, token_logprobs
@@ -38,7 +38,7 @@ TIMED_CHUNK_TOKENS = 128
 
 
 class Request:
-    """The state of one request. `chunks` may be called once."""
+    """The state of one request. `stream` may be called once."""
 
     def __init__(
         self,
@@ -71,8 +71,8 @@ class Request:
         self._prompt_s = 0.0
         self._first_token_s: float | None = None
 
-    def chunks(self) -> Iterator[Chunk]:
-        """Serve the request; the last chunk, and it alone, has a finish reason."""
+    def stream(self) -> Iterator[Chunk | Finish]:
+        """Serve the request: chunks, and one Finish at the end."""
         logits = self._take_prompt_in()
         self._prompt_s = self._elapsed_s()
         self._check_end()
@@ -83,7 +83,7 @@ class Request:
                 self._tape.rewind(len(self._ids) - 1)  # forgets the guesses that were wrong
                 guesses = self._guess()
                 logits = self._tape.forward([self._ids[-1], *guesses], last_only=not guesses)
-        yield self._last_chunk()
+        yield self._finish()
 
     def _take_prompt_in(self) -> np.ndarray:
         """Logits after the prompt, (1, vocab); (0, vocab) where the request ended before."""
@@ -178,9 +178,10 @@ class Request:
             return False
         return self._elapsed_s() - first_s >= limit_s
 
-    def _last_chunk(self) -> Chunk:
+    def _finish(self) -> Finish:
         text = self._indent.push(self._stream.finish()) + self._indent.finish()
         self._check_end()  # what was held back may have been a stop string after all
+        assert self._reason is not None, "the loop ends when there is a reason"
         first_s = self._first_token_s
         timings = Timings(
             prompt_tokens=self._prompt_tokens,
@@ -190,6 +191,4 @@ class Request:
             first_token_s=first_s,
             decode_s=0.0 if first_s is None else self._elapsed_s() - first_s,
         )
-        return Chunk(
-            text, finish_reason=self._reason, stop=self._stream.stopped_by, timings=timings
-        )
+        return Finish(self._reason, timings, self._stream.stopped_by, text)

@@ -21,6 +21,7 @@ from runtimes.generation.completion import (
     DEFAULTS,
     Chunk,
     Completion,
+    Finish,
     GenerateOptions,
     Timings,
     join,
@@ -37,7 +38,7 @@ from runtimes.generation.sampling import TokenLogprobs, token_logprobs
 from runtimes.prompts.fim import NO_CONTEXT, Context, generate_ids, infill_ids
 from runtimes.prompts.tokenizer import Tokenizer
 
-__all__ = ["Chunk", "Completion", "GenerateOptions", "Runtime", "Timings"]
+__all__ = ["Chunk", "Completion", "Finish", "GenerateOptions", "Runtime", "Timings"]
 
 
 class Runtime:
@@ -107,7 +108,7 @@ class Runtime:
         *,
         progress: Progress = no_progress,
         cancelled: IsCancelled = never_cancelled,
-    ) -> Iterator[Chunk]:
+    ) -> Iterator[Chunk | Finish]:
         """Law: `join(stream_generate(...)) == generate(...)`, timings aside."""
         ids = generate_ids(self.tokenizer.encode, self.special_ids, prompt, context)
         return self.run(ids, options, progress=progress, cancelled=cancelled)
@@ -138,7 +139,7 @@ class Runtime:
         *,
         progress: Progress = no_progress,
         cancelled: IsCancelled = never_cancelled,
-    ) -> Iterator[Chunk]:
+    ) -> Iterator[Chunk | Finish]:
         """Law: `join(stream_infill(...)) == infill(...)`, timings aside."""
         ids = infill_ids(self.tokenizer.encode, self.special_ids, prefix, suffix, context)
         return self.run(ids, options, progress=progress, cancelled=cancelled)
@@ -150,7 +151,7 @@ class Runtime:
         *,
         progress: Progress = no_progress,
         cancelled: IsCancelled = never_cancelled,
-    ) -> Iterator[Chunk]:
+    ) -> Iterator[Chunk | Finish]:
         """Continue `ids`: what all the others come down to. Generation starts with the first chunk.
 
         Raises at once UsageError for an empty prompt or an id outside the vocabulary, and
@@ -232,7 +233,7 @@ class Runtime:
         options: GenerateOptions,
         progress: Progress,
         cancelled: IsCancelled,
-    ) -> Iterator[Chunk]:
+    ) -> Iterator[Chunk | Finish]:
         with self._alone():
             request = Request(
                 self.backend,
@@ -244,8 +245,8 @@ class Runtime:
                 progress,
                 cancelled,
             )
-            for chunk in request.chunks():
-                yield chunk
+            for item in request.stream():
+                yield item
                 self._check_open()  # it may have been closed while the stream was waiting
 
     @contextmanager

@@ -23,7 +23,7 @@ from runtimes.errors import (
     Superseded,
     UsageError,
 )
-from runtimes.generation.completion import Chunk, GenerateOptions
+from runtimes.generation.completion import Chunk, Finish, GenerateOptions
 from runtimes.generation.runtime import Runtime
 from runtimes.generation.sampling import TokenLogprobs
 from runtimes.server.metrics import Metrics
@@ -35,9 +35,10 @@ FIRST_JOB_S = 2.0  # guessed: how long a job takes, before one has been measured
 SMOOTHING = 0.2  # guessed: weight of the latest job in that figure
 PROBE = "probe"  # the client whose jobs have no runs: each asks for one token, as a sign of life
 
-Event = tuple[int, Chunk | tuple[TokenLogprobs, ...]] | Exception | None
-"""(run, chunk) or (run, log-probabilities of its prompt); an error, which is the last; None at the
-end."""
+Item = Chunk | Finish | tuple[TokenLogprobs, ...]
+"""What a run yields: log-probabilities of its prompt, if wanted; chunks; how it ended."""
+Event = tuple[int, Item] | Exception | None
+"""(run, item); an error, which is the last; None at the end."""
 
 
 class Job:
@@ -224,7 +225,7 @@ class Engine:
                 error = StarpackError("the engine failed", remedy="see the server's log")
             job.emit(error)
 
-    def _run(self, job: Job, run: Run) -> Iterator[Chunk | tuple[TokenLogprobs, ...]]:
+    def _run(self, job: Job, run: Run) -> Iterator[Item]:
         def cancelled() -> bool:
             return job.cancelled is not None
 
@@ -234,23 +235,23 @@ class Engine:
         options = _within(run.options, job.deadline - time.monotonic())
         started = last = time.monotonic()
         is_first = True
-        for chunk in self._runtime.run(run.ids, options, cancelled=cancelled):
+        for item in self._runtime.run(run.ids, options, cancelled=cancelled):
             now = time.monotonic()
-            if chunk.ids or chunk.finish_reason == "stop":  # a control id is a token, too
+            if isinstance(item, Chunk) or item.reason == "stop":  # a control id is a token, too
                 self.last_token_at, self.is_sound = now, True
-            if chunk.ids:
+            if isinstance(item, Finish):
+                timings = item.timings
+                self._metrics.run(
+                    timings.prompt_tokens, timings.reused_tokens, timings.generated_tokens
+                )
+            elif item.ids:
                 if is_first:
                     self._metrics.first_token(now - started)
                     is_first = False
                 else:
-                    self._metrics.tokens(now - last, len(chunk.ids))
+                    self._metrics.tokens(now - last, len(item.ids))
                 last = now
-            if chunk.timings is not None:
-                timings = chunk.timings
-                self._metrics.run(
-                    timings.prompt_tokens, timings.reused_tokens, timings.generated_tokens
-                )
-            yield chunk
+            yield item
 
     def _retry_after_s(self) -> int:
         """A guess at when there is room: what waits and runs, at the pace of late."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from runtimes.generation.completion import Chunk, Completion, GenerateOptions
+from runtimes.generation.completion import Completion, Finish, GenerateOptions
 from runtimes.generation.sampling import TokenLogprobs
 from runtimes.prompts.fim import NO_CONTEXT, Context
 
@@ -159,16 +159,16 @@ class Model:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
-def report(plan: Plan, ends: Sequence[Chunk | Completion]) -> dict[str, object]:
+def report(plan: Plan, ends: Sequence[Finish]) -> dict[str, object]:
     """What no dialect has a place for, and nobody should have to guess; under the key `starpack`.
 
     The budget of each prompt, why each choice ended, its timings, the seed, the length in force,
-    what was not honoured. `ends` are whole completions, or the last chunks of streams.
+    what was not honoured.
     """
     options = plan.ask.options
     return {
         "budget": [asdict(fit) for fit in plan.fits],
-        "finish_reasons": [end.finish_reason for end in ends],
+        "finish_reasons": [end.reason for end in ends],
         "timings": [asdict(end.timings) for end in ends],
         "seed": options.sampling.seed,
         "max_tokens": options.max_tokens,

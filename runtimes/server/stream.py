@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import Any
 
 from runtimes.errors import Cancelled
-from runtimes.generation.completion import Chunk, join
+from runtimes.generation.completion import Chunk, Finish, join
+from runtimes.generation.sampling import TokenLogprobs
 from runtimes.server.job_queue import Engine, Event, Job
 from runtimes.server.request import Plan, Result, Run
 
@@ -68,15 +69,15 @@ class Conversation:
 
     async def results(self, plan: Plan) -> list[Result]:
         """All of it, run by run."""
-        chunks: list[list[Chunk]] = [[] for _ in plan.runs]
-        scores: list[tuple] = [() for _ in plan.runs]
+        items: list[list[Chunk | Finish]] = [[] for _ in plan.runs]
+        scores: list[tuple[TokenLogprobs, ...]] = [() for _ in plan.runs]
         while (event := await self.next()) is not None:
             run, item = event
-            if isinstance(item, Chunk):
-                chunks[run].append(item)
-            else:
+            if isinstance(item, tuple):
                 scores[run] = item
-        return [Result(join(c), s) for c, s in zip(chunks, scores, strict=True)]
+            else:
+                items[run].append(item)
+        return [Result(join(i), s) for i, s in zip(items, scores, strict=True)]
 
     def _emit(self, event: Event) -> None:
         with suppress(RuntimeError):  # the loop is closed: there is nobody left to tell

@@ -137,10 +137,9 @@ def test_20_greedy_completions_past_the_window_equal_the_reference(model, tie):
     prompts = [ids[: 2 * WINDOW + 13 * i] for i, ids in enumerate(sources(model)[:20])]
     assert len(prompts) == 20
     for prompt in prompts:
-        chunks = list(model.run(prompt, GenerateOptions(max_tokens=NEW_TOKENS)))
-        found = tuple(i for chunk in chunks for i in chunk.ids)
-        assert len(prompt) + len(found) > WINDOW
-        assert_greedy(prompt, found, chunks[-1].finish_reason == "stop", tie)
+        done = join(model.run(prompt, GenerateOptions(max_tokens=NEW_TOKENS)))
+        assert len(prompt) + len(done.ids) > WINDOW
+        assert_greedy(prompt, done.ids, done.finish.reason == "stop", tie)
 
 
 def test_20_infill_requests_equal_the_reference(model, tie):
@@ -151,7 +150,7 @@ def test_20_infill_requests_equal_the_reference(model, tie):
         prefix, suffix = text[:cut], text[text.index("\n", cut) :]
         answer = model.infill(prefix, suffix, GenerateOptions(max_tokens=NEW_TOKENS))
         prompt = infill_ids(model.tokenizer.encode, model.special_ids, prefix, suffix)
-        assert_greedy(prompt, answer.ids, answer.finish_reason == "stop", tie)
+        assert_greedy(prompt, answer.ids, answer.finish.reason == "stop", tie)
         answers.append(answer.text)
     assert len(answers) == 20
     assert sum(bool(text.strip()) for text in answers) > 10

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from runtimes.generation.completion import Chunk
+from runtimes.generation.completion import Chunk, Finish
 from runtimes.generation.sampling import TokenLogprobs
 from runtimes.server.http.schema import Schema
 from runtimes.server.request import Ask, Model, Plan, Result, Rules
@@ -34,6 +34,9 @@ class View(Protocol):
 
     def chunk(self, run: int, chunk: Chunk) -> Iterable[object]:
         """The events of a stream that a chunk makes."""
+
+    def finish(self, run: int, finish: Finish) -> Iterable[object]:
+        """The events that the end of a run makes."""
 
     def end(self) -> Iterable[object]:
         """The last events; a str is sent as it is."""

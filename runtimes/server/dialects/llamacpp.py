@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from runtimes.errors import DeviceError
-from runtimes.generation.completion import Chunk, Completion, FinishReason, GenerateOptions
+from runtimes.generation.completion import Chunk, Finish, FinishReason, GenerateOptions, Timings
 from runtimes.generation.sampling import TokenLogprobs
 from runtimes.prompts.fim import Context, RepoFile
 from runtimes.server.dialects import fields
@@ -131,7 +131,8 @@ class CompletionView:
         objects = []
         for run, result in enumerate(results):
             done = result.completion
-            objects.append(self._chosen(self._last(run, done, done.text)))
+            last = self._last(run, done.finish, done.text, done.ids)
+            objects.append(self._chosen(last | self._probabilities(done.logprobs)))
         return objects[0] if len(objects) == 1 else objects
 
     def scores(self, run: int, entries: Sequence[TokenLogprobs]) -> None:
@@ -140,9 +141,7 @@ class CompletionView:
     def chunk(self, run: int, chunk: Chunk) -> Iterator[object]:
         """See View."""
         self._predicted[run] += len(chunk.ids)
-        if chunk.finish_reason:
-            yield self._chosen(self._last(run, chunk, chunk.text))
-        elif chunk.text or (chunk.ids and (self._tokens or chunk.logprobs)):
+        if chunk.text or (chunk.ids and (self._tokens or chunk.logprobs)):
             event = {
                 "index": run,
                 "content": chunk.text,
@@ -152,19 +151,23 @@ class CompletionView:
                 "tokens_predicted": self._predicted[run],
                 "tokens_evaluated": self._plan.fit_of(run).prompt_tokens,
             }
-            yield event | self._probabilities(chunk)
+            yield event | self._probabilities(chunk.logprobs)
+
+    def finish(self, run: int, finish: Finish) -> Iterator[object]:
+        """See View."""
+        yield self._chosen(self._last(run, finish, finish.text))
 
     def end(self) -> Iterator[object]:
         """See View: the event with `stop` was the last."""
         return iter(())
 
-    def _last(self, run: int, end: Chunk | Completion, text: str) -> dict[str, Any]:
+    def _last(self, run: int, end: Finish, text: str, ids: Sequence[int] = ()) -> dict[str, Any]:
         timings, fit = end.timings, self._plan.fit_of(run)
         options = self._plan.runs[run].options
         return {
             "index": run,
             "content": text,
-            "tokens": list(end.ids) if self._tokens else [],
+            "tokens": list(ids) if self._tokens else [],
             "id_slot": 0,
             "stop": True,
             "model": self._model.name,
@@ -180,23 +183,22 @@ class CompletionView:
                 "stop": list(options.stop),
             },
             "truncated": fit.dropped_tokens > 0,
-            "stop_type": STOP_TYPES.get(end.finish_reason, "none"),
+            "stop_type": STOP_TYPES.get(end.reason, "none"),
             "stopping_word": end.stop or "",
             "tokens_cached": timings.prompt_tokens + timings.generated_tokens,
-            "timings": _timings(end),
+            "timings": _timings(timings),
             "starpack": report(self._plan, [end]),
-            **self._probabilities(end),
         }
 
-    def _probabilities(self, end: Chunk | Completion) -> dict[str, object]:
-        if not end.logprobs:
+    def _probabilities(self, logprobs: Sequence[TokenLogprobs]) -> dict[str, object]:
+        if not logprobs:
             return {}
         entries = [
             {
                 **self._token(entry.id, entry.logprob),
                 "top_logprobs": [self._token(other, value) for other, value in entry.top],
             }
-            for entry in end.logprobs
+            for entry in logprobs
         ]
         return {"completion_probabilities": entries}
 
@@ -227,8 +229,7 @@ class CompletionView:
 _MISSING = object()
 
 
-def _timings(end: Chunk | Completion) -> dict[str, float]:
-    timings = end.timings
+def _timings(timings: Timings) -> dict[str, float]:
     prompt_n = timings.prompt_tokens - timings.reused_tokens
     # a warm-up, or one whose first token is its last, has no time to divide by
     parts = {"prompt": (prompt_n, timings.prompt_s)}

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from runtimes.generation.completion import Chunk, Completion, GenerateOptions
+from runtimes.generation.completion import Chunk, Finish, GenerateOptions
 from runtimes.generation.sampling import TokenLogprobs
 from runtimes.server.dialects import fields
 from runtimes.server.dialects.endpoint import (
@@ -97,19 +97,21 @@ class GenerateView:
         if not results:
             return self._line("") | {"done": True, "done_reason": "load"}
         done = results[0].completion
-        return self._last(done, done.text)
+        return self._last(done.finish, done.text)
 
     def scores(self, run: int, entries: Sequence[TokenLogprobs]) -> None:
         """See View: never asked for here."""
 
     def chunk(self, run: int, chunk: Chunk) -> Iterator[object]:
         """See View."""
-        if chunk.text and not chunk.finish_reason:
+        if chunk.text:
             yield self._line(chunk.text)
-        elif chunk.finish_reason:
-            if chunk.text:
-                yield self._line(chunk.text)
-            yield self._last(chunk, "")
+
+    def finish(self, run: int, finish: Finish) -> Iterator[object]:
+        """See View."""
+        if finish.text:
+            yield self._line(finish.text)
+        yield self._last(finish, "")
 
     def end(self) -> Iterator[object]:
         """See View: the line that is `done` was the last."""
@@ -124,9 +126,9 @@ class GenerateView:
             "done": False,
         }
 
-    def _last(self, end: Chunk | Completion, text: str) -> dict[str, Any]:
+    def _last(self, end: Finish, text: str) -> dict[str, Any]:
         timings = end.timings
-        limited = end.finish_reason in ("length", "time")
+        limited = end.reason in ("length", "time")
         return self._line(text) | {
             "done": True,
             "done_reason": "length" if limited else "stop",

@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 
-from runtimes.generation.completion import Chunk, Completion, FinishReason, GenerateOptions
+from runtimes.generation.completion import Chunk, Finish, FinishReason, GenerateOptions
 from runtimes.generation.sampling import TokenLogprobs
 from runtimes.server.dialects import fields
 from runtimes.server.dialects.endpoint import (
@@ -143,7 +143,7 @@ class CompletionView:
             "created": int(time.time()),
             "model": model.name,
         }
-        self._ends: list[Chunk | Completion] = []
+        self._ends: list[Finish] = []
         self._started: set[int] = set()
         self._scores: dict[int, Sequence[TokenLogprobs]] = {}
         self._lists: dict[int, LogprobLists] = {}
@@ -155,9 +155,9 @@ class CompletionView:
             self._scores[run] = result.prompt_logprobs
             text, lists = self._begin(run)
             completion = result.completion
-            self._ends.append(completion)
+            self._ends.append(completion.finish)
             lists = self._more(run, lists, completion.logprobs)
-            choices.append(_choice(run, text + completion.text, lists, completion.finish_reason))
+            choices.append(_choice(run, text + completion.text, lists, completion.finish.reason))
         return {
             **self._head,
             "choices": choices,
@@ -169,20 +169,24 @@ class CompletionView:
         """See View."""
         self._scores[run] = entries
 
-    def chunk(self, run: int, chunk: Chunk) -> Iterator[object]:
+    def chunk(self, run: int, chunk: Chunk) -> Iterator[dict[str, object]]:
         """See View."""
         text, lists = ("", None) if run in self._started else self._begin(run)
         lists = self._more(run, lists, chunk.logprobs)
         text += chunk.text
-        if not (text or lists or chunk.finish_reason):
-            return
-        event = {**self._head, "choices": [_choice(run, text, lists, chunk.finish_reason)]}
-        if self._usage:
-            event["usage"] = None
-        if chunk.finish_reason:
-            self._ends.append(chunk)
-            event["starpack"] = report(self._plan, [chunk])
-        yield event
+        if text or lists:
+            yield self._event(_choice(run, text, lists, None))
+
+    def finish(self, run: int, finish: Finish) -> Iterator[dict[str, object]]:
+        """See View."""
+        text, lists = ("", None) if run in self._started else self._begin(run)
+        self._ends.append(finish)
+        event = self._event(_choice(run, text + finish.text, lists, finish.reason))
+        yield event | {"starpack": report(self._plan, [finish])}
+
+    def _event(self, choice: dict[str, object]) -> dict[str, object]:
+        event = {**self._head, "choices": [choice]}
+        return event | {"usage": None} if self._usage else event
 
     def end(self) -> Iterator[object]:
         """See View."""

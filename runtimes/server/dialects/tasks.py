@@ -6,10 +6,10 @@ text and where it goes; a stream's first event has it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
-from runtimes.generation.completion import Chunk
+from runtimes.generation.completion import Chunk, Finish
 from runtimes.prompts import tasks
 from runtimes.prompts.languages import NAMES, language_named
 from runtimes.prompts.tasks import Task
@@ -118,9 +118,16 @@ class TaskView(openai.CompletionView):
         """See View."""
         return {**super().whole(results), "task": self._task}
 
-    def chunk(self, run: int, chunk: Chunk) -> Iterator[object]:
+    def chunk(self, run: int, chunk: Chunk) -> Iterator[dict[str, object]]:
         """See View."""
-        for event in super().chunk(run, chunk):
+        return self._with_task(super().chunk(run, chunk))
+
+    def finish(self, run: int, finish: Finish) -> Iterator[dict[str, object]]:
+        """See View."""
+        return self._with_task(super().finish(run, finish))
+
+    def _with_task(self, events: Iterable[dict[str, object]]) -> Iterator[dict[str, object]]:
+        for event in events:
             yield event if self._is_told else {**event, "task": self._task}
             self._is_told = True
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from runtimes.generation.completion import Chunk, Completion, FinishReason, GenerateOptions
+from runtimes.generation.completion import Chunk, Finish, FinishReason, GenerateOptions
 from runtimes.generation.sampling import TokenLogprobs
 from runtimes.server.dialects import fields
 from runtimes.server.dialects.endpoint import (
@@ -93,11 +93,11 @@ class GenerateView:
     def whole(self, results: list[Result]) -> object:
         """See View."""
         done = results[0].completion
-        details = self._end(done) if self._details else None
+        details = self._end(done.finish) if self._details else None
         if details is not None:
             details |= {"prefill": [], "tokens": [self._token(e) for e in done.logprobs]}
         answer = {"generated_text": self._text + done.text}
-        return answer | {"details": details, "starpack": report(self._plan, [done])}
+        return answer | {"details": details, "starpack": report(self._plan, [done.finish])}
 
     def scores(self, run: int, entries: Sequence[TokenLogprobs]) -> None:
         """See View: never shown here."""
@@ -105,28 +105,32 @@ class GenerateView:
     def chunk(self, run: int, chunk: Chunk) -> Iterator[object]:
         """See View. The event's `token` has the text that is certain, which may be of several."""
         self._text += chunk.text
-        if not chunk.text and not chunk.finish_reason:
-            return
-        self._count += 1
-        last = chunk.logprobs[-1] if chunk.logprobs else None
-        token = {"id": 0 if last is None else last.id, "text": chunk.text, "special": last is None}
-        event = {
-            "index": self._count,
-            "token": token | {"logprob": 0.0 if last is None else last.logprob},
-            "generated_text": self._text if chunk.finish_reason else None,
-            "details": self._end(chunk) if chunk.finish_reason else None,
+        if chunk.text:
+            last = chunk.logprobs[-1] if chunk.logprobs else None
+            yield self._event(chunk.text, last) | {"generated_text": None, "details": None}
+
+    def finish(self, run: int, finish: Finish) -> Iterator[object]:
+        """See View."""
+        self._text += finish.text
+        yield self._event(finish.text) | {
+            "generated_text": self._text,
+            "details": self._end(finish),
+            "starpack": report(self._plan, [finish]),
         }
-        if chunk.finish_reason:
-            event["starpack"] = report(self._plan, [chunk])
-        yield event
+
+    def _event(self, text: str, last: TokenLogprobs | None = None) -> dict[str, object]:
+        self._count += 1
+        token = {"id": 0 if last is None else last.id, "text": text, "special": last is None}
+        logprob = 0.0 if last is None else last.logprob
+        return {"index": self._count, "token": token | {"logprob": logprob}}
 
     def end(self) -> Iterator[object]:
         """See View: the event with `generated_text` was the last."""
         return iter(())
 
-    def _end(self, end: Chunk | Completion) -> dict[str, object]:
+    def _end(self, end: Finish) -> dict[str, object]:
         return {
-            "finish_reason": REASONS.get(end.finish_reason, "length"),
+            "finish_reason": REASONS.get(end.reason, "length"),
             "generated_tokens": end.timings.generated_tokens,
             "input_length": end.timings.prompt_tokens,
             "seed": self._plan.ask.options.sampling.seed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 
 from runtimes.errors import (
     BusyError,
@@ -15,10 +15,10 @@ from runtimes.errors import (
     Superseded,
     UsageError,
 )
-from runtimes.generation.completion import Chunk
+from runtimes.generation.completion import Chunk, Finish
 from runtimes.server.dialects.endpoint import MEDIA_TYPES, Dialect, View, frame, to_json
 from runtimes.server.http.guard import Receive, Scope, Send
-from runtimes.server.job_queue import Event
+from runtimes.server.job_queue import Event, Item
 from runtimes.server.request import Plan
 from runtimes.server.stream import Conversation
 
@@ -147,11 +147,8 @@ class Stream:
         try:
             while self._event is not None:
                 run, item = self._event
-                if isinstance(item, Chunk):
-                    for event in self._view.chunk(run, item):
-                        yield frame(event, framing)
-                else:
-                    self._view.scores(run, item)
+                for event in self._shown(run, item):
+                    yield frame(event, framing)
                 self._event = await self._conversation.next()
             for event in self._view.end():
                 yield frame(event, framing)
@@ -160,6 +157,15 @@ class Stream:
                 yield frame(self._failed(error), framing)
         except StarpackError as error:
             yield frame(self._failed(error), framing)
+
+    def _shown(self, run: int, item: Item) -> Iterable[object]:
+        match item:
+            case Chunk():
+                return self._view.chunk(run, item)
+            case Finish():
+                return self._view.finish(run, item)
+        self._view.scores(run, item)
+        return ()
 
     def _failed(self, error: StarpackError) -> object:
         dialect = self._dialect

@@ -133,7 +133,7 @@ def test_speculation_never_changes_an_id(
     assert with_guesses.ids == plain.ids
     assert with_guesses.text == plain.text
     assert with_guesses.logprobs == plain.logprobs
-    assert with_guesses.finish_reason == plain.finish_reason
+    assert with_guesses.finish.reason == plain.finish.reason
 
 
 REPETITIVE = [100 + i % 7 for i in range(20)]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from runtimes.errors import ContextError, DeviceError, IntegrityError, UsageError
-from runtimes.generation.completion import Completion, GenerateOptions, join
+from runtimes.generation.completion import Completion, Finish, GenerateOptions, join
 from runtimes.generation.runtime import Runtime
 from runtimes.prompts.fim import Context, RepoFile
 from tests.support.runtime_toys import (
@@ -68,14 +68,14 @@ def test_a_request_starts_where_the_last_one_agrees_with_it(tmp_path: Path) -> N
     runtime = toy_runtime(tmp_path, chunk_tokens=64)
     ids = runtime.tokenizer.encode(LONG_PROMPT)
     first = answer(runtime, ids)
-    assert first.timings.reused_tokens == 0
+    assert first.finish.timings.reused_tokens == 0
     grown = [*ids, *first.ids, 100, 101]
     second = answer(runtime, grown)
     # the last generated id was never taken in
-    assert second.timings.reused_tokens == len(ids) + len(first.ids) - 1
+    assert second.finish.timings.reused_tokens == len(ids) + len(first.ids) - 1
     assert second.ids == answer(toy_runtime(tmp_path), grown).ids
     third = answer(runtime, grown)
-    assert third.timings.reused_tokens == len(grown) - 1
+    assert third.finish.timings.reused_tokens == len(grown) - 1
     assert third.ids == second.ids
 
 
@@ -88,7 +88,7 @@ def test_reuse_equals_a_fresh_run_wherever_prompts_part(tmp_path: Path, common: 
     again = answer(runtime, other)
     assert again.ids == answer(toy_runtime(tmp_path), other).ids
     # 51 ids went in and the ring holds 13, so only positions from 43 on could be kept
-    assert again.timings.reused_tokens == 0
+    assert again.finish.timings.reused_tokens == 0
 
 
 def test_one_short_of_what_the_ring_keeps_starts_over(tmp_path: Path) -> None:
@@ -97,9 +97,9 @@ def test_one_short_of_what_the_ring_keeps_starts_over(tmp_path: Path) -> None:
     answer(runtime, ids, max_tokens=0)
     least = runtime.backend.kept_from
     assert 0 < least < len(ids)
-    assert answer(runtime, [*ids[:least], 100], max_tokens=0).timings.reused_tokens == least
+    assert answer(runtime, [*ids[:least], 100], max_tokens=0).finish.timings.reused_tokens == least
     answer(runtime, ids, max_tokens=0)
-    assert answer(runtime, [*ids[: least - 1], 100], max_tokens=0).timings.reused_tokens == 0
+    assert answer(runtime, [*ids[: least - 1], 100], max_tokens=0).finish.timings.reused_tokens == 0
 
 
 def test_progress_counts_the_prompt(tmp_path: Path) -> None:
@@ -120,10 +120,10 @@ def test_cancelled_in_the_prompt_then_served_rightly(tmp_path: Path) -> None:
     ids = runtime.tokenizer.encode(LONG_PROMPT)
     asked = itertools.count()
     cut = join(runtime.run(ids, PLAIN, cancelled=lambda: next(asked) == 2))
-    assert (cut.finish_reason, cut.ids, cut.text) == ("cancelled", (), "")
+    assert (cut.finish.reason, cut.ids, cut.text) == ("cancelled", (), "")
     assert runtime.backend.position == 16
     after = answer(runtime, ids)
-    assert after.timings.reused_tokens == 16
+    assert after.finish.timings.reused_tokens == 16
     assert after.ids == answer(toy_runtime(tmp_path), ids).ids
 
 
@@ -131,7 +131,7 @@ def test_cancelled_between_tokens(tmp_path: Path) -> None:
     runtime = toy_runtime(tmp_path, chunk_tokens=64)
     asked = itertools.count()
     cut = join(runtime.run([100, 101], PLAIN, cancelled=lambda: next(asked) == 4))
-    assert cut.finish_reason == "cancelled"
+    assert cut.finish.reason == "cancelled"
     assert cut.ids == answer(toy_runtime(tmp_path), [100, 101]).ids[:4]
 
 
@@ -154,7 +154,7 @@ def test_an_interrupted_call_leaves_a_sound_state(
         answer(runtime, ids)
     runtime.backend.within_forward = lambda: None
     after = answer(runtime, ids)
-    assert after.timings.reused_tokens == 0  # a torn tape is not trusted
+    assert after.finish.timings.reused_tokens == 0  # a torn tape is not trusted
     assert after.ids == answer(toy_runtime(tmp_path), ids).ids
 
 
@@ -174,8 +174,8 @@ def test_every_control_id_ends_the_answer(tmp_path: Path, stop_id: int) -> None:
     backend = ToyBackend(scripted_logits(1, [110, 111, stop_id, 112]))
     runtime = Runtime(backend, toy_tokenizer(tmp_path), IDS)
     done = answer(runtime, [100])
-    assert (done.ids, done.finish_reason, done.stop) == ((110, 111), "stop", None)
-    assert done.timings.generated_tokens == 2
+    assert (done.ids, done.finish.reason, done.finish.stop) == ((110, 111), "stop", None)
+    assert done.finish.timings.generated_tokens == 2
 
 
 @pytest.mark.parametrize("speculate", [False, True])
@@ -194,16 +194,20 @@ def test_stop_strings_across_ids(tmp_path: Path, stop: str, text: str, speculate
     done = runtime.generate("abcdef", options)
     found = text != "abcdefghij\n"
     assert done.text == text
-    assert done.finish_reason == ("stop_string" if found else "stop")
-    assert done.stop == (stop if found else None)
+    assert done.finish.reason == ("stop_string" if found else "stop")
+    assert done.finish.stop == (stop if found else None)
 
 
 def test_length(tmp_path: Path) -> None:
     runtime = scripted(tmp_path, "x", "abcdef")
     done = runtime.generate("x", GenerateOptions(max_tokens=3))
-    assert (done.text, done.finish_reason) == ("abc", "length")
+    assert (done.text, done.finish.reason) == ("abc", "length")
     warm = runtime.generate("x", GenerateOptions(max_tokens=0))
-    assert (warm.text, warm.finish_reason, warm.timings.first_token_s) == ("", "length", None)
+    assert (warm.text, warm.finish.reason, warm.finish.timings.first_token_s) == (
+        "",
+        "length",
+        None,
+    )
 
 
 @pytest.mark.parametrize("speculate", [False, True])
@@ -213,7 +217,7 @@ def test_the_end_of_the_context_ends_the_answer(
 ) -> None:
     runtime = toy_runtime(tmp_path, looping_logits(), context_tokens=context_tokens)
     done = answer(runtime, [100 + i % 3 for i in range(8)], max_tokens=1000, speculate=speculate)
-    assert (len(done.ids), done.finish_reason) == (context_tokens - 8, "length")
+    assert (len(done.ids), done.finish.reason) == (context_tokens - 8, "length")
 
 
 def test_a_prompt_beyond_the_context_is_refused_at_once(tmp_path: Path) -> None:
@@ -222,14 +226,14 @@ def test_a_prompt_beyond_the_context_is_refused_at_once(tmp_path: Path) -> None:
         runtime.run([100] * 20)  # before the first chunk is asked for
     assert "larger context" in caught.value.remedy
     assert len(answer(runtime, [100] * 19).ids) == 1
-    assert answer(runtime, [100] * 20, max_tokens=0).finish_reason == "length"
+    assert answer(runtime, [100] * 20, max_tokens=0).finish.reason == "length"
 
 
 @pytest.mark.parametrize("limit_s", [1e-9, 0.05])
 def test_time_ends_the_answer(tmp_path: Path, limit_s: float) -> None:
     runtime = toy_runtime(tmp_path, context_tokens=100_000)
     done = answer(runtime, [100], max_tokens=10**6, max_time_s=limit_s)
-    assert done.finish_reason == "time"
+    assert done.finish.reason == "time"
     assert (len(done.ids) > 0) == (limit_s > 1e-6)
 
 
@@ -243,19 +247,19 @@ def test_a_stream_shows_whole_characters_and_joins_to_the_answer(
 ) -> None:
     runtime = scripted(tmp_path, "abc", text)
     options = GenerateOptions(speculate=speculate)
-    chunks = list(runtime.stream_generate("abc", options))
-    assert "".join(chunk.text for chunk in chunks) == text
-    assert all("\ufffd" not in chunk.text for chunk in chunks)
-    assert [chunk.finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+    items = list(runtime.stream_generate("abc", options))
+    assert "".join(item.text for item in items) == text
+    assert all("\ufffd" not in item.text for item in items)
+    assert [isinstance(item, Finish) for item in items] == [False] * (len(items) - 1) + [True]
     whole = runtime.generate("abc", options)
-    assert (whole.text, whole.ids) == (text, join(chunks).ids)
+    assert (whole.text, whole.ids) == (text, join(items).ids)
 
 
 def test_a_character_cut_by_max_tokens_is_replaced_at_the_end_only(tmp_path: Path) -> None:
     runtime = scripted(tmp_path, "abc", "é😀")
     assert runtime.generate("abc", GenerateOptions(max_tokens=4)).text == "é\ufffd"
     stopped = runtime.generate("abc", GenerateOptions(max_tokens=4, stop=("\ufffd",)))
-    assert (stopped.text, stopped.finish_reason) == ("é", "stop_string")
+    assert (stopped.text, stopped.finish.reason) == ("é", "stop_string")
 
 
 def test_infill_takes_the_prompt_of_training(tmp_path: Path) -> None:
@@ -265,14 +269,14 @@ def test_infill_takes_the_prompt_of_training(tmp_path: Path) -> None:
     text = (
         "<repo_name>repo<file_sep>a.py\nx<file_sep><fim_prefix>b.py\nin<fim_suffix>er<fim_middle>"
     )
-    held = runtime._tape.ids[: done.timings.prompt_tokens]
+    held = runtime._tape.ids[: done.finish.timings.prompt_tokens]
     assert runtime.tokenizer.decode(held) == text
     streamed = join(runtime.stream_infill("in", "er", PLAIN, context))
     assert (streamed.text, streamed.ids) == (done.text, done.ids)
 
 
 def test_timings_add_up(tmp_path: Path) -> None:
-    timings = answer(toy_runtime(tmp_path), [100] * 20).timings
+    timings = answer(toy_runtime(tmp_path), [100] * 20).finish.timings
     assert (timings.prompt_tokens, timings.generated_tokens) == (20, 12)
     assert 0 < timings.prompt_s < timings.first_token_s
     assert timings.decode_s > 0
@@ -333,8 +337,8 @@ def test_time_for_the_prompt_ends_it_after_a_chunk_and_the_next_goes_on(tmp_path
     runtime = toy_runtime(tmp_path)
     ids = list(range(100, 130))  # four chunks of 8
     cut = [answer(runtime, ids, max_tokens=2, max_prompt_s=1e-9) for _ in range(4)]
-    assert [done.finish_reason for done in cut] == ["time", "time", "time", "length"]
-    assert [done.timings.reused_tokens for done in cut] == [0, 8, 16, 24]
+    assert [done.finish.reason for done in cut] == ["time", "time", "time", "length"]
+    assert [done.finish.timings.reused_tokens for done in cut] == [0, 8, 16, 24]
     assert cut[-1].ids == answer(toy_runtime(tmp_path), ids, max_tokens=2).ids
 
 
@@ -343,7 +347,7 @@ def test_time_for_the_answer_ends_it_once_it_has_a_line_break(tmp_path: Path) ->
     encode = toy_tokenizer(tmp_path).encode
     runtime = toy_runtime(tmp_path, scripted_logits(1, encode(text)))
     done = answer(runtime, [100], max_decode_s=1e-9, speculate=False)
-    assert (done.text, done.finish_reason) == ("abc\n", "time")
+    assert (done.text, done.finish.reason) == ("abc\n", "time")
 
 
 def test_an_answer_ends_before_a_line_that_is_indented_too_little(tmp_path: Path) -> None:
@@ -351,7 +355,7 @@ def test_an_answer_ends_before_a_line_that_is_indented_too_little(tmp_path: Path
     encode = toy_tokenizer(tmp_path).encode
     runtime = toy_runtime(tmp_path, scripted_logits(1, encode(text)))
     done = answer(runtime, [100], min_indent=4)
-    assert (done.text, done.finish_reason) == ("x:\n    y", "indent")
+    assert (done.text, done.finish.reason) == ("x:\n    y", "indent")
 
 
 def test_prompts_of_several_clients_are_remembered(tmp_path, monkeypatch):
@@ -365,5 +369,5 @@ def test_prompts_of_several_clients_are_remembered(tmp_path, monkeypatch):
         runtime.generate(prompt, options)
     again = [runtime.generate(p, options) for p in (one + "a", other + "b")]
     assert [completion.text for completion in again] == expected
-    assert all(completion.timings.reused_tokens > 10 for completion in again)
+    assert all(completion.finish.timings.reused_tokens > 10 for completion in again)
     assert len(runtime.aside_tokens) == 1

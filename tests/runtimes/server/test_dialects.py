@@ -133,7 +133,7 @@ def test_files_become_the_trained_prompt_in_every_dialect(client, service):
         answer = client.post(path, json=body).json()
         assert text_of(answer) == expected.text, path
         budget = answer["starpack"]["budget"][0]
-        assert budget["prompt_tokens"] == expected.timings.prompt_tokens
+        assert budget["prompt_tokens"] == expected.finish.timings.prompt_tokens
         assert budget["extras_tokens"] == len(tiny_tokenizer().encode("".join(
             ["me/it", *(f"{f['path']}\n{f['text']}" for f in files)])).ids)  # fmt: skip
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from runtimes.errors import BusyError, Cancelled, StarpackError, StoppingError, Superseded
-from runtimes.generation.completion import Chunk
+from runtimes.generation.completion import Chunk, join
 from runtimes.generation.runtime import GenerateOptions
 from runtimes.server.job_queue import PROBE, Engine, Job
 from runtimes.server.metrics import Metrics
@@ -103,10 +103,9 @@ def test_a_job_gets_its_chunks_and_an_end(bench):
     assert end is None
     assert [run for run, _ in events] == sorted(run for run, _ in events)
     for run in (0, 1):
-        chunks = [chunk for number, chunk in events if number == run]
-        assert sum(len(chunk.ids) for chunk in chunks) == 3
-        assert chunks[-1].finish_reason == "length"
-    assert chunks[-1].timings.reused_tokens == len(PROMPT) - 1
+        done = join(item for number, item in events if number == run)
+        assert (len(done.ids), done.finish.reason) == (3, "length")
+    assert done.finish.timings.reused_tokens == len(PROMPT) - 1
 
 
 def test_clients_take_turns(bench):
@@ -205,7 +204,7 @@ def test_time_limits_count_the_wait(bench):
     bench.gate.wait_until_it_holds()
     threading.Event().wait(0.25)
     bench.release("slow")
-    assert bench.told["slow"][-2][1].finish_reason == "time"
+    assert bench.told["slow"][-2][1].reason == "time"
 
 
 def test_a_failure_is_told_and_the_next_job_is_served(bench):
