@@ -23,7 +23,7 @@ from gguf import GGUFWriter
 from packager.checkpoint.reference import final_states
 from packager.checkpoint.tensors import open_tensors
 from packager.checkpoint.tokenizer import TOKENIZER_NAME
-from packager.core.errors import CheckpointError, UsageError
+from packager.core.errors import DataError, UsageError
 from packager.core.records import Checkpoint, Progress, no_progress
 from runtimes.prompts.tokenizer import Tokenizer
 
@@ -189,20 +189,21 @@ def _write_gguf(file: Path, importance: Mapping[str, np.ndarray], batches: Batch
 def read_importance(file: Path, columns: Mapping[str, int]) -> dict[str, np.ndarray]:
     """Read llama.cpp's importance file for matrices of the given `columns`, by GGUF name.
 
-    Raises CheckpointError where the file cannot be read or is no such file, or a matrix is
+    Raises DataError where the file cannot be read or is no such file, or a matrix is
     missing, of another width, not finite or negative.
     """
     try:
         with file.open("rb") as stream:
             data = stream.read(MAX_IMATRIX_BYTES + 1)
     except OSError as error:
-        raise CheckpointError(
+        raise DataError(
             f"the importance matrix cannot be read: {error.strerror}",
             where=file,
             expected="a readable file",
+            remedy="check its path, or write one with `starpack calibrate`",
         ) from None
     if len(data) > MAX_IMATRIX_BYTES:
-        raise CheckpointError(
+        raise DataError(
             "the importance matrix is too large",
             where=file,
             expected=f"at most {MAX_IMATRIX_BYTES} bytes",
@@ -211,7 +212,7 @@ def read_importance(file: Path, columns: Mapping[str, int]) -> dict[str, np.ndar
     try:
         tensors = _float_tensors(data)
     except ValueError as error:
-        raise CheckpointError(
+        raise DataError(
             f"not an importance matrix: {error}",
             where=file,
             expected="the GGUF file that llama-imatrix or `starpack calibrate` writes",
@@ -221,7 +222,7 @@ def read_importance(file: Path, columns: Mapping[str, int]) -> dict[str, np.ndar
     for name, width in columns.items():
         sums, counts = tensors.get(f"{name}.in_sum2"), tensors.get(f"{name}.counts")
         if sums is None or counts is None or counts.size != 1 or not counts[0] > 0:
-            raise CheckpointError(
+            raise DataError(
                 f"the importance matrix has no usable {name}",
                 where=file,
                 expected="in_sum2 and counts, in float32",
@@ -229,7 +230,7 @@ def read_importance(file: Path, columns: Mapping[str, int]) -> dict[str, np.ndar
             )
         values = sums / counts[0]
         if values.size != width or not np.isfinite(values).all() or (values < 0).any():
-            raise CheckpointError(
+            raise DataError(
                 f"the importance of {name} does not fit",
                 where=file,
                 expected=f"{width} finite values, 0 or more",

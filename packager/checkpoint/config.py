@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from packager.checkpoint.json_files import read_object
 from packager.core.errors import CheckpointError
 from packager.core.records import Geometry
-from packager.core.strict_json import read_object, same_value
+from packager.core.strict_json import same_value
 from runtimes.contract import SpecialIds, Window
 
 CONFIG_NAME = "config.json"
 GENERATION_CONFIG_NAME = "generation_config.json"
-MAX_CONFIG_BYTES = 1024 * 1024  # guessed: published ones are under 2 KB
 MAX_LAYERS = 1024  # guessed: the largest StarCoder2 has 40
 MAX_COUNT = 2**31 - 1
 
@@ -107,14 +107,14 @@ def read_config(folder: Path) -> Config:
     Raises CheckpointError naming the key, its value, what was expected and the repair.
     """
     file = folder / CONFIG_NAME
-    config = read_object(file, MAX_CONFIG_BYTES)
+    config = read_object(file)
     _check_keys(config, file)
     for key in sorted(COUNTS):
         _count(config, key, file)
     _check_token_ids(config, file, config["vocab_size"], may_lack=False)
     generation = folder / GENERATION_CONFIG_NAME
     if generation.exists():
-        ids = read_object(generation, MAX_CONFIG_BYTES)
+        ids = read_object(generation)
         _check_token_ids(ids, generation, config["vocab_size"], may_lack=True)
     return Config(_geometry(config, file), _window(config, file), config["max_position_embeddings"])
 

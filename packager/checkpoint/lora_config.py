@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from packager.checkpoint.json_files import read_object
 from packager.core.errors import CheckpointError
-from packager.core.strict_json import read_object, same_value
+from packager.core.strict_json import same_value
 
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 MAX_CONFIG_BYTES = 4 * 1024 * 1024  # guessed: room for a rank per layer and module

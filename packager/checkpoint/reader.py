@@ -13,19 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from packager.checkpoint.config import CONFIG_NAME, read_config
+from packager.checkpoint.json_files import read_object
 from packager.checkpoint.lora import adapter_files, merge_adapter
 from packager.checkpoint.safetensors_reader import Shards, open_folder
 from packager.checkpoint.shapes import EMBEDDING, HEAD, tensor_shapes
 from packager.checkpoint.tokenizer import TOKENIZER_NAME, read_special_ids
-from packager.core.errors import CheckpointError
+from packager.core.errors import CheckpointError, data_errors_as
 from packager.core.hash_cache import combined_sha256, hash_entries
 from packager.core.records import Adapter, Checkpoint, Geometry, Progress, no_progress
-from packager.core.strict_json import read_object
 from runtimes.contract import Window
 from runtimes.trust.entries import FileEntry
 
 FETCH_RECORD_NAME = "starpack-fetch.json"
-MAX_RECORD_BYTES = 1024 * 1024  # guessed: a few hundred files
 
 BYTES_PER_PARAMETER = {"fp32": 4.0, "fp16": 2.0, "8-bit": 1.0, "4-bit": 0.5}
 KV_BYTES = 2  # a key or value in fp16
@@ -40,7 +39,7 @@ def read_checkpoint(
 ) -> Checkpoint:
     """Read and check the checkpoint in folder `path`, with the PEFT LoRA in folder `adapter`.
 
-    With `hash_files` every byte of it is read once, and remembered (see hashes.py). Raises
+    With `hash_files` every byte of it is read once, and remembered (see hash_cache.py). Raises
     CheckpointError naming what is wrong, where, what was expected and the remedy.
     """
     if not path.is_dir():
@@ -152,7 +151,8 @@ def _hashes(
     own: Sequence[Path], merged: Sequence[Path], progress: Progress
 ) -> tuple[str, str, list[FileEntry]]:
     """(SHA-256 of all, SHA-256 of the adapter's or "", the checkpoint's own files)."""
-    entries = hash_entries([*own, *merged], progress)
+    with data_errors_as(CheckpointError, "check the disk, or fetch the checkpoint again"):
+        entries = hash_entries([*own, *merged], progress)
     rest = entries[len(own) :]
     return combined_sha256(entries), combined_sha256(rest) if rest else "", entries[: len(own)]
 
@@ -162,7 +162,7 @@ def _revision(path: Path, entries: Sequence[FileEntry]) -> str | None:
     file = path / FETCH_RECORD_NAME
     if not file.is_file():
         return None
-    record = read_object(file, MAX_RECORD_BYTES)
+    record = read_object(file)
     commit, files = record.get("commit"), record.get("files")
     if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-f]{40,64}", commit):
         raise _bad_record(file, f"commit is {str(commit)[:100]!r}")

@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from packager.checkpoint.json_files import parse_object, read_object
 from packager.core.errors import CheckpointError
-from packager.core.strict_json import parse_object, read_object
 
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 MAX_INDEX_BYTES = 16 * 1024 * 1024  # guessed: StarCoder2-15B's index is under 64 KiB

@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from packager.checkpoint.json_files import read_object
 from packager.core.errors import CheckpointError
-from packager.core.strict_json import read_object
 from runtimes.contract import SpecialIds
 
 TOKENIZER_NAME = "tokenizer.json"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from runtimes.errors import (
@@ -40,16 +41,32 @@ class CheckpointError(StarpackError):
     exit_code = 8
 
 
+class DataError(StarpackError):
+    """A file that its reader cannot use. The caller knows whose it is and the remedy that works."""
+
+    exit_code = 2
+
+
 class BuildError(StarpackError):
     """An outside tool failed: a compiler, pip, git."""
 
     exit_code = 9
 
 
+@contextmanager
+def data_errors_as(kind: type[StarpackError], remedy: str) -> Iterator[None]:
+    """Have a DataError of the block become an error of `kind`, with the remedy that works there."""
+    try:
+        yield
+    except DataError as error:
+        raise kind(error.what, where=error.where, expected=error.expected, remedy=remedy) from None
+
+
 __all__ = [
     "BuildError",
     "Cancelled",
     "CheckpointError",
+    "DataError",
     "DeviceError",
     "IntegrityError",
     "NothingFits",
@@ -59,4 +76,5 @@ __all__ = [
     "StarpackError",
     "UsageError",
     "WindowError",
+    "data_errors_as",
 ]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from packager.core.atomic import cache_folder, write_json
-from packager.core.errors import CheckpointError
+from packager.core.errors import DataError
 from packager.core.records import Progress, no_progress
 from runtimes.trust.entries import FileEntry
 
@@ -25,7 +25,7 @@ MAX_REMEMBERED = 10_000  # guessed: about 2 MB of JSON
 def hash_entries(files: Sequence[Path], progress: Progress = no_progress) -> list[FileEntry]:
     """Name, size and SHA-256 of each file, in the order given.
 
-    Progress counts bytes. Raises CheckpointError where a file cannot be read.
+    Progress counts bytes. Raises DataError where a file cannot be read.
     """
     remembered = _load()
     total = sum(file.stat().st_size for file in files)
@@ -60,11 +60,10 @@ def _sha256(file: Path, done: int, total: int, progress: Progress) -> str:
                 done += len(block)
                 progress("hash", done, total)
     except OSError as error:
-        raise CheckpointError(
+        raise DataError(
             f"{file.name} cannot be read: {error.strerror or error}",
             where=file,
             expected="a readable file",
-            remedy="check the disk, or fetch the checkpoint again",
         ) from None
     return digest.hexdigest()
 

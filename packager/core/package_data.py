@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from packager.core.errors import IntegrityError
+from packager.core.errors import IntegrityError, data_errors_as
+from packager.core.strict_json import read_object
+
+REMEDY = "install starpack again, or use a whole checkout"
 
 
 def profiles_folder() -> Path:
@@ -18,10 +20,16 @@ def profiles_folder() -> Path:
         "starpack's profiles are missing",
         where=folder,
         expected="a folder profiles",
-        remedy="install starpack again, or use a whole checkout",
+        remedy=REMEDY,
     )
+
+
+def read_data(path: str) -> dict[str, Any]:
+    """The JSON object in profiles/`path`. Raises IntegrityError where it is missing or damaged."""
+    with data_errors_as(IntegrityError, REMEDY):
+        return read_object(profiles_folder() / path)
 
 
 def read_schema(name: str) -> dict[str, Any]:
     """The JSON Schema `name`.schema.json; it is ours, so it is not checked itself."""
-    return json.loads((profiles_folder() / f"{name}.schema.json").read_text(encoding="utf-8"))
+    return read_data(f"{name}.schema.json")

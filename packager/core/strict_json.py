@@ -9,27 +9,27 @@ import json
 from pathlib import Path
 from typing import Any
 
-from packager.core.errors import CheckpointError
+from packager.core.errors import DataError
+
+MAX_BYTES = 1 << 20  # guessed: profiles, configurations and records have at most some dozen KiB
 
 
-def read_object(file: Path, max_bytes: int) -> dict[str, Any]:
-    """The object in `file`; CheckpointError where it is missing, too large or not strict JSON."""
+def read_object(file: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
+    """The object in `file`; DataError where it is missing, too large or not strict JSON."""
     try:
         size = file.stat().st_size
         if size > max_bytes:
-            raise CheckpointError(
+            raise DataError(
                 f"{file.name} is too large: {size} bytes",
                 where=file,
                 expected=f"at most {max_bytes} bytes",
-                remedy="take the file from the model's own repository",
             )
         text = file.read_bytes()
     except OSError as error:
-        raise CheckpointError(
+        raise DataError(
             f"{file.name} cannot be read: {error.strerror or error}",
             where=file,
             expected="a readable file",
-            remedy="name a complete Hugging Face folder, or fetch it again",
         ) from None
     return parse_object(text, file)
 
@@ -39,18 +39,16 @@ def parse_object(text: bytes, where: object) -> dict[str, Any]:
     try:
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(
+        raise DataError(
             f"not valid JSON: {error}",
             where=where,
             expected="strict JSON, UTF-8, each key once",
-            remedy="fetch the file again; if it was edited by hand, repair it",
         ) from None
     if not isinstance(value, dict):
-        raise CheckpointError(
+        raise DataError(
             f"the JSON holds a {type(value).__name__}",
             where=where,
             expected="an object",
-            remedy="fetch the file again",
         )
     return value
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from packager.core.atomic import PARTIAL, atomic_folder, write_json
-from packager.core.errors import CheckpointError, UsageError
+from packager.core.errors import CheckpointError, DataError, UsageError
 
 INPUTS_NAME = "inputs.json"  # what a work folder is for
 WORK_FOLDER = re.compile(r".+\.[0-9a-f]{12}\.work")
@@ -58,7 +58,7 @@ def work_folder(out: Path, writer: tuple[str, int], inputs: Mapping[str, object]
         _remove_useless(out.parent, writer)
         try:
             yield folder
-        except (CheckpointError, UsageError):  # to go on from there would end there again
+        except (CheckpointError, DataError, UsageError):  # the next run would end there again
             shutil.rmtree(folder)
             raise
         shutil.rmtree(folder)

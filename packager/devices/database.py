@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from packager.core.package_data import read_data
 from packager.core.records import Calibration, Device, Figure
 from packager.devices.profile_file import (
     is_path,
@@ -82,7 +82,7 @@ def _aliases() -> dict[str, str]:
     """The name that each alias stands for."""
     found = {}
     for name in names("device"):
-        data = json.loads(own_file("device", name).read_text(encoding="utf-8"))
+        data = read_data(f"devices/{name}.json")
         found |= {alias: name for alias in data.get("aliases", ())}
     return found
 

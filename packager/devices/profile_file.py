@@ -16,11 +16,9 @@ from typing import Any
 import jsonschema
 from jsonschema.exceptions import best_match
 
-from packager.core.errors import CheckpointError, UsageError
+from packager.core.errors import DataError, UsageError
 from packager.core.package_data import profiles_folder, read_schema
 from packager.core.strict_json import read_object
-
-MAX_PROFILE_BYTES = 1 << 20  # a guess: ours have 3 KiB
 
 # Ends of keys, the longer ones first, and how a value in that unit is written.
 UNITS = {
@@ -65,8 +63,8 @@ def read_profile(kind: str, file: Path) -> dict[str, Any]:
             remedy=f"check the path; the names are those of the files in {_folder(kind)}",
         )
     try:
-        data = read_object(file, MAX_PROFILE_BYTES)
-    except CheckpointError as error:
+        data = read_object(file)
+    except DataError as error:
         raise UsageError(
             f"the {kind} file cannot be used: {error.what}",
             where=file,

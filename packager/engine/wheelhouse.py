@@ -25,8 +25,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 
 from packager.core.atomic import atomic_folder, cache_folder, sha256_file, write_json
-from packager.core.errors import BuildError, IntegrityError, UsageError
+from packager.core.errors import BuildError, IntegrityError, UsageError, data_errors_as
 from packager.core.records import Progress, no_progress
+from packager.core.strict_json import read_object
 from packager.engine.target import Target, this_machine
 from runtimes.server import REQUIRES as SERVER_REQUIRES
 
@@ -181,12 +182,15 @@ def _check_cached(wheels: Sequence[Path], record: Path) -> None:
     found = {wheel.name: sha256_file(wheel) for wheel in wheels}
     if not record.exists():
         write_json(record, found)
-    if json.loads(record.read_bytes()) != found:
+    remedy = "delete that folder and run it again"
+    with data_errors_as(IntegrityError, remedy):
+        recorded = read_object(record)
+    if recorded != found:
         raise IntegrityError(
             "the cached wheels are not those that were downloaded",
             where=record.parent,
             expected=record.name,
-            remedy="delete that folder and run it again",
+            remedy=remedy,
         )
 
 

@@ -7,10 +7,9 @@ intervals, in profiles/estimate.json. A test fits them again: they cannot be set
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
-from packager.core.package_data import profiles_folder
+from packager.core.package_data import read_data
 from packager.core.records import Interval
 
 FILE_NAME = "estimate.json"
@@ -119,6 +118,6 @@ class Fitted:
 
 def load_fitted() -> Fitted:
     """profiles/estimate.json, with GUESSED."""
-    data = json.loads((profiles_folder() / FILE_NAME).read_text(encoding="utf-8"))
+    data = read_data(FILE_NAME)
     spreads = {name: Interval(*ends) for name, ends in data["spreads"].items()}
     return Fitted(data["constants"] | GUESSED, spreads)

@@ -6,15 +6,11 @@ Files: profiles/models/NAME.json, from each model's published config.json. No we
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from packager.core.errors import UsageError
-from packager.core.package_data import profiles_folder
+from packager.core.package_data import profiles_folder, read_data
 from packager.core.records import Geometry
-from packager.core.strict_json import read_object
 from runtimes.contract import Window
-
-MAX_MODEL_BYTES = 1 << 16  # guessed: ours have 1 KB
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +40,7 @@ def load_model(name: str) -> Model:
             f"unknown model {name!r}",
             expected=f"one of {', '.join(model_names())}, or the folder of a checkpoint",
         )
-    file: Path = profiles_folder() / "models" / f"{name}.json"
-    data = read_object(file, MAX_MODEL_BYTES)
+    data = read_data(f"models/{name}.json")
     return Model(
         data["name"],
         Geometry(**data["geometry"]),

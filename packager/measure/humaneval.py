@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from packager.core.errors import CheckpointError, UsageError
+from packager.core.errors import DataError, UsageError
 from packager.core.records import Progress, no_progress
 from packager.core.strict_json import parse_object
 from packager.measure.infill_samples import edit_similarity, is_exact
@@ -181,7 +181,7 @@ def _lines(file: Path) -> Iterator[bytes]:
 def _task(line: bytes, where: str) -> Task:
     try:
         value = parse_object(line, where)
-    except CheckpointError as error:
+    except DataError as error:
         raise _bad(error.what, where) from None
     if set(value) != set(KEYS):
         raise _bad(f"the keys are {', '.join(value)[:200] or 'none'}", where, ", ".join(KEYS))

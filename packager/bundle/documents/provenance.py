@@ -16,6 +16,7 @@ from typing import Any
 from packager.checkpoint.config import CONFIG_NAME
 from packager.checkpoint.safetensors_reader import open_folder
 from packager.checkpoint.tokenizer import TOKENIZER_NAME
+from packager.core.errors import CheckpointError, data_errors_as
 from packager.core.hash_cache import hash_entries
 from packager.core.records import Artifact, Checkpoint
 
@@ -36,7 +37,8 @@ def provenance_of(
     `recorded` gives them. The hashes of files are remembered, not computed twice.
     """
     names = [checkpoint.path / CONFIG_NAME, checkpoint.path / TOKENIZER_NAME]
-    entries = hash_entries([*names, *open_folder(checkpoint.path).files])
+    with data_errors_as(CheckpointError, "check the disk, or fetch the checkpoint again"):
+        entries = hash_entries([*names, *open_folder(checkpoint.path).files])
     return {
         "checkpoint_files": [asdict(entry) for entry in sorted(entries, key=lambda e: e.path)],
         "calibration_sha256": calibration_sha256(artifact.variant.format, calibrations),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,11 +21,12 @@ import numpy as np
 from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter, Keys, TokenType
 
 from packager.calibration.imatrix import read_importance
+from packager.checkpoint.json_files import read_object
 from packager.checkpoint.shapes import GeometryShapes, Shapes
 from packager.checkpoint.tensors import TensorSource, open_tensors
-from packager.checkpoint.tokenizer import TOKENIZER_NAME
+from packager.checkpoint.tokenizer import MAX_TOKENIZER_BYTES, TOKENIZER_NAME
 from packager.core.atomic import file_entry, sha256_file
-from packager.core.errors import UsageError
+from packager.core.errors import CheckpointError, UsageError, data_errors_as
 from packager.core.parallel import results_in_order
 from packager.core.records import Artifact, Checkpoint, Geometry, Progress, Variant, no_progress
 from packager.core.versions import tool_versions
@@ -230,7 +230,7 @@ def write_header(
 
 
 def _add_tokenizer(writer: GGUFWriter, checkpoint: Checkpoint) -> None:
-    definition = json.loads((checkpoint.path / TOKENIZER_NAME).read_bytes())
+    definition = read_object(checkpoint.path / TOKENIZER_NAME, MAX_TOKENIZER_BYTES)
     vocabulary = definition["model"]["vocab"]
     by_id = {token_id: token for token, token_id in vocabulary.items()}
     control = {added["id"]: added["content"] for added in definition["added_tokens"]}
@@ -283,7 +283,10 @@ def write_tensors(
     total = sum(plan.nbytes for plan in plans)
     left = itertools.islice(_slabs(source, plans, importance), ledger.jobs, None)
     with open(file, "ab") as stream:
-        with closing(results_in_order(left)) as slabs:
+        with (
+            data_errors_as(CheckpointError, "use BF16, Q8_0 or a K-quant recipe"),
+            closing(results_in_order(left)) as slabs,
+        ):
             for slab in slabs:
                 progress("convert", ledger.add(stream, stream.write(slab)), total)
         stream.flush()

@@ -21,7 +21,8 @@ from types import ModuleType
 import numpy as np
 
 from packager.calibration.sequences import Sampling, draw_sequences, sources_sha256
-from packager.checkpoint.config import CONFIG_NAME, MAX_CONFIG_BYTES
+from packager.checkpoint.config import CONFIG_NAME
+from packager.checkpoint.json_files import read_object
 from packager.checkpoint.safetensors_reader import SINGLE_NAME
 from packager.checkpoint.safetensors_writer import TensorSpec, write_safetensors
 from packager.checkpoint.shapes import GeometryShapes, Shapes, tensor_shapes
@@ -29,7 +30,6 @@ from packager.checkpoint.tensors import TensorSource, open_tensors
 from packager.core.atomic import atomic_folder, file_entry, write_json
 from packager.core.errors import CheckpointError, DeviceError, UsageError
 from packager.core.records import Artifact, Checkpoint, Geometry, Progress, Variant, no_progress
-from packager.core.strict_json import read_object
 from packager.core.versions import tool_versions
 from packager.core.workdir import work_folder
 from packager.formats.quant.gptq_layout import WORD_BITS, Recipe
@@ -173,7 +173,7 @@ def quantize_config(
 
 def model_config(checkpoint: Checkpoint, settings: dict[str, object]) -> dict[str, object]:
     """The checkpoint's own config.json, its type as stored here, with `quantization_config`."""
-    config = read_object(checkpoint.path / CONFIG_NAME, MAX_CONFIG_BYTES)
+    config = read_object(checkpoint.path / CONFIG_NAME)
     for key in ("dtype", "torch_dtype"):
         if key in config:
             config[key] = "float16"

@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from packager.checkpoint.json_files import read_object
 from packager.checkpoint.safetensors_reader import Shards, open_folder
-from packager.core.errors import CheckpointError
+from packager.core.errors import CheckpointError, data_errors_as
 from packager.core.hash_cache import combined_sha256, hash_entries
-from packager.core.strict_json import read_object
 from packager.formats.quant.blocks import Blocks
 from packager.formats.quant.gptq_layout import WORD_BITS, unpack_codes, unpack_zeros
 
-MAX_CONFIG_BYTES = 1 << 20  # guessed: a config.json has some kilobytes
 CONFIG_NAME, SETTINGS_NAME = "config.json", "quantize_config.json"
 BITS = (4, 8)
 GROUPS = (16, 32, 64, 128, 256, 512, 1024)
@@ -145,13 +144,15 @@ def open_gptq(folder: Path) -> GptqWeights:
 def gptq_sha256(folder: Path) -> str:
     """What a folder is known by: its settings and all its weights."""
     files = [file for name in (SETTINGS_NAME, CONFIG_NAME) if (file := folder / name).is_file()]
-    return combined_sha256(hash_entries([*files, *open_gptq(folder).shards.files]))
+    files += open_gptq(folder).shards.files
+    with data_errors_as(CheckpointError, "check the disk, or quantise the checkpoint again"):
+        return combined_sha256(hash_entries(files))
 
 
 def _settings(folder: Path) -> dict[str, Any]:
     if (folder / SETTINGS_NAME).is_file():
-        return read_object(folder / SETTINGS_NAME, MAX_CONFIG_BYTES)
-    settings = read_object(folder / CONFIG_NAME, MAX_CONFIG_BYTES).get("quantization_config")
+        return read_object(folder / SETTINGS_NAME)
+    settings = read_object(folder / CONFIG_NAME).get("quantization_config")
     if not isinstance(settings, dict):
         raise CheckpointError(
             "no GPTQ settings",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from packager.core.errors import CheckpointError
+from packager.core.errors import DataError
 from packager.core.records import Geometry
 from runtimes.backends.gguf.engine import engine
 
@@ -113,7 +113,7 @@ def row_bytes(type_name: str, columns: int) -> int:
 def row_quantizer(type_name: str, tensor: str) -> RowQuantizer:
     """ggml's quantiser of one type; `tensor` names what it is for in an error.
 
-    Thread-safe; the C code runs without the interpreter lock. Raises CheckpointError where the
+    Thread-safe; the C code runs without the interpreter lock. Raises DataError where the
     result is not finite, as when a weight is beyond half precision.
     """
     floats = np.ctypeslib.ndpointer(np.float32, flags="C_CONTIGUOUS")
@@ -135,11 +135,10 @@ def row_quantizer(type_name: str, tensor: str) -> RowQuantizer:
         weights = None if importance is None else importance.ctypes.data
         quantize(type_id, rows, packed.ctypes.data, 0, count, columns, weights)
         if not validate(type_id, packed.ctypes.data, packed.nbytes):
-            raise CheckpointError(
+            raise DataError(
                 f"the weights of {tensor} do not fit in {type_name}",
                 where=tensor,
                 expected="finite values within the range of the type",
-                remedy="use BF16, Q8_0 or a K-quant recipe",
             )
         return packed
 

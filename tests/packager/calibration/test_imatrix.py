@@ -17,7 +17,7 @@ from packager.calibration.imatrix import (
     write_importance,
 )
 from packager.checkpoint.reader import read_checkpoint
-from packager.core.errors import CheckpointError, IntegrityError, UsageError
+from packager.core.errors import DataError, IntegrityError, UsageError
 from packager.core.records import Checkpoint
 from tests.support.tiny import write_checkpoint
 
@@ -102,13 +102,13 @@ HOSTILE = {
 def test_a_hostile_importance_file_is_refused_at_once(tmp_path: Path, case: str) -> None:
     file = tmp_path / "bad.gguf"
     file.write_bytes(HOSTILE[case])
-    with pytest.raises(CheckpointError, match="not an importance matrix") as caught:
+    with pytest.raises(DataError, match="not an importance matrix") as caught:
         read_importance(file, COLUMNS)
     assert caught.value.remedy
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(DataError, match="cannot be read"):
         read_importance(tmp_path / "none.gguf", COLUMNS)
 
 

@@ -109,6 +109,8 @@ def test_what_is_no_budget(tmp_path: Path) -> None:
     refused(lambda: load_budget(tmp_path / "absent.json"), "no such budget file")
     refused(lambda: load_budget(written(tmp_path, {})), "lacks 'schema'")
     refused(lambda: load_budget(written(tmp_path, [])), "holds a list")
+    (tmp_path / "twice.json").write_text('{"schema": 1, "schema": 1}')
+    refused(lambda: load_budget(tmp_path / "twice.json"), "'schema' is given twice")
     (tmp_path / "nan.json").write_text('{"schema": 1, "divergence_nats": NaN}')
     refused(lambda: load_budget(tmp_path / "nan.json"), "NaN is not a JSON number")
     (tmp_path / "inf.json").write_text('{"schema": 1, "divergence_nats": 1e999}')

@@ -76,6 +76,13 @@ def test_a_cached_wheel_that_has_changed_is_refused(
     wheel.write_bytes(b"another one")
     with pytest.raises(IntegrityError, match="not those that were downloaded"):
         collect_wheels([], cache=tmp_path)
+    (record,) = tmp_path.rglob("*.json")
+    kept = record.read_text()
+    record.write_text('{"a": "1", "a": "1"}')
+    with pytest.raises(IntegrityError, match="'a' is given twice") as caught:
+        collect_wheels([], cache=tmp_path)
+    assert "delete that folder" in str(caught.value.remedy)
+    record.write_text(kept)
     wheel.unlink()
     with pytest.raises(IntegrityError, match="not those that were downloaded"):
         collect_wheels([], cache=tmp_path)

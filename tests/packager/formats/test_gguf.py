@@ -17,7 +17,7 @@ from packager.calibration.imatrix import (
     write_importance,
 )
 from packager.checkpoint.reader import read_checkpoint
-from packager.core.errors import CheckpointError, UsageError
+from packager.core.errors import CheckpointError, DataError, UsageError
 from packager.core.records import Geometry
 from packager.formats.gguf import convert as gguf
 from packager.formats.quant import ggml
@@ -182,10 +182,10 @@ def test_importance_travels_to_llama_cpp_and_back(converted):
     )
     assert plain.files[0].sha256 != weighted.files[0].sha256
     columns = gguf.matrix_columns(checkpoint) | {"blk.99.attn_q.weight": 4}
-    with pytest.raises(CheckpointError, match=r"no usable blk\.99"):
+    with pytest.raises(DataError, match=r"no usable blk\.99"):
         read_importance(file, columns)
     file.write_bytes(b"GGUF" + bytes(100))
-    with pytest.raises(CheckpointError, match="not an importance matrix"):
+    with pytest.raises(DataError, match="not an importance matrix"):
         read_importance(file, gguf.matrix_columns(checkpoint))
 
 
@@ -211,8 +211,9 @@ def test_refusals_leave_nothing_behind(tmp_path):
     assert not list(tmp_path.glob("out*"))
     big = read_checkpoint(write_checkpoint(tmp_path / "big", seed=9))
     put_first_weight(big.path, 1e30)
-    with pytest.raises(CheckpointError, match=r"weights of model\.\S+ do not fit in F16"):
+    with pytest.raises(CheckpointError, match=r"weights of model\.\S+ do not fit in F16") as caught:
         gguf.convert(big, gguf.variant("F16"), tmp_path / "out")
+    assert "BF16" in str(caught.value.remedy)
     assert not list(tmp_path.glob("out*"))
     artifact = gguf.convert(checkpoint, gguf.variant("Q8_0"), tmp_path / "ok")
     with pytest.raises(DeviceError, match="GPU"):
