@@ -10,7 +10,7 @@ import functools
 import importlib
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from packager import formats
@@ -21,9 +21,7 @@ from packager.core.hash_cache import combined_sha256
 from packager.core.record_store import Store
 from packager.core.records import (
     Artifact,
-    Budget,
     Checkpoint,
-    Device,
     Estimate,
     Interval,
     Progress,
@@ -32,15 +30,14 @@ from packager.core.records import (
     no_progress,
 )
 from packager.core.results import Candidate, Measurement, Quality, Selection, WindowProof
+from packager.core.settings import ConvertSettings, DeviceSettings, JudgeSettings
 from packager.estimate.estimator import estimate
 from packager.measure import quality_gate, timing
 from packager.measure import window_proof as quality
 from packager.measure.gpu_meter import process_bytes
 from packager.measure.infill_samples import own_texts, texts_of
-from packager.measure.quality_gate import Extent
 from packager.select import selector
 from packager.select.candidates import of_measurement
-from runtimes.contract import BackendOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,34 +51,6 @@ class Assessment:
 def known_formats() -> list[str]:
     """Formats that can be written, by the names of the modules in packager/formats."""
     return sorted(file.parent.name for file in Path(formats.__file__).parent.glob("*/convert.py"))
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What a run of the pipeline is asked for.
-
-    device: where the bundle is to run; here: whether that is this machine, so that it can be timed.
-    held_out: the folder of sources that quality is judged on, ours where None. calibrations: by
-    format, the file or folder with what was learned from text for it. prefer, accept: see `select`.
-    """
-
-    out: Path
-    context_tokens: int = 0
-    threads: int = 1
-    gpu_layers: int = 0
-    device: Device | None = None
-    here: bool = True
-    budget: Budget = field(default_factory=Budget)
-    provider: str = "cpu"
-    calibrations: Mapping[str, Path] = field(default_factory=dict)
-    held_out: Path | None = None
-    extent: Extent = field(default_factory=Extent)
-    prefer: str = "quality"
-    accept: frozenset[str] = frozenset()
-
-    def options(self) -> BackendOptions:
-        """How artifacts are opened to be measured."""
-        return BackendOptions(self.context_tokens, self.threads, self.provider, self.gpu_layers)
 
 
 def plan(wanted: Sequence[str], head_bits: int | None = None) -> list[Variant]:
@@ -108,7 +77,7 @@ def plan(wanted: Sequence[str], head_bits: int | None = None) -> list[Variant]:
 def convert(
     checkpoint: Checkpoint,
     variant: Variant,
-    settings: Settings,
+    settings: ConvertSettings,
     progress: Progress = no_progress,
 ) -> Artifact:
     """Convert one variant, or take the artifact that these very inputs made before."""
@@ -135,7 +104,7 @@ def convert(
 def assess(
     checkpoint: Checkpoint,
     artifact: Artifact,
-    settings: Settings,
+    settings: JudgeSettings,
     progress: Progress = no_progress,
 ) -> Assessment:
     """Prove the window and compare with the checkpoint on held-out code, on this machine."""
@@ -171,7 +140,7 @@ def assess(
 def measure(
     checkpoint: Checkpoint,
     artifact: Artifact,
-    settings: Settings,
+    settings: DeviceSettings,
     progress: Progress = no_progress,
 ) -> Measurement:
     """Assess the artifact; time it in a process of its own if the device is this machine.
@@ -180,7 +149,7 @@ def measure(
     """
     assessment = assess(checkpoint, artifact, settings, progress)
     timed = timing.Timing(None)
-    if settings.here:
+    if settings.timed_here:
         timed = _time(checkpoint, artifact, settings, progress)
     return Measurement(
         variant=artifact.variant,
@@ -197,7 +166,7 @@ def measure(
 
 
 def _time(
-    checkpoint: Checkpoint, artifact: Artifact, settings: Settings, progress: Progress
+    checkpoint: Checkpoint, artifact: Artifact, settings: DeviceSettings, progress: Progress
 ) -> timing.Timing:
     options = settings.options()
     workload = shortened(settings.budget.workload, options.context_tokens)
@@ -233,7 +202,7 @@ def shortened(workload: Workload, context_tokens: int) -> Workload:
     return Workload(prompt, output, min(workload.warm_prefix_tokens, prompt - 1))
 
 
-def expect(checkpoint: Checkpoint, variant: Variant, settings: Settings) -> Estimate:
+def expect(checkpoint: Checkpoint, variant: Variant, settings: DeviceSettings) -> Estimate:
     """What the estimate says of a variant of this checkpoint on the device."""
     context = settings.context_tokens
     workload = shortened(settings.budget.workload, context)
@@ -248,7 +217,7 @@ def expect(checkpoint: Checkpoint, variant: Variant, settings: Settings) -> Esti
 
 
 def choose(
-    checkpoint: Checkpoint, measurements: Sequence[Measurement], settings: Settings
+    checkpoint: Checkpoint, measurements: Sequence[Measurement], settings: DeviceSettings
 ) -> Selection:
     """Select within the budget and record why."""
     candidates = [

@@ -24,10 +24,10 @@ from packager.core.errors import DeviceError, StarpackError, UsageError
 from packager.core.record_store import to_plain
 from packager.core.records import Artifact, Checkpoint, Progress
 from packager.core.results import Candidate, Measurement, Selection
+from packager.core.settings import ConvertSettings, JudgeSettings
 from packager.engine.build import build_engine
 from packager.engine.target import Target
 from packager.engine.wheelhouse import collect_wheels
-from packager.pipeline import Settings, convert
 from packager.select.selector import ORDER
 
 PROMPT = "import os\n\ndef read_file(path):\n    with open("
@@ -58,7 +58,7 @@ class Trial:
 def prepare(
     checkpoint: Checkpoint,
     formats: Iterable[str],
-    settings: Settings,
+    settings: JudgeSettings,
     target: Target,
     licence_file: Path | None,
     progress: Progress,
@@ -133,9 +133,9 @@ def packed_variants(selection: Selection, most: int) -> list[Candidate]:
 
 def pack_selection(
     checkpoint: Checkpoint,
-    measurements: Sequence[Measurement],
+    measured: Sequence[tuple[Artifact, Measurement]],
     selection: Selection,
-    settings: Settings,
+    settings: ConvertSettings,
     wheels: Mapping[str, list[Path]],
     *,
     target: Target,
@@ -146,16 +146,16 @@ def pack_selection(
 ) -> Path:
     """Pack variants into `out`/bundle, with the evidence for each; returns the folder.
 
-    measurements: of the chosen variant, then of the others, as packed_variants gives them. wheels:
-    of each format, as `prepare` gives them. arguments: of the command, for the manifest; see
+    measured: the chosen variant, then the others, as packed_variants gives them. wheels: of each
+    format, as `prepare` gives them. arguments: of the command, for the manifest; see
     provenance.py. report: the page that says why.
     """
     candidates = {r.candidate.variant: r.candidate for r in selection.rejected}
     candidates[selection.chosen.variant] = selection.chosen
-    parts = []
-    for measured in measurements:
-        artifact = convert(checkpoint, measured.variant, settings, progress)
-        parts.append(_packed(artifact, measured, candidates[measured.variant], settings))
+    parts = [
+        _packed(artifact, measurement, candidates[artifact.variant], settings)
+        for artifact, measurement in measured
+    ]
     needed = {w.name: w for part in parts for w in wheels[part.artifact.variant.format]}
     out = settings.out / "bundle"
     pack(
@@ -175,7 +175,7 @@ def pack_selection(
 
 
 def _packed(
-    artifact: Artifact, measured: Measurement, candidate: Candidate, settings: Settings
+    artifact: Artifact, measured: Measurement, candidate: Candidate, settings: ConvertSettings
 ) -> Packed:
     """An artifact with what is promised of it: figures by measurement, else by estimate."""
     memory, first, step = candidate.memory_bytes, candidate.first_token_s, candidate.per_token_s

@@ -19,6 +19,7 @@ from packager.checkpoint.reader import describe
 from packager.cli.settings import calibrations_of, checkpoint_of, variants_of
 from packager.core.record_store import to_plain
 from packager.core.records import Progress
+from packager.core.settings import ConvertSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def calibrate(arguments: argparse.Namespace, progress: Progress) -> Report:
 def convert(arguments: argparse.Namespace, progress: Progress) -> Report:
     """Convert to every wanted variant."""
     checkpoint = checkpoint_of(arguments, progress)
-    settings = pipeline.Settings(arguments.out.resolve(), calibrations=calibrations_of(arguments))
+    settings = ConvertSettings(arguments.out.resolve(), calibrations_of(arguments))
     artifacts = [
         pipeline.convert(checkpoint, variant, settings, progress)
         for variant in variants_of(arguments)

@@ -14,6 +14,7 @@ from packager.core.errors import QualityError, SelectionError, UsageError
 from packager.core.record_store import to_plain
 from packager.core.records import Checkpoint, Progress
 from packager.core.results import Measurement, Selection
+from packager.core.settings import DeviceSettings
 
 
 def profile(arguments: argparse.Namespace, progress: Progress) -> Report:
@@ -85,7 +86,10 @@ def _pack(arguments: argparse.Namespace, progress: Progress) -> tuple[Report, Pa
     chosen = by_variant[selection.chosen.variant]
     folder = pack_selection(
         checkpoint,
-        [by_variant[candidate.variant] for candidate in taken],
+        [
+            (pipeline.convert(checkpoint, c.variant, settings, progress), by_variant[c.variant])
+            for c in taken
+        ],
         selection,
         settings,
         wheels,
@@ -123,7 +127,7 @@ def _pack(arguments: argparse.Namespace, progress: Progress) -> tuple[Report, Pa
 def _measure_all(
     arguments: argparse.Namespace,
     checkpoint: Checkpoint,
-    settings: pipeline.Settings,
+    settings: DeviceSettings,
     progress: Progress,
 ) -> list[Measurement]:
     return [
@@ -137,7 +141,7 @@ def _measure_all(
 def _choose(
     checkpoint: Checkpoint,
     measurements: list[Measurement],
-    settings: pipeline.Settings,
+    settings: DeviceSettings,
     *,
     dated: bool = True,
 ) -> tuple[Selection, Path]:
@@ -154,7 +158,7 @@ def _choose(
     return selection, page
 
 
-def _notes(checkpoint: Checkpoint, settings: pipeline.Settings) -> list[str]:
+def _notes(checkpoint: Checkpoint, settings: DeviceSettings) -> list[str]:
     notes = []
     if settings.context_tokens > checkpoint.context_tokens:
         notes.append(
@@ -167,7 +171,7 @@ def _notes(checkpoint: Checkpoint, settings: pipeline.Settings) -> list[str]:
             f"note: the budget wants a context of {wanted} tokens, and {settings.context_tokens} "
             "were opened."
         )
-    if not settings.here:
+    if not settings.timed_here:
         notes.append(
             f"note: {settings.device.title} is not this machine. Quality and window were measured "
             "here; memory and times there are estimates."

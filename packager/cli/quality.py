@@ -14,6 +14,7 @@ from packager.cli.settings import checkpoint_of, judging_of, variants_of
 from packager.core.errors import QualityError, UsageError
 from packager.core.record_store import to_plain
 from packager.core.records import Artifact, Checkpoint, Progress
+from packager.core.settings import JudgeSettings
 from packager.measure.humaneval import InfillingScore, Task, read_tasks, run_infilling
 from runtimes.generation.runtime import Runtime
 from runtimes.prompts.tokenizer import Tokenizer
@@ -49,7 +50,7 @@ def quality(arguments: argparse.Namespace, progress: Progress) -> Report:
 def _infill(
     checkpoint: Checkpoint,
     artifact: Artifact,
-    settings: pipeline.Settings,
+    settings: JudgeSettings,
     tasks: tuple[Task, ...],
     arguments: argparse.Namespace,
     progress: Progress,

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 
 from packager import pipeline
 from packager.checkpoint.reader import read_checkpoint
 from packager.core.records import Checkpoint, Progress, Variant
+from packager.core.settings import DeviceSettings, Extent, JudgeSettings
 from packager.devices.budget import load_budget
 from packager.devices.choice import target_device
 from packager.estimate.estimator import DEFAULT_CONTEXT_TOKENS
-from packager.measure.quality_gate import Extent
 from runtimes.host.limits import default_threads
 
 
@@ -32,16 +31,16 @@ def calibrations_of(arguments: argparse.Namespace) -> dict[str, Path]:
     return {format: path for format, path in given.items() if path is not None}
 
 
-def judging_of(arguments: argparse.Namespace, checkpoint: Checkpoint) -> pipeline.Settings:
+def judging_of(arguments: argparse.Namespace, checkpoint: Checkpoint) -> JudgeSettings:
     """What converting and judging need; looks at no device."""
     trained = min(DEFAULT_CONTEXT_TOKENS, checkpoint.context_tokens)
-    return pipeline.Settings(
-        out=arguments.out.resolve(),
+    return JudgeSettings(
+        arguments.out.resolve(),
+        calibrations_of(arguments),
         context_tokens=arguments.context or trained,
         threads=arguments.threads or default_threads(),
         provider=arguments.provider,
         gpu_layers=arguments.gpu_layers,
-        calibrations=calibrations_of(arguments),
         held_out=arguments.held_out,
         extent=Extent() if arguments.holes is None else Extent(holes_per_kind=arguments.holes),
     )
@@ -49,16 +48,22 @@ def judging_of(arguments: argparse.Namespace, checkpoint: Checkpoint) -> pipelin
 
 def settings_of(
     arguments: argparse.Namespace, checkpoint: Checkpoint, progress: Progress
-) -> pipeline.Settings:
+) -> DeviceSettings:
     """What profiling and selecting need; looks at this machine where it is the device."""
     judging, budget = judging_of(arguments, checkpoint), load_budget(arguments.budget)
     device, here = target_device(arguments.device, arguments.provider, judging.out, progress)
     wanted = budget.context_tokens and min(budget.context_tokens, checkpoint.context_tokens)
-    return dataclasses.replace(
-        judging,
+    return DeviceSettings(
+        judging.out,
+        judging.calibrations,
         context_tokens=arguments.context or wanted or judging.context_tokens,
+        threads=judging.threads,
+        provider=judging.provider,
+        gpu_layers=judging.gpu_layers,
+        held_out=judging.held_out,
+        extent=judging.extent,
         device=device,
-        here=here,
+        timed_here=here,
         budget=budget,
         prefer=arguments.prefer,
         accept=accepted(arguments),

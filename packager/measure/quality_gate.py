@@ -19,6 +19,7 @@ from packager.checkpoint.tokenizer import TOKENIZER_NAME
 from packager.core.errors import UsageError
 from packager.core.records import Checkpoint, Interval, Progress, no_progress
 from packager.core.results import HolesScore, Quality, TextScore
+from packager.core.settings import DEFAULT_EXTENT, Extent
 from packager.measure.infill_samples import Hole, draw_holes, edit_similarity, is_exact
 from packager.measure.window_proof import compare, divergence, past_tokens
 from runtimes.contract import Backend
@@ -30,26 +31,6 @@ from runtimes.prompts.tokenizer import Tokenizer
 Z = 1.96  # of a 95 % interval
 LINE_END = "\n"
 VERSION = 1  # of what these figures are: part of the key of every measurement
-
-
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """How much is read and filled. Guessed: enough to tell recipes apart, and no more.
-
-    text_tokens bounds all stretches inside the window together, stretch_tokens each of them. Of a
-    hole's sides the nearest characters are given; middle_tokens is the most that is filled in.
-    """
-
-    text_tokens: int = 8192
-    stretch_tokens: int = 1024
-    holes_per_kind: int = 20
-    prefix_characters: int = 1000
-    suffix_characters: int = 400
-    middle_tokens: int = 48
-    seed: int = 0
-
-
-DEFAULT_EXTENT = Extent()
 
 
 @dataclass(frozen=True, slots=True)

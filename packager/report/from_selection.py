@@ -17,8 +17,8 @@ from packager.core.results import (
     Selection,
     WindowProof,
 )
+from packager.core.settings import DeviceSettings
 from packager.core.versions import tool_versions
-from packager.pipeline import Settings
 from packager.report.data import (
     BudgetLimit,
     Comparison,
@@ -39,7 +39,7 @@ def write_selection_report(
     file: Path,
     checkpoint: Checkpoint,
     measurements: Sequence[Measurement],
-    settings: Settings,
+    settings: DeviceSettings,
     outcome: Selection | SelectionError,
     *,
     dated: bool = True,
@@ -148,7 +148,7 @@ def _contexts(checkpoint: Checkpoint) -> list[int]:
     return [2**i for i in range(6, longest.bit_length()) if 2**i < longest] + [longest]
 
 
-def _comparisons(measurement: Measurement, settings: Settings) -> Iterable[Comparison]:
+def _comparisons(measurement: Measurement, settings: DeviceSettings) -> Iterable[Comparison]:
     estimate: Estimate | None = measurement.estimate
     if estimate is None or measurement.speed is None:
         return
@@ -160,7 +160,7 @@ def _comparisons(measurement: Measurement, settings: Settings) -> Iterable[Compa
         yield Comparison(name, quantity, expected, measured.p50)
 
 
-def _notes(settings: Settings) -> tuple[str, ...]:
+def _notes(settings: DeviceSettings) -> tuple[str, ...]:
     notes = [
         "Quality and the window were measured on the machine that wrote this report, against the "
         "unquantised checkpoint in float32.",
@@ -168,7 +168,7 @@ def _notes(settings: Settings) -> tuple[str, ...]:
     ]
     if settings.device.calibration is None:
         notes.append("The device is not calibrated: estimates rest on its specification.")
-    if not settings.here:
+    if not settings.timed_here:
         notes.append("The device is elsewhere: its memory and times are estimates.")
     return tuple(notes)
 

@@ -18,8 +18,8 @@ from packager.cli.parser import parser
 from packager.core.atomic import file_entry
 from packager.core.errors import IntegrityError
 from packager.core.records import Artifact, Budget, Variant, no_progress
+from packager.core.settings import ConvertSettings
 from packager.engine.target import this_machine
-from packager.pipeline import Settings
 from packager.select.candidates import of_measurement
 from packager.select.selector import select
 from runtimes.bundle.open import verify_files
@@ -197,7 +197,6 @@ def test_those_that_fit_are_packed_the_best_first() -> None:
 def test_a_selection_is_packed_with_the_figures_of_each(tmp_path: Path, monkeypatch) -> None:
     write_parts(tmp_path / "work")
     artifacts = {part.artifact.variant: part.artifact for part in parts_in(tmp_path / "work")}
-    monkeypatch.setattr(ship, "convert", lambda _, variant, *more: artifacts[variant])
     monkeypatch.setattr(ship, "provenance_of", lambda *_: {})
     measured = [replace(MEASUREMENT, variant=variant) for variant in artifacts]
     worse = replace(QUALITY, inside=replace(QUALITY.inside, mean_nats=0.3))
@@ -205,13 +204,14 @@ def test_a_selection_is_packed_with_the_figures_of_each(tmp_path: Path, monkeypa
     candidates = [of_measurement(m, parameters=1, context_tokens=4096) for m in measured]
     selection = select(candidates, Budget(), "card", 2**34, accept=["uncalibrated"])
     chosen = [candidate.variant for candidate in ship.packed_variants(selection, 3)]
+    by_variant = {m.variant: m for m in measured}
     wheel = write_wheel(tmp_path / "onnx", package="only_onnx")
     (tmp_path / "report.html").write_text("why")
     out = ship.pack_selection(
         checkpoint_in(tmp_path / "work" / "checkpoint"),
-        sorted(measured, key=lambda m: chosen.index(m.variant)),
+        [(artifacts[variant], by_variant[variant]) for variant in chosen],
         selection,
-        Settings(tmp_path),
+        ConvertSettings(tmp_path),
         {"gguf": [tmp_path / "work" / WHEEL], "onnx": [tmp_path / "work" / WHEEL, wheel]},
         target=this_machine(),
         licence_file=None,

@@ -11,8 +11,8 @@ import pytest
 from packager.checkpoint.reader import read_checkpoint
 from packager.core.errors import NothingFits
 from packager.core.records import Budget, Limit
+from packager.core.settings import DeviceSettings
 from packager.devices.database import load_device
-from packager.pipeline import Settings
 from packager.report.from_selection import write_selection_report
 from packager.select.candidates import of_measurement
 from packager.select.selector import select
@@ -28,7 +28,14 @@ def checkpoint(tmp_path_factory):
 
 
 def page(tmp_path, checkpoint, measurements, budget, memory_bytes=16 * GIB, **more):
-    settings = Settings(tmp_path, 4096, 2, device=load_device("tesla-t4"), budget=budget, here=True)
+    settings = DeviceSettings(
+        tmp_path,
+        context_tokens=4096,
+        threads=2,
+        device=load_device("tesla-t4"),
+        timed_here=True,
+        budget=budget,
+    )
     candidates = [of_measurement(m, parameters=1, context_tokens=4096) for m in measurements]
     try:
         outcome = select(candidates, budget, "tesla-t4", memory_bytes)

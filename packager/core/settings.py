@@ -1,0 +1,78 @@
+"""What a run of the pipeline is asked for; each stage takes no more than it needs.
+
+Knows the fields and what they mean. Chooses nothing, reads no file and looks at no machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from packager.core.records import Budget, Device
+from runtimes.contract import BackendOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How much text quality is judged on. Guessed: enough to tell recipes apart, and no more.
+
+    text_tokens bounds all stretches inside the window together, stretch_tokens each of them. Of a
+    hole's sides the nearest characters are given; middle_tokens is the most that is filled in.
+    """
+
+    text_tokens: int = 8192
+    stretch_tokens: int = 1024
+    holes_per_kind: int = 20
+    prefix_characters: int = 1000
+    suffix_characters: int = 400
+    middle_tokens: int = 48
+    seed: int = 0
+
+
+DEFAULT_EXTENT = Extent()
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertSettings:
+    """What converting needs: where output and its records go, and what calibrates each format.
+
+    calibrations: by format, the file or folder that its calibration reads.
+    """
+
+    out: Path
+    calibrations: Mapping[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeSettings(ConvertSettings):
+    """What judging an artifact needs too: how it is opened, and which text it is judged on.
+
+    held_out: the folder of sources that quality is judged on; starpack's own where None.
+    """
+
+    context_tokens: int
+    threads: int
+    provider: str = "cpu"
+    gpu_layers: int = 0
+    held_out: Path | None = None
+    extent: Extent = DEFAULT_EXTENT
+
+    def options(self) -> BackendOptions:
+        """How artifacts are opened."""
+        return BackendOptions(self.context_tokens, self.threads, self.provider, self.gpu_layers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSettings(JudgeSettings):
+    """What measuring, selecting and packing need too: a device, and what it must keep to.
+
+    timed_here: whether `device` is this machine; if not, memory and times are estimates.
+    prefer, accept: see packager.select.selector.
+    """
+
+    device: Device
+    timed_here: bool
+    budget: Budget = field(default_factory=Budget)
+    prefer: str = "quality"
+    accept: frozenset[str] = frozenset()
