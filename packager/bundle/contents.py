@@ -22,9 +22,10 @@ from packager.core.records import Checkpoint
 from packager.engine.target import Target
 from packager.engine.wheelhouse import newest_glibc
 from runtimes.bundle.open import TOKENIZER_NAME
-from runtimes.trust.bootstrap import CHECKER, STARTER
+from runtimes.trust.bootstrap import STARTER, checker_files
 
 BUNDLE_FILES = Path(__file__).parent / "files"
+RUNTIME = Path(runtimes.__file__).parent
 LICENCE_NAMES = re.compile(r"(licen[cs]e|copying)([._-].*)?", re.IGNORECASE)
 
 
@@ -78,9 +79,8 @@ def model_licences(checkpoint: Checkpoint, licence_file: Path | None) -> list[Pa
 
 def _runtime_files(formats: Set[str]) -> Iterator[tuple[str, Path]]:
     """The runtime package, without the backends of other formats."""
-    root = Path(runtimes.__file__).parent
-    for file in sorted([*root.rglob("*.py"), *root.glob("server/http/page/*")]):
-        path = file.relative_to(root)
+    for file in sorted([*RUNTIME.rglob("*.py"), *RUNTIME.glob("server/http/page/*")]):
+        path = file.relative_to(RUNTIME)
         if path.parts[0] != "backends" or len(path.parts) == 2 or path.parts[1] in formats:
             yield f"runtimes/{path.as_posix()}", file
 
@@ -90,7 +90,7 @@ def written_files(
 ) -> dict[str, str]:
     """The files that are written for this bundle: name to text."""
     variant = parts[0].artifact.variant
-    checked = [f"{sha256_file(sources[path])}  {path}" for path in (STARTER, *CHECKER)]
+    checked = [f"{sha256_file(sources[path])}  {path}" for path in checker_files(sources)]
     install = (BUNDLE_FILES / "install").read_text()
     window = checkpoint.window.size_tokens
     readme = string.Template((BUNDLE_FILES / "README.md").read_text(encoding="utf-8"))

@@ -11,7 +11,7 @@ from pathlib import Path
 from packager.core.atomic import atomic_folder, sha256_file, write_json
 from packager.core.errors import IntegrityError, UsageError
 from packager.core.records import Progress, no_progress
-from runtimes.trust.bootstrap import CHECKER, STARTER
+from runtimes.trust.bootstrap import STARTER, checker_files
 from runtimes.trust.delta import BLOBS, DELTA_NAME, DELTA_VERSION
 from runtimes.trust.entries import FileEntry
 from runtimes.trust.install import EXECUTABLE
@@ -25,7 +25,8 @@ from runtimes.trust.manifest import (
 )
 from runtimes.trust.verify import damaged, verify_names
 
-INSTALLING = ("install", STARTER, *CHECKER)  # what a delta needs of the new bundle to be installed
+INSTALLER = "install"
+NEEDED = (INSTALLER, STARTER, "runtimes/trust/install.py")  # or it cannot be installed
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def _copy(
 ) -> Iterator[FileEntry]:
     """Copy the new contents and the installer; gives what is then in `folder`, checked."""
     by_path = {entry.path: entry for entry in manifest.files}
-    missing = [path for path in INSTALLING if path not in by_path]
+    missing = [path for path in NEEDED if path not in by_path]
     if missing:
         raise IntegrityError(
             f"the new bundle does not have {missing[0]}",
@@ -95,7 +96,7 @@ def _copy(
             remedy="pack it again with this starpack",
         )
     wanted = [(f"{BLOBS}/{sha256}", entry) for sha256, entry in blobs.items()]
-    wanted += [(path, by_path[path]) for path in INSTALLING]
+    wanted += [(path, by_path[path]) for path in (INSTALLER, *checker_files(by_path))]
     total, done = sum(entry.bytes for _, entry in wanted), 0
     for path, entry in wanted:
         copy = folder / path

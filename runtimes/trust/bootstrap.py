@@ -1,9 +1,12 @@
-"""Which files of a bundle run before its hashes have been checked: as few as can be.
+"""Which files of a bundle run before its hashes have been checked.
 
-Before it is installed: `install`, a shell script to be read, holds the SHA-256 of start.py and of
-the modules below. It reads each, checks it and runs what it has read; they check everything else,
-so that no other file of the bundle is even looked for by Python. Whoever
-distrusts the carrier has to know `install` itself, or bundle.json, which lists it, from elsewhere.
+The rule: start.py, and the modules of runtimes/ and runtimes/trust/, folders below them not
+included. They import each other and the standard library, nothing else.
+
+Before it is installed: `install`, a shell script to be read, holds their SHA-256. It reads each,
+checks it and runs what it has read; they check everything else, so that no other file of the
+bundle is even looked for by Python. Whoever distrusts the carrier has to know `install` itself, or
+bundle.json, which lists it, from elsewhere.
 
 Installed: they lie beside the bundle as copies that were made from checked bytes, so that nothing
 that happens to the bundle afterwards changes what checks it.
@@ -11,12 +14,13 @@ that happens to the bundle afterwards changes what checks it.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 STARTER = "start.py"
-CHECKER = tuple(
-    f"runtimes/{name}.py"
-    for name in (
-        "__init__ contract errors trust/__init__ trust/bootstrap trust/console trust/delta "
-        "trust/entries trust/fields trust/install trust/manifest trust/offline trust/seccomp "
-        "trust/verify trust/versions"
-    ).split()
-)
+_MODULE = re.compile(r"runtimes/(trust/)?(?!__main__)\w+\.py", re.ASCII)  # nothing imports __main__
+
+
+def checker_files(paths: Iterable[str]) -> list[str]:
+    """Those of a bundle's `paths` that check all others, in order."""
+    return sorted(path for path in paths if path == STARTER or _MODULE.fullmatch(path))

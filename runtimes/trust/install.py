@@ -34,7 +34,7 @@ from runtimes.errors import (
     StarpackError,
     UsageError,
 )
-from runtimes.trust.bootstrap import CHECKER, STARTER
+from runtimes.trust.bootstrap import STARTER, checker_files
 from runtimes.trust.console import Console
 from runtimes.trust.delta import DELTA_NAME, source_of_every_file
 from runtimes.trust.entries import FileEntry
@@ -202,7 +202,7 @@ def _stage(
     entries = _unpack(wheels, staged.packages)
     (staged.folder / "packages.json").write_text(json.dumps([asdict(e) for e in entries]))
     staged.python.symlink_to(os.path.realpath(sys._base_executable))
-    for path in (STARTER, *CHECKER):
+    for path in checker_files(entry.path for entry in manifest.files):
         copy = staged.checker / path
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(staged.bundle / path, copy)

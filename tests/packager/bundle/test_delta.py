@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from packager.bundle.archive import unpack_archive
-from packager.bundle.delta import INSTALLING, write_delta
+from packager.bundle.delta import write_delta
 from packager.bundle.split_archive import write_files
 from packager.cli.main import main
 from packager.core.errors import IntegrityError, UsageError
-from runtimes.trust.manifest import MANIFEST_NAME, read_manifest
+from runtimes.trust.manifest import read_manifest
 from runtimes.trust.verify import verify_files
 from runtimes.trust.versions import Installation
 from tests.support.packing import WHEEL, sh, write_bundle
@@ -69,7 +69,10 @@ def test_a_delta_holds_only_blobs_by_hash_and_what_installs_them(
     write_delta(*bundles, tmp_path / "delta")
     files = {p.relative_to(tmp_path / "delta").as_posix() for p in _files(tmp_path / "delta")}
     blobs = {path for path in files if path.startswith("blobs/")}
-    assert files - blobs == {*INSTALLING, MANIFEST_NAME, f"{MANIFEST_NAME}.sha256", "delta.json"}
+    outside = {path for path in files - blobs if not path.startswith("runtimes/")}
+    assert outside == {"install", "start.py", "bundle.json", "bundle.json.sha256", "delta.json"}
+    folders = {path.rpartition("/")[0] for path in files if path.startswith("runtimes/")}
+    assert folders == {"runtimes", "runtimes/trust"}
     changed = [entry for entry in read_manifest(bundles[1]).files if entry.path in CHANGED]
     assert blobs == {f"blobs/{entry.sha256}" for entry in changed}
     old_manifest = tmp_path / "manifest only"  # all that is needed of the old one

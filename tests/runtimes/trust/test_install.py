@@ -15,13 +15,10 @@ from pathlib import Path
 import pytest
 
 from runtimes.bundle.open import verify_files
-from runtimes.trust.bootstrap import CHECKER
 from runtimes.trust.manifest import MANIFEST_HASH_NAME, MANIFEST_NAME, manifest_hash, read_manifest
 from runtimes.trust.verify import TICK_NS
 from runtimes.trust.versions import Installation
 from tests.support.packing import bare_environment, sh, write_bundle
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -195,15 +192,6 @@ def add_code(folder: Path, path: str, code: str) -> None:
         cfile=str(file.with_suffix(f".{sys.implementation.cache_tag}.pyc")),
         invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
     )
-
-
-def test_the_checker_needs_nothing_but_itself_and_the_standard_library(tmp_path: Path) -> None:
-    for path in CHECKER:
-        (tmp_path / path).parent.mkdir(exist_ok=True)
-        shutil.copyfile(ROOT / path, tmp_path / path)
-    modules = ", ".join(path.removesuffix(".py").replace("/", ".") for path in CHECKER[1:])
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import {modules}"
-    subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True)
 
 
 def test_no_package_is_run_before_the_check(bundle: Path, tmp_path: Path) -> None:
