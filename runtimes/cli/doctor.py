@@ -61,7 +61,7 @@ def doctor(args: argparse.Namespace, console: Console) -> None:
     try:
         manifest = _fitting(args, console, facts)
     except DeviceError as error:
-        _report(console, "does not fit", False, facts, [], error.what)
+        _report(console, "does not fit", False, facts, [], error)
         raise
     promise = read_promise(manifest.measured)
     try:
@@ -70,11 +70,12 @@ def doctor(args: argparse.Namespace, console: Console) -> None:
             ready = _answers(runtime)
             prompt, steps = _measure(runtime, promise, QUICK if args.quick else USUAL)
     except DeviceError as error:
-        _report(console, "wrong device", False, facts, [], error.what)
+        _report(console, "wrong device", False, facts, [], error)
         raise
     except MemoryError as error:
-        _report(console, "does not fit", False, facts, [], str(error))
-        raise DeviceError("memory ran out", where=args.bundle, remedy="free memory") from None
+        failure = DeviceError(f"memory ran out: {error}", where=args.bundle, remedy="free memory")
+        _report(console, "does not fit", False, facts, [], failure)
+        raise failure from None
     comparisons = compare(promise, prompt, steps)
     facts["measured here"] = {
         "prompt_tokens": prompt.tokens,
@@ -86,7 +87,7 @@ def doctor(args: argparse.Namespace, console: Console) -> None:
         "peak_memory_bytes": peak_resident_bytes(),
     }
     facts["promised"] = asdict(promise)
-    _report(console, verdict_of(comparisons), ready, facts, comparisons, "")
+    _report(console, verdict_of(comparisons), ready, facts, comparisons)
 
 
 def _fitting(args: argparse.Namespace, console: Console, facts: Facts) -> Manifest:
@@ -142,13 +143,14 @@ def _report(
     ready: bool,
     facts: Facts,
     comparisons: list[Comparison],
-    reason: str,
+    error: DeviceError | None = None,
 ) -> None:
-    reasons = [reason] if reason else [comparison.text for comparison in comparisons]
+    """Show it; as JSON it is the command's one value, so a failure is part of it."""
+    reasons = [error.what] if error else [comparison.text for comparison in comparisons]
     if console.as_json:
         ratios = [asdict(c) | {"ratio": c.ratio} for c in comparisons]
         head = {"verdict": verdict, "ready": ready, "reasons": reasons, "comparisons": ratios}
-        console.data(head | facts)
+        console.data(head | facts | (error.to_json() if error else {}))
         return
     for section, values in facts.items():
         console.text(f"{section}\n")

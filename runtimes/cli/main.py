@@ -12,9 +12,10 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from runtimes.cli import flags
-from runtimes.errors import Cancelled, DeviceError, StarpackError, UsageError
+from runtimes.errors import DeviceError, StarpackError, UsageError
 from runtimes.trust.console import Console
 from runtimes.trust.manifest import MANIFEST_NAME
 from runtimes.trust.versions import Version
@@ -61,22 +62,18 @@ def main(argv: list[str] | None = None, version: Version | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     if words[:1] == ["--licence"]:
         words = ["licence", *words[1:]]
-    args = parser().parse_args(words)
-    console = Console(args.json, args.quiet)
-    args.version = version if args.bundle is None else None
+    console = Console("--json" in words, "--quiet" in words)
     try:
+        args = parser().parse_args(words)
+        console = Console(args.json, args.quiet)
+        args.version = version if args.bundle is None else None
         args.bundle = _bundle_folder(args.bundle)
         _command(args.command)(args, console)
-    except StarpackError as error:
-        console.error(error)
-        return error.exit_code
-    except KeyboardInterrupt:
-        console.remark("\ninterrupted")
-        return Cancelled.exit_code
     except BrokenPipeError:
         # Whoever read the output has enough. Python would complain again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except (StarpackError, OSError, KeyboardInterrupt) as error:
+        return console.failed(error)
     return 0
 
 
@@ -91,9 +88,16 @@ def _command(name: str) -> Callable[[argparse.Namespace, Console], None]:
         ) from None
 
 
+class _Parser(argparse.ArgumentParser):
+    """Raises its errors, so that they are shown as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, remedy=f"see {self.prog} --help")
+
+
 def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
-    top = argparse.ArgumentParser(
+    """The whole command line; it raises UsageError for words that make no sense."""
+    top = _Parser(
         prog="python -m runtimes",
         description=DESCRIPTION,
         epilog=EXAMPLES,

@@ -1,6 +1,6 @@
 """What a person or a program sees: results on standard output, everything else on the other.
 
-With `json` a command prints one JSON value and no remarks.
+With `json` a command prints one JSON value on standard output, its error included, and no remarks.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import sys
 import time
 from collections.abc import Callable
 
-from runtimes.errors import StarpackError
+from runtimes.errors import Cancelled, StarpackError
 
 NOTICE = (
     "Machine-generated code: review it before use, and say so where you publish it. "
     "Licence and use restrictions: run --licence."
 )
+OS_REMEDY = "check the path, the permissions and the space on the disk"
 PATIENCE_S = 2.0  # specified: work that takes longer shows its progress
 REFRESH_S = 0.1  # guessed: smooth to the eye
 
@@ -27,6 +28,7 @@ class Console:
         self.as_json = as_json
         self._quiet = quiet
         self._remarks = not (as_json or quiet)
+        self._is_answered = False  # the one JSON value has been printed
 
     def text(self, piece: str) -> None:
         """Show a piece of a result at once."""
@@ -34,7 +36,8 @@ class Console:
         sys.stdout.flush()
 
     def data(self, value: object) -> None:
-        """Print a JSON value."""
+        """Print the one JSON value of a command."""
+        self._is_answered = True
         print(json.dumps(value, indent=2, ensure_ascii=False))
 
     def remark(self, line: str) -> None:
@@ -48,9 +51,24 @@ class Console:
             print(f"warning: {line}", file=sys.stderr)
 
     def error(self, error: StarpackError) -> None:
-        """An explained failure, on standard error whatever the flags."""
-        plain = json.dumps(error.to_json(), ensure_ascii=False)
-        print(plain if self.as_json else f"error: {error}", file=sys.stderr)
+        """An explained failure: with `json` the command's one value, unless it has printed that."""
+        if self.as_json and not self._is_answered:
+            self._is_answered = True
+            print(json.dumps(error.to_json(), ensure_ascii=False))
+        else:
+            print(f"error: {error}", file=sys.stderr)
+
+    def failed(self, error: StarpackError | OSError | KeyboardInterrupt) -> int:
+        """Show why a command ends early; returns its exit code."""
+        match error:
+            case StarpackError():
+                explained = error
+            case OSError():
+                explained = StarpackError(str(error), remedy=OS_REMEDY)
+            case _:
+                explained = Cancelled("interrupted")
+        self.error(explained)
+        return explained.exit_code
 
     def meter(self, label: str, unit: str, per_unit: int = 1) -> Callable[[int, int], None]:
         """progress(done, total) that shows itself on a terminal once the work takes long."""

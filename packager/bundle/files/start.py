@@ -69,12 +69,14 @@ def run(installation: Path, argv: list[str]) -> int:
     try:
         if argv[:1] == ["rollback"]:
             back = Installation(installation).rollback(progress)
-            console.text(f"current version: {back.name}\n")
+            if console.as_json:
+                console.data({"current_version": back.name})
+            else:
+                console.text(f"current version: {back.name}\n")
             return 0
         check_machine(version.verify(progress=progress), version.bundle)
-    except StarpackError as error:
-        console.error(error)
-        return error.exit_code
+    except (StarpackError, OSError, KeyboardInterrupt) as error:
+        return console.failed(error)
     # the modules that are loaded already are copies of those in the bundle
     for name, module in list(sys.modules.items()):
         if name.split(".")[0] == PACKAGE and hasattr(module, "__path__"):

@@ -115,9 +115,9 @@ def test_nothing_fits(bundle: Path, opened: list, capsys, monkeypatch) -> None:
     for command in (["generate", "x"], ["doctor"]):
         words = [*command, "--bundle", str(bundle), "--variant", "auto", "--json"]
         assert cli.main(words) == DeviceError.exit_code
-        out, err = capsys.readouterr()
-        assert f"{LARGE}: does not fit: it needs 5 MB" in json.loads(err)["expected"]
-        assert f"{SMALL}: does not fit" in err
+        out = capsys.readouterr().out
+        assert f"{LARGE}: does not fit: it needs 5 MB" in json.loads(out)["expected"]
+        assert f"{SMALL}: does not fit" in json.loads(out)["expected"]
     assert json.loads(out)["verdict"] == "does not fit"
     assert not opened
 
@@ -135,7 +135,7 @@ def test_doctor_lists_them_and_holds_one_to_its_own_promise(
     assert report["variants"][SMALL].startswith("fits")
     assert report["free memory"] == {"needed_bytes": 10**6, "available_bytes": 2_000_000}
     assert cli.main(words) == DeviceError.exit_code  # the default does not fit
-    assert "--variant auto" in json.loads(capsys.readouterr().err)["remedy"]
+    assert "--variant auto" in json.loads(capsys.readouterr().out)["remedy"]
 
 
 def test_of_a_bundle_with_one_artifact(tmp_path: Path, opened: list, monkeypatch) -> None:

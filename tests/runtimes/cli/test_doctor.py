@@ -84,7 +84,8 @@ def test_a_model_that_cannot_be_opened(
     assert (code, report["ready"]) == (7, False)
     assert report["verdict"] == ("wrong device" if wrong else "does not fit")
     assert "there is no such engine" in report["reasons"][0]
-    assert json.loads(err)["error"] == "DeviceError"
+    assert (report["error"], report["exit_code"]) == ("DeviceError", 7)
+    assert "there is no such engine" in err
 
 
 def test_no_real_token_no_readiness(bundle: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:

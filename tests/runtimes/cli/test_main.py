@@ -13,7 +13,7 @@ import pytest
 
 from runtimes.bundle import open as bundles
 from runtimes.cli import main as cli
-from runtimes.errors import UsageError
+from runtimes.errors import IntegrityError, UsageError
 from runtimes.prompts.input_text import split_at_cursor, split_at_marker
 from runtimes.trust.console import Console
 from tests.support.runtime_toys import ToyBackend, module_with, scripted_logits
@@ -131,8 +131,9 @@ def test_verify_and_doctor(bundle: Path, capsys) -> None:
     assert "key_values_bytes" in capsys.readouterr().out
     (bundle / "empty.txt").write_text("x")
     assert cli.main(["verify", "--bundle", str(bundle)]) == 5
+    capsys.readouterr()
     assert cli.main(["doctor", "--bundle", str(bundle), "--json"]) == 5
-    assert json.loads(capsys.readouterr().err.splitlines()[-1])["error"] == "IntegrityError"
+    assert json.loads(capsys.readouterr().out)["error"] == "IntegrityError"
 
 
 def test_errors_are_explained_with_their_exit_code(bundle: Path, tmp_path: Path, capsys) -> None:
@@ -146,8 +147,51 @@ def test_errors_are_explained_with_their_exit_code(bundle: Path, tmp_path: Path,
     assert "remedy: send less" in err
     (tmp_path / "latin").write_bytes(b"\xe9")
     assert cli.main(["generate", "--file", str(tmp_path / "latin"), "--json", *at]) == 2
-    error = json.loads(capsys.readouterr().err)
+    error = json.loads(capsys.readouterr().out)
     assert error["what"] == "byte 0 is not UTF-8 text"
+
+
+def raising(error: BaseException):
+    def command(*_: object) -> None:
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "code", "name"),
+    [
+        (["verify"], IntegrityError("damaged"), 5, "IntegrityError"),
+        (["verify"], OSError(28, "No space left on device", "/x"), 1, "StarpackError"),
+        (["verify"], KeyboardInterrupt(), 130, "Cancelled"),
+        (["serve", "--port", "x"], None, 2, "UsageError"),
+        (["generate", "x", "--nonsense"], None, 2, "UsageError"),
+        (["nonsense"], None, 2, "UsageError"),
+    ],
+)
+def test_with_json_a_failure_is_one_object_on_standard_output(
+    bundle: Path, monkeypatch, capsys, words: list[str], error, code: int, name: str
+) -> None:
+    if error is not None:
+        monkeypatch.setattr("runtimes.cli.verify.verify", raising(error))
+    assert cli.main([*words, "--bundle", str(bundle), "--json"]) == code
+    out, err = capsys.readouterr()
+    value = json.loads(out)
+    assert (value["error"], value["exit_code"], err) == (name, code, "")
+    assert out.count("\n") == 1
+
+
+def test_a_failure_after_the_answer_adds_no_second_object(
+    bundle: Path, monkeypatch, capsys
+) -> None:
+    def command(_args: object, console: Console) -> None:
+        console.data({"url": "x"})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("runtimes.cli.verify.verify", command)
+    assert cli.main(["verify", "--bundle", str(bundle), "--json"]) == 130
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"url": "x"} and "interrupted" in err
 
 
 def test_a_context_beyond_training_is_warned_of(bundle: Path, capsys) -> None:

@@ -107,8 +107,8 @@ def test_rollback_to_a_damaged_version_is_refused(
     damaged = installed(bundle, target).current()
     installed(newer, target)
     damage(damaged.bundle / "tokenizer.json")
-    refused = sh(target / "run", "rollback")
-    assert refused.returncode == 5 and "tokenizer.json" in refused.stderr
+    refused = sh(target / "run", "rollback", "--json")
+    assert refused.returncode == 5 and "tokenizer.json" in json.loads(refused.stdout)["where"]
     assert weights(target) == b"W"
 
 
@@ -116,10 +116,11 @@ def test_rollback_works_where_the_current_version_is_damaged(
     bundle: Path, newer: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "target"
-    installed(bundle, target)
+    older = installed(bundle, target).current()
     damage(installed(newer, target).current().bundle / "runtimes" / "cli" / "main.py")
     assert sh(target / "run", "verify").returncode == 5
-    assert sh(target / "run", "rollback").returncode == 0
+    back = sh(target / "run", "rollback", "--json")
+    assert back.returncode == 0 and json.loads(back.stdout) == {"current_version": older.name}
     assert weights(target) == b"w"
 
 
