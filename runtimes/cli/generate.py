@@ -158,8 +158,6 @@ def _edited(args: argparse.Namespace) -> str | None:
         if args.repo_tokens is not None:
             raise UsageError("--repo-tokens without --repo")
         return None
-    if args.repo_tokens is not None and args.repo_tokens < 0:
-        raise UsageError(f"--repo-tokens is {args.repo_tokens}", expected="0 or more")
     edited = args.path or args.file
     if edited in (None, STDIN):
         raise UsageError(

@@ -11,15 +11,18 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
 from runtimes.cli import flags
+from runtimes.cli.numbers import whole, whole_list
 from runtimes.errors import DeviceError, StarpackError, UsageError
 from runtimes.trust.console import Console
-from runtimes.trust.manifest import MANIFEST_NAME
+from runtimes.trust.manifest import MANIFEST_NAME, read_manifest
 from runtimes.trust.versions import Version
 
+OWN_FOLDER = Path(__file__).resolve().parents[2]  # the bundle, or the checkout
 DESCRIPTION = "Generate and infill code with the model of a starpack bundle, without a network."
 EXAMPLES = """examples (of an installed bundle, say DIR/run for `python -m runtimes`):
   python -m runtimes generate 'def fibonacci(n):'
@@ -95,6 +98,23 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message, remedy=f"see {self.prog} --help")
 
 
+class _ShowVersion(argparse.Action):
+    """Prints the version that packed the bundle which this runtime is in, or the checkout's."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print("starpack", _starpack_version())
+        parser.exit()
+
+
+def _starpack_version() -> str:
+    if (OWN_FOLDER / MANIFEST_NAME).is_file():
+        return read_manifest(OWN_FOLDER).versions.get("starpack", "unknown")
+    try:
+        return metadata.version("starpack")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line; it raises UsageError for words that make no sense."""
     top = _Parser(
@@ -104,6 +124,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--licence", action="store_true", help="the same as the command licence")
+    top.add_argument("--version", action=_ShowVersion, nargs=0, help="show starpack's version")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
@@ -163,23 +184,15 @@ def _add_gap(sub: argparse.ArgumentParser) -> None:
 def _add_bench(sub: argparse.ArgumentParser) -> None:
     add = sub.add_argument_group("what to time").add_argument
     add(
-        "--prompt-tokens", type=_counts, metavar="N,...",
+        "--prompt-tokens", type=whole_list, metavar="N,...",
         help="lengths of prompts (128,512,1024, as far as they fit)",
     )  # fmt: skip
     add(
-        "--depths", type=_counts, metavar="N,...",
+        "--depths", type=whole_list, metavar="N,...",
         help="tokens before the single steps (128,1024,4096,8192, as far as they fit)",
     )  # fmt: skip
-    add("--steps", type=int, default=32, metavar="N", help="at each depth (%(default)s)")
-    add("--repeat", type=int, default=3, metavar="N", help="of each prompt (%(default)s)")
-
-
-def _counts(text: str) -> list[int]:
-    """Whole numbers between commas, for argparse."""
-    parts = text.split(",")
-    if not all(part.isascii() and part.isdecimal() and len(part) < 10 for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers like 128,1024")
-    return [int(part) for part in parts]
+    add("--steps", type=whole(1), default=32, metavar="N", help="at each depth (%(default)s)")
+    add("--repeat", type=whole(1), default=3, metavar="N", help="of each prompt (%(default)s)")
 
 
 def _add_repository(sub: argparse.ArgumentParser) -> None:
@@ -189,7 +202,7 @@ def _add_repository(sub: argparse.ArgumentParser) -> None:
         help="choose files of this folder as context; --file is a path in it",
     )  # fmt: skip
     group.add_argument(
-        "--repo-tokens", type=int, metavar="N",
+        "--repo-tokens", type=whole(0), metavar="N",
         help="most tokens of those files (default: a quarter of the context)",
     )  # fmt: skip
 
@@ -205,7 +218,7 @@ def _add_tasks(
         sub.add_argument("--file", metavar="FILE", help="the code (default: standard input)")
         sub.add_argument("--language", metavar="NAME", help="its language (default: by its suffix)")
     docstring.add_argument(
-        "--line", type=int, default=1, metavar="N",
+        "--line", type=whole(1), default=1, metavar="N",
         help="the first definition at or after this line (default: %(default)s)",
     )  # fmt: skip
     translate.add_argument("--to", required=True, metavar="NAME", help="the other language")
@@ -215,7 +228,6 @@ def _add_tasks(
 def _bundle_folder(given: Path | None) -> Path:
     if given is not None:
         return given
-    own = Path(__file__).resolve().parents[2]
-    if (own / MANIFEST_NAME).is_file():
-        return own
+    if (OWN_FOLDER / MANIFEST_NAME).is_file():
+        return OWN_FOLDER
     raise UsageError("this runtime is not inside a bundle", remedy="name one with --bundle DIR")

@@ -65,15 +65,11 @@ def serve(args: argparse.Namespace, console: Console) -> None:
 
 
 def _rules(args: argparse.Namespace) -> Rules:
-    if args.max_tokens < 1:
-        raise UsageError(f"--max-tokens is {args.max_tokens}", expected="1 or more")
-    if not 0 <= args.temperature <= 100:
-        raise UsageError(f"--temperature is {args.temperature}", expected="0 to 100")
-    shares = args.suffix_share, args.extras_share
-    if min(shares) < 0 or sum(shares) > 1:
+    if args.suffix_share + args.extras_share > 1:
         raise UsageError(
-            f"--suffix-share and --extras-share are {shares[0]} and {shares[1]}",
-            expected="shares of 0 or more that leave something to the prefix",
+            f"--suffix-share {args.suffix_share} and --extras-share {args.extras_share} "
+            "are more than the context together",
+            expected="a sum of at most 1",
         )
     return Rules(
         most_tokens=args.max_tokens,
@@ -86,19 +82,6 @@ def _rules(args: argparse.Namespace) -> Rules:
 
 
 def _address(args: argparse.Namespace, access: Access) -> Address:
-    limits = {
-        "--queue": args.queue,
-        "--slots": args.slots,
-        "--max-body": args.max_body,
-        "--connections": args.connections,
-    }
-    for name, value in limits.items():
-        if value < 1:
-            raise UsageError(f"{name} is {value}", expected="1 or more")
-    if not 0 < args.request_time < 1e6 or not 0 <= args.grace < 1e6:
-        raise UsageError("--request-time or --grace is out of range", expected="seconds above 0")
-    if not 0 <= args.port < 65536:
-        raise UsageError(f"--port is {args.port}", expected="0 to 65535; 0 is any that is free")
     if (args.tls_cert is None) != (args.tls_key is None):
         raise UsageError("one of --tls-cert and --tls-key", expected="both of them, or none")
     if not is_loopback(args.host) and not access.keys:

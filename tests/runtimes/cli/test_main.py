@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from runtimes.prompts.input_text import split_at_cursor, split_at_marker
 from runtimes.trust.console import Console
 from tests.support.runtime_toys import ToyBackend, module_with, scripted_logits
 from tests.support.tiny import tiny_tokenizer
-from tests.support.toy_bundles import write_bundle
+from tests.support.toy_bundles import write_bundle, write_manifest
 
 PROMPT = "def f():"
 ANSWER = " return 'é😀'"
@@ -149,6 +150,20 @@ def test_errors_are_explained_with_their_exit_code(bundle: Path, tmp_path: Path,
     assert cli.main(["generate", "--file", str(tmp_path / "latin"), "--json", *at]) == 2
     error = json.loads(capsys.readouterr().out)
     assert error["what"] == "byte 0 is not UTF-8 text"
+
+
+def test_the_version_is_the_packer_s_in_a_bundle_and_the_checkout_s_elsewhere(
+    bundle: Path, monkeypatch, capsys
+) -> None:
+    def shown() -> str:
+        with pytest.raises(SystemExit, match=r"^0$"):
+            cli.main(["--version"])
+        return capsys.readouterr().out
+
+    assert shown() == f"starpack {version('starpack')}\n"
+    write_manifest(bundle, versions={"starpack": "7.8.9"})
+    monkeypatch.setattr(cli, "OWN_FOLDER", bundle)
+    assert shown() == "starpack 7.8.9\n"
 
 
 def raising(error: BaseException):
