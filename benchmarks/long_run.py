@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from packager.measure.window_proof import divergence, log_softmax
+from packager.measurement.window_proof import divergence, log_softmax
 from runtimes.backends.timing import FIRST_ID
 from runtimes.contract import Backend, BackendOptions, Window
 from runtimes.host.limits import peak_resident_bytes, resident_bytes

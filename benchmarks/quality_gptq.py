@@ -46,7 +46,7 @@ from packager.core.records import Checkpoint
 from packager.formats.gptq import convert as gptq
 from packager.formats.quant import blocks
 from packager.formats.quant.gptq_layout import Recipe
-from packager.measure.window_proof import divergence, log_softmax
+from packager.measurement.window_proof import divergence, log_softmax
 from runtimes.prompts.fim import infill_ids
 from runtimes.prompts.tokenizer import Tokenizer
 

@@ -26,7 +26,7 @@ import numpy as np
 from packager.checkpoint.reader import read_checkpoint
 from packager.checkpoint.reference import final_states
 from packager.checkpoint.tensors import open_tensors
-from packager.measure.window_proof import log_softmax
+from packager.measurement.window_proof import log_softmax
 from tests.support.tiny import write_weights
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, FFN = 384, 3, 6, 2, 1536

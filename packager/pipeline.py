@@ -32,12 +32,12 @@ from packager.core.records import (
 from packager.core.results import Candidate, Measurement, Quality, Selection, WindowProof
 from packager.core.settings import ConvertSettings, DeviceSettings, JudgeSettings
 from packager.estimate.estimator import estimate
-from packager.measure import quality_gate, timing
-from packager.measure import window_proof as quality
-from packager.measure.gpu_meter import process_bytes
-from packager.measure.infill_samples import own_texts, texts_of
-from packager.select import selector
-from packager.select.candidates import of_measurement
+from packager.measurement import quality_gate, timing
+from packager.measurement import window_proof as quality
+from packager.measurement.gpu_meter import process_bytes
+from packager.measurement.infill_samples import own_texts, texts_of
+from packager.selection import selector
+from packager.selection.candidates import of_measurement
 
 
 @dataclass(frozen=True, slots=True)

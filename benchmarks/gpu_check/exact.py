@@ -20,7 +20,7 @@ from packager.checkpoint.reader import read_checkpoint
 from packager.checkpoint.reference import final_states, head_logits
 from packager.checkpoint.tensors import TensorSource
 from packager.core.records import Checkpoint
-from packager.measure.window_proof import reach
+from packager.measurement.window_proof import reach
 from runtimes.contract import Backend, BackendOptions, Window
 from tests.support.tiny import write_checkpoint
 

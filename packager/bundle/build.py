@@ -28,7 +28,7 @@ from packager.core.settings import ConvertSettings, JudgeSettings
 from packager.engine.build import build_engine
 from packager.engine.target import Target
 from packager.engine.wheelhouse import collect_wheels
-from packager.select.selector import ORDER
+from packager.selection.selector import ORDER
 
 PROMPT = "import os\n\ndef read_file(path):\n    with open("
 PREFIX = """\

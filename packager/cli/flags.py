@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from packager.select.selector import PREFERENCES
+from packager.selection.selector import PREFERENCES
 from runtimes.bundle.open import MAX_CONTEXT_TOKENS
 from runtimes.trust.entries import MAX_VARIANTS
 

@@ -11,7 +11,7 @@ from packager.core.results import (
     Selection,
     WindowProof,
 )
-from packager.select.candidates import of_measurement
+from packager.selection.candidates import of_measurement
 
 SHOWN = 12  # rejections shown without --explain
 

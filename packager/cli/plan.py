@@ -21,8 +21,8 @@ from packager.devices.budget import load_budget
 from packager.devices.database import list_devices, load_device
 from packager.estimate.estimator import DEFAULT_CONTEXT_TOKENS, estimate
 from packager.estimate.models import Model, load_model
-from packager.select.candidates import of_estimate
-from packager.select.selector import select
+from packager.selection.candidates import of_estimate
+from packager.selection.selector import select
 
 # What is worth a choice: every format from nearly exact to the smallest that holds up.
 RECIPES = (

@@ -15,7 +15,7 @@ from packager.core.errors import QualityError, UsageError
 from packager.core.record_store import to_plain
 from packager.core.records import Artifact, Checkpoint, Progress
 from packager.core.settings import JudgeSettings
-from packager.measure.humaneval import InfillingScore, Task, read_tasks, run_infilling
+from packager.measurement.humaneval import InfillingScore, Task, read_tasks, run_infilling
 from runtimes.generation.runtime import Runtime
 from runtimes.prompts.tokenizer import Tokenizer
 

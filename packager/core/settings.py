@@ -68,7 +68,7 @@ class DeviceSettings(JudgeSettings):
     """What measuring, selecting and packing need too: a device, and what it must keep to.
 
     timed_here: whether `device` is this machine; if not, memory and times are estimates.
-    prefer, accept: see packager.select.selector.
+    prefer, accept: see packager.selection.selector.
     """
 
     device: Device

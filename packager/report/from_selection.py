@@ -29,8 +29,8 @@ from packager.report.data import (
     key_value_curves,
 )
 from packager.report.page import write_report
-from packager.select.candidates import of_measurement
-from packager.select.selector import room_bytes
+from packager.selection.candidates import of_measurement
+from packager.selection.selector import room_bytes
 
 TIMES = ("first_token_s", "per_token_s", "completion_s")
 

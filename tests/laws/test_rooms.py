@@ -24,8 +24,8 @@ ROOMS = {
         "__init__",  # the names for Python
         "pipeline",
         "bundle report estimate",
-        "measure formats",
-        "calibration select",
+        "measurement formats",
+        "calibration selection",
         "checkpoint devices engine",
         "core",
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from packager.core.records import Budget, Interval, Limit, Variant
 from packager.core.results import Candidate
-from packager.select.selector import select
+from packager.selection.selector import select
 
 GIB = 1 << 30
 

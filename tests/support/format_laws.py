@@ -12,7 +12,7 @@ from packager.checkpoint.reader import read_checkpoint
 from packager.checkpoint.reference import Reference
 from packager.checkpoint.tensors import open_tensors
 from packager.core.records import Checkpoint
-from packager.measure.window_proof import proof_sample, prove_window, reach
+from packager.measurement.window_proof import proof_sample, prove_window, reach
 from runtimes.contract import Backend
 from runtimes.errors import RewindError
 from runtimes.generation.prefix_cache import Tape

@@ -8,7 +8,7 @@ HEAVY = {
     "model_signing": {"packager/bundle/signing.py"},
     "onnx": {"packager/formats/onnx/nodes.py"},
     "onnxruntime": {"runtimes/backends/onnx/session.py"},
-    "pynvml": {"packager/measure/gpu_meter.py", "packager/devices/nvidia.py"},
+    "pynvml": {"packager/measurement/gpu_meter.py", "packager/devices/nvidia.py"},
     "torch": {
         "packager/devices/cpu_benchmark.py",  # a process of its own
         "packager/formats/gptq/layer.py",

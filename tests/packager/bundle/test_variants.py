@@ -20,8 +20,8 @@ from packager.core.errors import IntegrityError
 from packager.core.records import Artifact, Budget, Variant, no_progress
 from packager.core.settings import ConvertSettings
 from packager.engine.target import this_machine
-from packager.select.candidates import of_measurement
-from packager.select.selector import select
+from packager.selection.candidates import of_measurement
+from packager.selection.selector import select
 from runtimes.bundle.open import verify_files
 from runtimes.trust.install import copy_file
 from runtimes.trust.manifest import Manifest, read_manifest

@@ -14,8 +14,8 @@ from packager.core.records import Budget, Limit
 from packager.core.settings import DeviceSettings
 from packager.devices.database import load_device
 from packager.report.from_selection import write_selection_report
-from packager.select.candidates import of_measurement
-from packager.select.selector import select
+from packager.selection.candidates import of_measurement
+from packager.selection.selector import select
 from tests.support.samples import GIB, MEASUREMENT
 from tests.support.tiny import write_checkpoint
 

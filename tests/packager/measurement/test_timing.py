@@ -15,8 +15,8 @@ from packager.core.errors import DeviceError, UsageError
 from packager.core.records import Limit, Workload
 from packager.core.results import Speed, Steps
 from packager.formats.gguf import convert as gguf
-from packager.measure import timing as measure
-from packager.measure.timing_worker import STEPS, depths_of
+from packager.measurement import timing as measure
+from packager.measurement.timing_worker import STEPS, depths_of
 from runtimes.contract import BackendOptions
 from tests.support.tiny import write_checkpoint
 
@@ -124,7 +124,7 @@ def test_depths_stay_within_the_context():
 
 def test_the_child_speaks_json_alone(made):
     done = subprocess.run(
-        [sys.executable, "-m", "packager.measure.timing_worker", "{}"],
+        [sys.executable, "-m", "packager.measurement.timing_worker", "{}"],
         capture_output=True,
         text=True,
     )

@@ -19,7 +19,7 @@ from packager.core.errors import DeviceError, UsageError
 from packager.core.record_store import from_plain, to_plain
 from packager.core.records import Artifact, Checkpoint, Progress, Workload, no_progress
 from packager.core.results import Speed, Unfit
-from packager.measure.timing_worker import STEPS, Job
+from packager.measurement.timing_worker import STEPS, Job
 from runtimes.contract import BackendOptions
 from runtimes.host.limits import resident_bytes
 
@@ -71,7 +71,7 @@ def measure_speed(
         workload,
     )
     command = [
-        sys.executable, "-P", "-m", "packager.measure.timing_worker", json.dumps(to_plain(job))
+        sys.executable, "-P", "-m", "packager.measurement.timing_worker", json.dumps(to_plain(job))
     ]  # fmt: skip
     with (
         tempfile.TemporaryFile("w+") as errors,

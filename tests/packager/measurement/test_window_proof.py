@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from packager.measure.window_proof import divergence, judge, log_softmax
+from packager.measurement.window_proof import divergence, judge, log_softmax
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.exponential(0.03, 2048)  # a coarse quantisation's divergence, position by position

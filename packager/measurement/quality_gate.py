@@ -20,8 +20,8 @@ from packager.core.errors import UsageError
 from packager.core.records import Checkpoint, Interval, Progress, no_progress
 from packager.core.results import HolesScore, Quality, TextScore
 from packager.core.settings import DEFAULT_EXTENT, Extent
-from packager.measure.infill_samples import Hole, draw_holes, edit_similarity, is_exact
-from packager.measure.window_proof import compare, divergence, past_tokens
+from packager.measurement.infill_samples import Hole, draw_holes, edit_similarity, is_exact
+from packager.measurement.window_proof import compare, divergence, past_tokens
 from runtimes.contract import Backend
 from runtimes.generation.completion import GenerateOptions, join
 from runtimes.generation.runtime import Runtime

@@ -1,4 +1,4 @@
-"""What `measure` runs in a process of its own: `python -m packager.measure.timing_worker JOB`.
+"""What `measure` runs in a process of its own: `python -m packager.measurement.timing_worker JOB`.
 
 Opens the artifact as a bundle would, warms up, and times cold prompts, warm ones, and single steps
 at several depths. Writes JSON lines: progress while it runs, and last the result.
@@ -21,7 +21,7 @@ import numpy as np
 from packager.core.record_store import from_plain, to_plain
 from packager.core.records import Workload
 from packager.core.results import Speed, Steps
-from packager.measure.gpu_meter import energy_j
+from packager.measurement.gpu_meter import energy_j
 from runtimes.contract import Backend, BackendOptions, Window
 from runtimes.errors import DeviceError, RewindError
 from runtimes.host import huge_pages

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from packager.core.errors import NothingFits, QualityError, UsageError
 from packager.core.records import Budget, Interval, Limit, Variant, Workload
-from packager.select.selector import room_bytes
+from packager.selection.selector import room_bytes
 from tests.support.candidates import FINE, GIB, MIDDLE, SMALL, candidate, choose
 
 

@@ -13,8 +13,8 @@ from packager.checkpoint.tensors import open_tensors
 from packager.core.errors import UsageError
 from packager.core.settings import Extent
 from packager.formats.gguf import convert as gguf
-from packager.measure.infill_samples import own_texts
-from packager.measure.quality_gate import assess, wilson
+from packager.measurement.infill_samples import own_texts
+from packager.measurement.quality_gate import assess, wilson
 from tests.support.gguf_models import open_backend
 from tests.support.reference import eager_logits
 from tests.support.tiny import write_checkpoint

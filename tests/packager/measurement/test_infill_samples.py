@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packager.core.errors import UsageError
-from packager.measure.infill_samples import (
+from packager.measurement.infill_samples import (
     KINDS,
     Hole,
     draw_holes,

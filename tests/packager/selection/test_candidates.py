@@ -9,7 +9,7 @@ import pytest
 from packager.cli.formatting import measurement_text, selection_text
 from packager.core.records import Limit
 from packager.core.results import Unfit
-from packager.select.candidates import of_estimate, of_measurement
+from packager.selection.candidates import of_estimate, of_measurement
 from tests.support.candidates import ALL, candidate, choose
 from tests.support.candidates import GIB as ONE_GIB
 from tests.support.samples import ESTIMATE, GIB, MEASUREMENT, PROOF

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from packager.core.errors import DeviceError
-from packager.measure.sandbox import Containment, Limits, find_containment
+from packager.measurement.sandbox import Containment, Limits, find_containment
 
 SHORT = Limits(cpu_s=1, wall_s=30.0)
 NOBODY = 65534

@@ -1,4 +1,4 @@
-"""Runs one program under limits that it sets on itself: the inside of packager/measure/sandbox.py.
+"""Runs one program under limits that it sets on itself: the inside of sandbox.py beside it.
 
 Started as `python -I -S -B sandbox_child.py CPU_S MEMORY_BYTES DROP` in a process of its own. The
 first line of its standard input is a word, the rest is the program. Only a program that comes to

@@ -2,7 +2,7 @@
 
 Format: github.com/openai/human-eval-infilling, a gzip file with one JSON object a line. Exact match
 and edit similarity need the answer alone; pass@1 runs code that the model wrote, and only where the
-caller says so (see packager/measure/sandbox.py for what that means).
+caller says so (see packager/measurement/sandbox.py for what that means).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 from packager.core.errors import DataError, UsageError
 from packager.core.records import Progress, no_progress
 from packager.core.strict_json import parse_object
-from packager.measure.infill_samples import edit_similarity, is_exact
-from packager.measure.sandbox import DEFAULT_LIMITS, Containment, Limits, find_containment
+from packager.measurement.infill_samples import edit_similarity, is_exact
+from packager.measurement.sandbox import DEFAULT_LIMITS, Containment, Limits, find_containment
 from runtimes.generation.runtime import GenerateOptions, Runtime
 
 # Guessed, to stop a bomb and not a benchmark: the single-line file has 1.6 MB in lines of 3 kB, the

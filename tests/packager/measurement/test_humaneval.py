@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from packager.core.errors import UsageError
-from packager.measure import humaneval
-from packager.measure.humaneval import Task, read_tasks, run_infilling
+from packager.measurement import humaneval
+from packager.measurement.humaneval import Task, read_tasks, run_infilling
 from runtimes.errors import ContextError
 from runtimes.generation.runtime import Runtime
 from runtimes.prompts.fim import infill_ids

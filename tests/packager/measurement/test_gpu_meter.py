@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from packager.measure.gpu_meter import energy_j, process_bytes
+from packager.measurement.gpu_meter import energy_j, process_bytes
 
 
 @pytest.fixture
