@@ -40,7 +40,7 @@ ROOT = Path(__file__).parent.parent
 EDITS = (
     ("runtimes/server/http/guard.py", "51c65ab13648", "0d5d340b738f"),
     ("runtimes/backends/onnx/session.py", "db5c2ac2ec4a", "13615c360b24"),
-    ("runtimes/backends/kv_cells.py", "f505138ec51f", "192fc729d266"),
+    ("runtimes/backends/own_cache/kv_cells.py", "f505138ec51f", "192fc729d266"),
     ("runtimes/trust/delta.py", "3fd91559f078", "1a33c87e83cd"),
     ("packager/cli/main.py", "9384341d33f8", "1c5219355ca0"),
     ("packager/core/hash_cache.py", "02e7a11406ef", "1e5af478e531"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from runtimes.backends.rope import rope_tables
+from runtimes.backends.own_cache.rope import rope_tables
 
 
 def angle_errors(

@@ -10,7 +10,7 @@ with the same engine, in turns; genai takes the prompt in whole and in chunks of
 (eager attention, float32, its own cache) runs the small checkpoint. Each turn is a process of its
 own: of two that one process opens, the second is up to 6 % faster, whichever it is. Ours is timed
 once its weights are on large pages, a second or two after it was opened
-(runtimes/host/huge_pages.py).
+(runtimes/backends/onnx/huge_pages.py).
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from benchmarks.harness import make_checkpoint, timed
 from packager.checkpoint.reader import read_checkpoint
 from packager.core.records import Checkpoint
 from packager.formats.onnx import convert as onnx
+from runtimes.backends.onnx import huge_pages
 from runtimes.backends.onnx.backend import open_backend
 from runtimes.contract import BackendOptions
-from runtimes.host import huge_pages
 
 SMALL_WINDOW_TOKENS, SMALL_PROMPTS = 1024, [1536]
 PROMPTS = [128, 4224]  # of StarCoder2's own geometry: within the window of 4,096, and past it

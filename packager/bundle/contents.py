@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import string
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -78,10 +79,13 @@ def model_licences(checkpoint: Checkpoint, licence_file: Path | None) -> list[Pa
 
 
 def _runtime_files(formats: Set[str]) -> Iterator[tuple[str, Path]]:
-    """The runtime package, without the backends of other formats."""
+    """The runtime package; of its backends those of `formats`, and what these say they share."""
+    folders = set(formats)
+    for format in formats:
+        folders.update(importlib.import_module(f"runtimes.backends.{format}").SHARES)
     for file in sorted([*RUNTIME.rglob("*.py"), *RUNTIME.glob("server/http/page/*")]):
         path = file.relative_to(RUNTIME)
-        if path.parts[0] != "backends" or len(path.parts) == 2 or path.parts[1] in formats:
+        if path.parts[0] != "backends" or len(path.parts) == 2 or path.parts[1] in folders:
             yield f"runtimes/{path.as_posix()}", file
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from packager.checkpoint.tensors import TensorSource
 from packager.core.records import Checkpoint, Geometry, Progress, no_progress
-from runtimes.backends.rope import rope_tables
+from runtimes.backends.own_cache.rope import rope_tables
 from runtimes.contract import Window
 
 Observe = Callable[[str, np.ndarray], None]

@@ -17,8 +17,8 @@ from typing import Protocol
 
 from packager.checkpoint.shapes import GeometryShapes
 from packager.core.records import Device, Geometry, MemoryParts, Variant
-from runtimes.backends.kv_cells import Cells, EngineRing
 from runtimes.backends.onnx.graph import MOST_ROWS, rows_at_once
+from runtimes.backends.own_cache.kv_cells import Cells, EngineRing
 from runtimes.contract import Window
 
 CHUNK_TOKENS = 512  # BackendOptions' own: most tokens of one forward

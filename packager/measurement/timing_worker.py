@@ -22,9 +22,9 @@ from packager.core.record_store import from_plain, to_plain
 from packager.core.records import Workload
 from packager.core.results import Speed, Steps
 from packager.measurement.gpu_meter import energy_j
+from runtimes.backends.onnx import huge_pages
 from runtimes.contract import Backend, BackendOptions, Window
 from runtimes.errors import DeviceError, RewindError
-from runtimes.host import huge_pages
 from runtimes.host.limits import peak_resident_bytes
 
 STEPS = 64  # single-token steps per depth

@@ -22,7 +22,7 @@ from packager.core.records import Checkpoint
 from packager.formats.quant.gptq import Hessian, factorize, quantize
 from packager.formats.quant.gptq_layout import Packed, Recipe, pack
 from packager.formats.quant.products import prepared, product
-from runtimes.backends.rope import rope_tables
+from runtimes.backends.own_cache.rope import rope_tables
 from runtimes.contract import Window
 
 QUERY_BLOCK = 128  # queries per attention step: bounds the score matrix for long sequences

@@ -25,7 +25,7 @@ from packager.core.records import Checkpoint
 from packager.formats.onnx.attention import Grouped, Products
 from packager.formats.onnx.layout import Stored, Weights
 from packager.formats.onnx.nodes import Nodes
-from runtimes.backends.rope import rope_tables
+from runtimes.backends.own_cache.rope import rope_tables
 
 # int8 arithmetic for the activations; the other levels are many times slower on CPUs
 # (benchmarks/LOG.md)

@@ -1,1 +1,3 @@
 """GGUF on llama.cpp."""
+
+SHARES: tuple[str, ...] = ()  # other folders of runtimes/backends/ that its bundles carry

@@ -20,7 +20,7 @@ from runtimes.backends.gptq.device import Gpu, choose_way, find_gpu
 from runtimes.backends.gptq.files import Files, read_config
 from runtimes.backends.gptq.model import Model
 from runtimes.backends.gptq.tiles import check_tiles
-from runtimes.backends.kv_cells import Cells
+from runtimes.backends.own_cache.kv_cells import Cells
 from runtimes.contract import BackendOptions, MemoryUse, Saved, Window
 from runtimes.errors import IF_MEMORY_RAN_OUT, DeviceError, UsageError
 from runtimes.host.limits import library_hashes, resident_bytes

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from runtimes.backends.gptq.files import GROUPS, Codes, Files
 from runtimes.backends.gptq.linear import ByteLinear, FloatLinear, Linear, PackedLinear
 from runtimes.backends.gptq.tiles import ExpandedLinear, TiledLinear
-from runtimes.backends.rope import rope_tables
+from runtimes.backends.own_cache.rope import rope_tables
 from runtimes.errors import UsageError
 
 HEAD_GROUP = 32  # of a 4-bit head

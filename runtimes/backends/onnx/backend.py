@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 
 from runtimes.backends.checks import check_rewind, check_whole, check_window, checked_ids
-from runtimes.backends.kv_cells import STEP, Cells, EngineRing
 from runtimes.backends.onnx.graph import Graph, check_attention, rows_at_once
+from runtimes.backends.onnx.huge_pages import LEAST_BYTES, collapse_in_background, large_regions
 from runtimes.backends.onnx.session import engine, engine_files, open_session
-from runtimes.backends.rope import rope_tables
+from runtimes.backends.own_cache.kv_cells import STEP, Cells, EngineRing
+from runtimes.backends.own_cache.rope import rope_tables
 from runtimes.contract import BackendOptions, MemoryUse, Saved, Window
 from runtimes.errors import IF_MEMORY_RAN_OUT, DeviceError, UsageError
-from runtimes.host.huge_pages import LEAST_BYTES, collapse_in_background, large_regions
 from runtimes.host.limits import resident_bytes
 
 __all__ = ["REQUIRES", "OnnxBackend", "engine_files", "open_backend"]

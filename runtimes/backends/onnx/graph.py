@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from runtimes.backends.onnx.session import TESTED_VERSION, engine, open_session
-from runtimes.backends.rope import rope_tables
+from runtimes.backends.own_cache.rope import rope_tables
 from runtimes.errors import IntegrityError, WindowError
 
 TYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}

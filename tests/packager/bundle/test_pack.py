@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import platform
-import re
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 import jsonschema
 import pytest
 
-import runtimes
 from packager.bundle.pack import check_manifest, pack
 from packager.core.atomic import file_entry
 from packager.core.errors import CheckpointError, IntegrityError, UsageError
@@ -22,14 +21,18 @@ from packager.core.records import Artifact, Checkpoint
 from runtimes.bundle.open import verify_files
 from runtimes.contract import Window
 from runtimes.trust.manifest import Manifest, read_manifest
-from tests.support.packing import WHEEL, write_artifact, write_checkpoint, write_wheel
+from tests.support.packing import write_artifact, write_checkpoint, write_wheel
 
-DEPLOY = {
-    f"deploy/{name}"
-    for name in (
-        "Containerfile README.md continue.yaml starcoder2.service starcoder2-verify.service "
-        "starcoder2-verify.timer tabby/config.toml tabby/tabby.json"
-    ).split()
+GGUF_FILES = Path(__file__).parents[2] / "goldens" / "gguf_bundle_files.txt"
+# Of runtimes/backends/, beside what every bundle has.
+COMMON = "__init__.py call_costs.py checks.py timing.py"
+OWN_CACHE = "own_cache/__init__.py own_cache/kv_cells.py own_cache/rope.py"
+BACKENDS = {
+    "gguf": "gguf/__init__.py gguf/backend.py gguf/engine.py",
+    "onnx": "onnx/__init__.py onnx/backend.py onnx/graph.py onnx/huge_pages.py onnx/session.py "
+    + OWN_CACHE,
+    "gptq": "gptq/__init__.py gptq/backend.py gptq/cuda_graphs.py gptq/device.py gptq/files.py "
+    "gptq/linear.py gptq/model.py gptq/tiles.py " + OWN_CACHE,
 }
 
 
@@ -48,38 +51,19 @@ def wheel(tmp_path: Path) -> Path:
     return write_wheel(tmp_path)
 
 
-def runtime_files() -> set[str]:
-    root = Path(runtimes.__file__).parent
-    files = {f"runtimes/{file.relative_to(root).as_posix()}" for file in root.rglob("*.py")}
-    others = {f for f in files if re.match("runtimes/backends/(onnx|gptq)/", f)}
-    files |= {f"runtimes/server/http/page/page.{suffix}" for suffix in ("html", "css", "js")}
-    return files - others
-
-
 def test_exact_list_of_files(
-    artifact: Artifact, checkpoint: Checkpoint, wheel: Path, tmp_path: Path
+    artifact: Artifact,
+    checkpoint: Checkpoint,
+    wheel: Path,
+    tmp_path: Path,
+    regenerate_goldens: bool,
 ) -> None:
     out = tmp_path / "bundle"
     manifest = pack(artifact, checkpoint, out, wheels=[wheel], evidence={"proof": {"holds": True}})
-    found = {file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file()}
-    assert found == runtime_files() | DEPLOY | {
-        "MODEL_CARD.md",
-        "MODEL_CARD_ORIGINAL.md",
-        "NOTICE",
-        "README.md",
-        "bundle.json",
-        "bundle.json.sha256",
-        "install",
-        "licence/model/LICENSE",
-        "licence/starpack/LICENSE",
-        "licence/wheels/demo-package/METADATA",
-        "model/model.gguf",
-        "run",
-        "sbom.cdx.json",
-        "start.py",
-        "tokenizer.json",
-        f"wheels/{WHEEL}",
-    }
+    found = sorted(file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file())
+    if regenerate_goldens:
+        GGUF_FILES.write_text("\n".join(found) + "\n")
+    assert found == GGUF_FILES.read_text().splitlines()
     assert manifest == read_manifest(out)
     verify_files(out, manifest)
     assert manifest.artifact == "model/model.gguf"
@@ -90,6 +74,23 @@ def test_exact_list_of_files(
     assert str(tmp_path) not in (out / "bundle.json").read_text()
     assert "32 tokens, exact" in (out / "README.md").read_text()
     assert not list(tmp_path.glob("bundle.*"))
+
+
+@pytest.mark.parametrize("format", BACKENDS)
+def test_a_bundle_has_the_backends_of_its_formats_alone(
+    format: str, artifact: Artifact, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    of_format = replace(artifact, variant=replace(artifact.variant, format=format))
+    out = tmp_path / "bundle"
+    pack(of_format, checkpoint, out, wheels=[], evidence={})
+    folder = out / "runtimes" / "backends"
+    found = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    assert found == {*COMMON.split(), *BACKENDS[format].split()}
+    for file in (out / "runtimes").rglob("*.py"):  # and nothing that it carries needs another
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("runtimes"):
+                path = out / str(node.module).replace(".", "/")
+                assert path.is_dir() or path.with_suffix(".py").is_file(), (file, node.module)
 
 
 def test_same_inputs_same_bytes(

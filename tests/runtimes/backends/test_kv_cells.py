@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtimes.backends.kv_cells import STEP, Cells, EngineRing
+from runtimes.backends.own_cache.kv_cells import STEP, Cells, EngineRing
 from runtimes.contract import Window
 
 STEPS = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 40)), max_size=120)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtimes.host import huge_pages
+from runtimes.backends.onnx import huge_pages
 from runtimes.host.limits import resident_bytes
 
 
