@@ -29,6 +29,7 @@ MAX_CONTEXT_TOKENS = 131_072  # specified: the longest context that starpack off
 def open_bundle(
     bundle: Path,
     *,
+    manifest: Manifest | None = None,
     context_tokens: int | None = None,
     threads: int | None = None,
     provider: str = "cpu",
@@ -48,10 +49,11 @@ def open_bundle(
     best that the free memory is enough for; None for the best where it was packed. reproducible:
     see Runtime; chunks then have REPRODUCIBLE_CHUNK_TOKENS at the most. `verify=False` skips the
     hashes, for a caller that has just checked them; `cache` skips those of files that have not been
-    touched since. Raises IntegrityError for a bundle that is not whole, ContextError,
-    UsageError, and DeviceError where the engine or its memory is missing.
+    touched since. manifest: the bundle's own, for a caller that has read it. Raises IntegrityError
+    for a bundle that is not whole, ContextError, UsageError, and DeviceError where the engine or
+    its memory is missing.
     """
-    manifest = choose(read_manifest(bundle), variant, provider)
+    manifest = choose(manifest or read_manifest(bundle), variant, provider)
     options = BackendOptions(
         context_tokens=manifest.context_tokens if context_tokens is None else context_tokens,
         threads=default_threads() if threads is None else threads,

@@ -7,7 +7,8 @@ import statistics
 from dataclasses import asdict
 
 from runtimes.backends.timing import Prompt, Steps, go_to, time_prompt, time_steps, warm_up
-from runtimes.cli.verify import chosen_manifest, open_model
+from runtimes.cli.invocation import Invocation
+from runtimes.cli.model import chosen_manifest, open_model
 from runtimes.contract import Backend
 from runtimes.errors import ContextError
 from runtimes.host.limits import peak_resident_bytes
@@ -19,16 +20,17 @@ PROMPTS = (128, 512, 1024)
 DEPTHS = (128, 1024, 4096, 8192)
 
 
-def bench(args: argparse.Namespace, console: Console) -> None:
+def bench(args: argparse.Namespace, call: Invocation) -> None:
     """Time prompts and single tokens; the same flags and figures in every format."""
-    with open_model(args, console) as runtime:
+    manifest = chosen_manifest(args, call)
+    with open_model(args, call, manifest) as runtime:
         backend = runtime.backend
         room = backend.context_tokens
         prompts = _fitting("--prompt-tokens", args.prompt_tokens, PROMPTS, room)
         depths = _fitting("--depths", args.depths, DEPTHS, room - args.steps)
         warm_up(backend)
         total, done = len(prompts) * args.repeat + len(depths), 0
-        progress = console.meter("bench", "runs")
+        progress = call.console.meter("bench", "runs")
         timed: list[list[Prompt]] = []
         for tokens in prompts:
             timed.append([])
@@ -40,11 +42,11 @@ def bench(args: argparse.Namespace, console: Console) -> None:
             go_to(backend, depth)
             steps.append(time_steps(backend, args.steps))
             progress(done := done + 1, total)
-        result = _result(chosen_manifest(args, console), backend, timed, steps)
-    if console.as_json:
-        console.data(result)
+        result = _result(manifest, backend, timed, steps)
+    if call.console.as_json:
+        call.console.data(result)
     else:
-        _show(result, console)
+        _show(result, call.console)
 
 
 def _fitting(flag: str, wanted: list[int] | None, usual: tuple[int, ...], most: int) -> list[int]:

@@ -7,11 +7,12 @@ import math
 import platform
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from pathlib import Path
 
 from runtimes.backends.timing import Prompt, Steps, time_prompt, time_steps, warm_up
 from runtimes.bundle import open as bundles
 from runtimes.bundle.baseline import Promise, read_promise
-from runtimes.bundle.variants import free_bytes, weigh
+from runtimes.bundle.variants import choose, free_bytes, weigh
 from runtimes.cli.diagnosis import (
     Comparison,
     Verdict,
@@ -20,7 +21,8 @@ from runtimes.cli.diagnosis import (
     instruction_sets,
     verdict_of,
 )
-from runtimes.cli.verify import chosen_manifest, open_model
+from runtimes.cli.invocation import Invocation
+from runtimes.cli.model import open_model
 from runtimes.errors import DeviceError
 from runtimes.generation.completion import GenerateOptions
 from runtimes.generation.runtime import Runtime
@@ -52,20 +54,22 @@ USUAL = Extent(prompt_tokens=1024, prompts=3, steps=64, prompt_limit_s=40, steps
 Facts = dict[str, dict[str, object]]
 
 
-def doctor(args: argparse.Namespace, console: Console) -> None:
+def doctor(args: argparse.Namespace, call: Invocation) -> None:
     """Look at the machine, have the model answer, time it, and compare with the manifest.
 
     Raises DeviceError, after the report, where the model does not fit or does not run here.
     """
-    facts = _facts_before(args, read_manifest(args.bundle))
+    console = call.console
+    every = read_manifest(call.bundle)
+    facts = _facts_before(call.bundle, every)
     try:
-        manifest = _fitting(args, console, facts)
+        manifest = _fitting(args, call, every, facts)
     except DeviceError as error:
         _report(console, "does not fit", False, facts, [], error)
         raise
     promise = read_promise(manifest.measured)
     try:
-        with open_model(args, console) as runtime:
+        with open_model(args, call, manifest) as runtime:
             facts |= _facts_after(manifest, runtime)
             ready = _answers(runtime)
             prompt, steps = _measure(runtime, promise, QUICK if args.quick else USUAL)
@@ -73,7 +77,7 @@ def doctor(args: argparse.Namespace, console: Console) -> None:
         _report(console, "wrong device", False, facts, [], error)
         raise
     except MemoryError as error:
-        failure = DeviceError(f"memory ran out: {error}", where=args.bundle, remedy="free memory")
+        failure = DeviceError(f"memory ran out: {error}", where=call.bundle, remedy="free memory")
         _report(console, "does not fit", False, facts, [], failure)
         raise failure from None
     comparisons = compare(promise, prompt, steps)
@@ -90,16 +94,15 @@ def doctor(args: argparse.Namespace, console: Console) -> None:
     _report(console, verdict_of(comparisons), ready, facts, comparisons)
 
 
-def _fitting(args: argparse.Namespace, console: Console, facts: Facts) -> Manifest:
-    """Choose the variant, and add to the facts what it needs and what there is.
+def _fitting(args: argparse.Namespace, call: Invocation, every: Manifest, facts: Facts) -> Manifest:
+    """Choose of `every` variant, and add to the facts what the chosen one needs and what there is.
 
     Raises DeviceError where the memory is not enough.
     """
-    every = read_manifest(args.bundle)
     if every.variants:
         weighed = weigh(every, free_bytes(args.provider))
         facts["variants"] = {one.variant.name: one.text for one in weighed}
-    manifest = chosen_manifest(args, console)
+    manifest = choose(every, args.variant, args.provider, call.console.remark)
     facts["bundle"] |= {"format": manifest.format, "recipe": manifest.recipe}
     if manifest.variants:
         facts["bundle"]["variant"] = manifest.variants[0].name
@@ -109,7 +112,7 @@ def _fitting(args: argparse.Namespace, console: Console, facts: Facts) -> Manife
     if args.provider == "cpu" and not here.fits:
         raise DeviceError(
             f"the model needs {needed / 1e6:.0f} MB, and {available / 1e6:.0f} MB are free",
-            where=args.bundle,
+            where=call.bundle,
             remedy="free memory, or take a bundle with a smaller variant"
             + (", or this one with --variant auto" if every.variants else ""),
         )
@@ -162,11 +165,11 @@ def _report(
         console.text(f"  {line}\n")
 
 
-def _facts_before(args: argparse.Namespace, manifest: Manifest) -> Facts:
+def _facts_before(bundle: Path, manifest: Manifest) -> Facts:
     """What is known before anything is loaded."""
     return {
         "bundle": {
-            "path": str(args.bundle),
+            "path": str(bundle),
             "format": manifest.format,
             "recipe": manifest.recipe,
             **manifest.versions,

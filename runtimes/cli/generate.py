@@ -11,7 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from runtimes.cli.formatting import describe_chosen, describe_timings
-from runtimes.cli.verify import open_model
+from runtimes.cli.invocation import Invocation
+from runtimes.cli.model import chosen_manifest, open_model
 from runtimes.errors import StarpackError, UsageError
 from runtimes.generation.completion import Chunk, Finish, GenerateOptions, join
 from runtimes.generation.decode_loop import Progress
@@ -29,45 +30,46 @@ REPO_SHARE = 0.25  # guessed: of the context for a repository's files, as the se
 Stream = Callable[[Progress], Iterator[Chunk | Finish]]
 
 
-def generate(args: argparse.Namespace, console: Console) -> None:
+def generate(args: argparse.Namespace, call: Invocation) -> None:
     """Continue a prompt."""
     if args.prompt is not None and args.file is not None:
         raise UsageError("a prompt and --file", expected="one of them, or standard input")
     prompt = _whole_text(args) if args.prompt is None else args.prompt
     options, context, edited = options_of(args), _context(args), _edited(args)
-    with open_model(args, console) as runtime:
+    with open_model(args, call, chosen_manifest(args, call)) as runtime:
         chosen = None if edited is None else _choose(args, runtime, edited, prompt)
         around = _with_chosen(context, chosen, args.repo, edited)
 
         def stream(progress: Progress) -> Iterator[Chunk | Finish]:
             return runtime.stream_generate(prompt, options, around, progress=progress)
 
-        answer(stream, console, chosen=chosen)
+        answer(stream, call.console, chosen=chosen)
 
 
-def infill(args: argparse.Namespace, console: Console) -> None:
+def infill(args: argparse.Namespace, call: Invocation) -> None:
     """Fill in between a prefix and a suffix."""
     prefix, suffix = _prefix_and_suffix(args)
     options, context, edited = options_of(args), _context(args), _edited(args)
-    with open_model(args, console) as runtime:
+    with open_model(args, call, chosen_manifest(args, call)) as runtime:
         chosen = None if edited is None else _choose(args, runtime, edited, prefix + suffix)
         around = _with_chosen(context, chosen, args.repo, edited)
 
         def stream(progress: Progress) -> Iterator[Chunk | Finish]:
             return runtime.stream_infill(prefix, suffix, options, around, progress=progress)
 
-        answer(stream, console, chosen=chosen)
+        answer(stream, call.console, chosen=chosen)
 
 
-def repl(args: argparse.Namespace, console: Console) -> None:
+def repl(args: argparse.Namespace, call: Invocation) -> None:
     """Grow a text in turns: the user writes, the model goes on until it ends or Ctrl-C."""
+    console = call.console
     if console.as_json:
         raise UsageError("repl has no --json", remedy="use `generate --json`")
     options, context = options_of(args), _context(args)
     if sys.stdin.isatty():
         with suppress(ImportError):  # some builds of Python lack it
             importlib.import_module("readline")  # from here on input() edits and recalls lines
-    with open_model(args, console) as runtime:
+    with open_model(args, call, chosen_manifest(args, call)) as runtime:
         console.remark(NOTICE)
         console.remark(REPL_HELP)
         text = ""

@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from runtimes.cli.invocation import Invocation
 from runtimes.errors import IntegrityError
-from runtimes.trust.console import Console
 from runtimes.trust.manifest import read_manifest
 
 FOLDER = "licence/model/"
@@ -17,17 +17,18 @@ NOTICE_NAME = "NOTICE"
 OWN = "The runtime around the model is under the Apache License 2.0; see licence/starpack/."
 
 
-def licence(args: argparse.Namespace, console: Console) -> None:
+def licence(args: argparse.Namespace, call: Invocation) -> None:
     """Print what was modified, and the full text that binds whoever uses the model."""
-    paths = [entry.path for entry in read_manifest(args.bundle).files]
-    texts = {path: _read(args.bundle, path) for path in paths if path.startswith(FOLDER)}
+    console = call.console
+    paths = [entry.path for entry in read_manifest(call.bundle).files]
+    texts = {path: _read(call.bundle, path) for path in paths if path.startswith(FOLDER)}
     if not texts:
         raise IntegrityError(
             "the bundle has no licence of its model",
-            where=args.bundle / FOLDER,
+            where=call.bundle / FOLDER,
             remedy="ask whoever packed it: a model may not be passed on without it",
         )
-    notice = _read(args.bundle, NOTICE_NAME) if NOTICE_NAME in paths else None
+    notice = _read(call.bundle, NOTICE_NAME) if NOTICE_NAME in paths else None
     if console.as_json:
         console.data({"notice": notice, "texts": texts, "runtime": OWN})
         return

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from runtimes.cli import flags
+from runtimes.cli.invocation import Invocation
 from runtimes.cli.numbers import whole, whole_list
 from runtimes.errors import DeviceError, StarpackError, UsageError
 from runtimes.trust.console import Console
@@ -69,9 +70,11 @@ def main(argv: list[str] | None = None, version: Version | None = None) -> int:
     try:
         args = parser().parse_args(words)
         console = Console(args.json, args.quiet)
-        args.version = version if args.bundle is None else None
-        args.bundle = _bundle_folder(args.bundle)
-        _command(args.command)(args, console)
+        if args.bundle is None:
+            call = Invocation(_own_bundle(), version, console)
+        else:
+            call = Invocation(args.bundle, None, console)
+        _command(args.command)(args, call)
     except BrokenPipeError:
         # Whoever read the output has enough. Python would complain again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -80,7 +83,7 @@ def main(argv: list[str] | None = None, version: Version | None = None) -> int:
     return 0
 
 
-def _command(name: str) -> Callable[[argparse.Namespace, Console], None]:
+def _command(name: str) -> Callable[[argparse.Namespace, Invocation], None]:
     """The function of a command. Its libraries are loaded only now: --help must not wait."""
     try:
         return getattr(importlib.import_module(MODULES[name]), name)
@@ -225,9 +228,7 @@ def _add_tasks(
     return docstring, explain, translate
 
 
-def _bundle_folder(given: Path | None) -> Path:
-    if given is not None:
-        return given
+def _own_bundle() -> Path:
     if (OWN_FOLDER / MANIFEST_NAME).is_file():
         return OWN_FOLDER
     raise UsageError("this runtime is not inside a bundle", remedy="name one with --bundle DIR")

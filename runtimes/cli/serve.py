@@ -8,14 +8,15 @@ import os
 import stat
 from pathlib import Path
 
-from runtimes.cli.verify import chosen_manifest, open_model
+from runtimes.cli.invocation import Invocation
+from runtimes.cli.model import chosen_manifest, open_model
 from runtimes.errors import UsageError
 from runtimes.server.app import Settings, create_app
 from runtimes.server.http.guard import Access, is_loopback
 from runtimes.server.listen import Address, make_server, open_socket, run, url_of
 from runtimes.server.request import Rules
 from runtimes.server.service import Service, served_model
-from runtimes.trust.console import NOTICE, Console
+from runtimes.trust.console import NOTICE
 
 KEY_VARIABLE = "STARPACK_API_KEY"
 LEAST_KEY_CHARACTERS = 16  # guessed: too long to be found by trying
@@ -33,8 +34,9 @@ point your client at it:
 """
 
 
-def serve(args: argparse.Namespace, console: Console) -> None:
+def serve(args: argparse.Namespace, call: Invocation) -> None:
     """Serve until interrupted."""
+    console = call.console
     access = _access(args)
     address = _address(args, access)
     settings = Settings(
@@ -48,8 +50,9 @@ def serve(args: argparse.Namespace, console: Console) -> None:
     if not console.as_json and not args.quiet:
         logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    with open_socket(address) as listening, open_model(args, console) as runtime:
-        model = served_model(args.bundle, chosen_manifest(args, console), runtime, args.name)
+    manifest = chosen_manifest(args, call)
+    with open_socket(address) as listening, open_model(args, call, manifest) as runtime:
+        model = served_model(call.bundle, manifest, runtime, args.name)
         service = Service(runtime, model, rules, queue_jobs=args.queue, slots=args.slots)
         server = make_server(create_app(service, settings), address)
         url = url_of(address, listening)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from runtimes.cli.generate import answer, options_of
-from runtimes.cli.verify import open_model
+from runtimes.cli.invocation import Invocation
+from runtimes.cli.model import chosen_manifest, open_model
 from runtimes.errors import UsageError
 from runtimes.generation.completion import Chunk, Finish
 from runtimes.generation.decode_loop import Progress
@@ -15,41 +16,40 @@ from runtimes.prompts import tasks
 from runtimes.prompts.input_text import STDIN, read_text
 from runtimes.prompts.languages import Language, language_named, language_of
 from runtimes.prompts.tasks import Task
-from runtimes.trust.console import Console
 
 
-def docstring(args: argparse.Namespace, console: Console) -> None:
+def docstring(args: argparse.Namespace, call: Invocation) -> None:
     """Document a definition."""
-    _perform(args, console, lambda code, own: tasks.docstring(code, own, args.line))
+    _perform(args, call, lambda code, own: tasks.docstring(code, own, args.line))
 
 
-def explain(args: argparse.Namespace, console: Console) -> None:
+def explain(args: argparse.Namespace, call: Invocation) -> None:
     """Explain code in a comment."""
-    _perform(args, console, tasks.explain)
+    _perform(args, call, tasks.explain)
 
 
-def translate(args: argparse.Namespace, console: Console) -> None:
+def translate(args: argparse.Namespace, call: Invocation) -> None:
     """Write code in another language."""
     target = language_named(args.to)
-    _perform(args, console, lambda code, own: tasks.translate(code, own, target))
+    _perform(args, call, lambda code, own: tasks.translate(code, own, target))
 
 
 def _perform(
-    args: argparse.Namespace, console: Console, pattern: Callable[[str, Language], Task]
+    args: argparse.Namespace, call: Invocation, pattern: Callable[[str, Language], Task]
 ) -> None:
     """Read the code, fill the pattern in, and show the answer with what belongs around it."""
     task = pattern(read_text(args.file or STDIN), _language(args))
     options = options_of(args)
     options = replace(options, stop=(*options.stop, *task.stop))
 
-    with open_model(args, console) as runtime:
+    with open_model(args, call, chosen_manifest(args, call)) as runtime:
 
         def stream(progress: Progress) -> Iterator[Chunk | Finish]:
             if task.suffix is None:
                 return runtime.stream_generate(task.prefix, options, progress=progress)
             return runtime.stream_infill(task.prefix, task.suffix, options, progress=progress)
 
-        answer(stream, console, task)
+        answer(stream, call.console, task)
 
 
 def _language(args: argparse.Namespace) -> Language:

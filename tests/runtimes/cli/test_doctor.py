@@ -45,10 +45,11 @@ def doctor(bundle: Path, capsys, *flags: str) -> tuple[int, dict[str, Any], str]
     ("speed", "verdict"), [(FAST, "as promised"), (SLOW, "slower"), ({}, "no promise")]
 )
 def test_what_runs_is_compared_with_the_promise(
-    bundle: Path, capsys, speed: dict[str, float], verdict: str
+    bundle: Path, capsys, manifest_reads: list[Path], speed: dict[str, float], verdict: str
 ) -> None:
     write_manifest(bundle, measured={"device": "a processor", "speed": speed})
     code, report, _ = doctor(bundle, capsys)
+    assert manifest_reads == [bundle]
     assert (code, report["verdict"], report["ready"]) == (0, verdict, True)
     assert report["measured here"]["prompt_tokens"] == (16 if speed else 32)
     assert report["measured here"]["steps"] == 4

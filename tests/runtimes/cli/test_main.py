@@ -14,6 +14,7 @@ import pytest
 
 from runtimes.bundle import open as bundles
 from runtimes.cli import main as cli
+from runtimes.cli.invocation import Invocation
 from runtimes.errors import IntegrityError, UsageError
 from runtimes.prompts.input_text import split_at_cursor, split_at_marker
 from runtimes.trust.console import Console
@@ -199,8 +200,8 @@ def test_with_json_a_failure_is_one_object_on_standard_output(
 def test_a_failure_after_the_answer_adds_no_second_object(
     bundle: Path, monkeypatch, capsys
 ) -> None:
-    def command(_args: object, console: Console) -> None:
-        console.data({"url": "x"})
+    def command(_args: object, call: Invocation) -> None:
+        call.console.data({"url": "x"})
         raise KeyboardInterrupt
 
     monkeypatch.setattr("runtimes.cli.verify.verify", command)

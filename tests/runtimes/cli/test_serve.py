@@ -89,7 +89,7 @@ def test_it_serves_until_it_is_told_to_stop(bundle, port, capsys):
     assert "Machine-generated code" in err and f"{url}/infill" in err
 
 
-def test_json_says_where(bundle, port, capsys):
+def test_json_says_where(bundle, port, capsys, manifest_reads):
     def ask() -> None:
         wait_until(lambda: is_up(f"http://127.0.0.1:{port}"))
 
@@ -98,6 +98,7 @@ def test_json_says_where(bundle, port, capsys):
     out, err = capsys.readouterr()
     assert json.loads(out) == {"url": f"http://127.0.0.1:{port}", "model": "mine"}
     assert err == ""
+    assert manifest_reads == [bundle]
 
 
 @pytest.mark.parametrize(
