@@ -5,48 +5,61 @@ Law: `from_plain(type(record), to_plain(record)) == record`.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import types
-import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
 from packager.core.atomic import write_json
+from packager.core.errors import DataError
+from packager.core.strict_json import read_object
 
 Record = TypeVar("Record")
 
+MAX_RECORD_BYTES = 64 << 20  # guessed: raw times of a long measurement are some hundred KB
 
-def to_plain(value: Any) -> Any:
+
+def to_plain(value: object) -> Any:
     """A record as JSON values: dataclasses become objects, paths text, tuples lists."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, tuple | list):
-        return [to_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return {key: to_plain(item) for key, item in value.items()}
-    return value
+    return json.loads(json.dumps(msgspec.to_builtins(value, enc_hook=_plain)))
 
 
-def from_plain(kind: Any, value: Any) -> Any:
-    """Build a value of the annotated type `kind`. Raises TypeError, KeyError or ValueError."""
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        return kind(**{name: from_plain(hints[name], item) for name, item in value.items()})
+def from_plain(kind: type[Record], value: object) -> Record:
+    """A record of `kind`. Raises ValueError where a value is of another type, or not of it."""
+    record = msgspec.convert(value, kind, dec_hook=_typed)
+    _check_known(value, to_plain(record))
+    return record
+
+
+def _plain(value: object) -> object:
+    match value:
+        case Path():
+            return str(value)
+        case float():  # numpy's own
+            return float(value)
+    raise TypeError(f"a record holds a {type(value).__name__}")
+
+
+def _typed(kind: type, value: Any) -> object:
     if kind is Path:
         return Path(value)
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        if value is None:
-            return None
-        return from_plain(next(a for a in arguments if a is not types.NoneType), value)
-    if origin is tuple:
-        return tuple(from_plain(arguments[0], item) for item in value)
-    return value
+    raise TypeError(f"a record cannot hold a {kind.__name__}")
+
+
+def _check_known(found: object, known: object) -> None:
+    """Raise ValueError for a key that the record does not have, which msgspec ignores."""
+    match found, known:
+        case dict(), dict():
+            for key, item in found.items():
+                if key not in known:
+                    raise ValueError(f"a record of this kind has no {key!r}")
+                _check_known(item, known[key])
+        case list(), list():
+            for pair in zip(found, known, strict=True):
+                _check_known(*pair)
 
 
 class Store:
@@ -73,10 +86,10 @@ class Store:
         file = self.out / "records" / f"{hop}-{self.key(inputs)}.json"
         if file.is_file():
             try:
-                record = from_plain(kind, json.loads(file.read_bytes())["result"])
+                record = from_plain(kind, read_object(file, MAX_RECORD_BYTES)["result"])
                 if sound(record):
                     return record
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (DataError, KeyError, ValueError):
                 pass  # a record of another version, or damaged: made again
         record = make()
         write_json(file, {"hop": hop, "inputs": to_plain(inputs), "result": to_plain(record)})

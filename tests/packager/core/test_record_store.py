@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import builtins
+import dataclasses
 import json
+import types
+import typing
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from packager.core import records, results
 from packager.core.record_store import Store, from_plain, to_plain
 from packager.core.records import Adapter, Artifact, Variant
 from packager.core.results import Quality, Selection
@@ -23,6 +34,54 @@ def test_a_record_survives_json(tmp_path):
         plain = json.loads(json.dumps(to_plain(record)))
         assert from_plain(type(record), plain) == record
     assert isinstance(MEASUREMENT.quality, Quality) and isinstance(choose(ALL), Selection)
+
+
+KINDS = [
+    kind
+    for module in (records, results)
+    for kind in vars(module).values()
+    if dataclasses.is_dataclass(kind)
+]
+VALUES: dict[object, st.SearchStrategy[Any]] = {
+    bool: st.booleans(),
+    int: st.integers(-(2**53), 2**53),
+    float: st.floats(allow_nan=False, allow_infinity=False),
+    str: st.text(),
+    Path: st.text("ab/.", min_size=1).map(Path),
+    types.NoneType: st.none(),
+}
+
+
+def values(kind: Any) -> st.SearchStrategy[Any]:
+    """Values of an annotated type: any that a record may hold."""
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        return st.builds(kind, **{name: values(hint) for name, hint in hints.items()})
+    arguments = typing.get_args(kind)
+    match typing.get_origin(kind):
+        case types.UnionType:
+            return st.one_of(*map(values, arguments))
+        case builtins.tuple:
+            return st.lists(values(arguments[0]), max_size=2).map(tuple)
+        case builtins.dict:
+            return st.dictionaries(*map(values, arguments), max_size=2)
+        case typing.Literal:
+            return st.sampled_from(arguments)
+    return VALUES[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@given(data=st.data())
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+def test_every_kind_of_record_survives_json(kind: type, data: st.DataObject) -> None:
+    record = data.draw(values(kind))
+    assert from_plain(kind, json.loads(json.dumps(to_plain(record)))) == record
+
+
+def test_arrays_are_no_records_but_numpys_numbers_are() -> None:
+    with pytest.raises(TypeError, match="a record holds a ndarray"):
+        to_plain({"a": np.zeros(2)})
+    assert type(to_plain(np.float64(2.5))) is float
 
 
 def test_finished_work_is_not_redone_until_its_inputs_change(tmp_path):
@@ -48,9 +107,15 @@ def test_a_record_that_is_damaged_or_whose_files_are_gone_is_made_again(tmp_path
         calls.append(1)
         return artifact(tmp_path)
 
-    for damage in ("{", "{}", '{"result": {"variant": 3}}', '{"result": {"x": 1}}', "[]"):
+    written = file.read_text()
+    twice = written.replace('"hop":', '"hop": "plan", "hop":')
+    of_text = written.replace('"bytes": 3', '"bytes": "3"')
+    of_another_version = written.replace('"bytes": 3', '"bytes": 3, "crc": 1')
+    damages = ("{", "{}", "[]", '{"result": {"variant": 3}}', '{"result": {"x": 1}}')
+    for damage in (*damages, twice, of_text, of_another_version):
+        assert damage != written
         file.write_text(damage)
         assert store.resume("convert", {}, Artifact, make) == artifact(tmp_path)
-    assert len(calls) == 5
+    assert len(calls) == 8
     store.resume("convert", {}, Artifact, make, sound=lambda record: False)
-    assert len(calls) == 6
+    assert len(calls) == 9
