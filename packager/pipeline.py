@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packager import formats
+from packager.calibration.sources import texts_sha256
 from packager.checkpoint.reference import Reference
 from packager.checkpoint.tensors import open_tensors
 from packager.core.errors import UsageError
@@ -115,7 +116,7 @@ def assess(
         "options": options,
         "engine": _engine_files(artifact.variant.format),
         "runtime": quality.own_sha256(),
-        "texts": quality_gate.texts_sha256(texts),
+        "texts": texts_sha256(texts),
         "extent": settings.extent,
         "versions": [quality.VERSION, quality_gate.VERSION],
     }

@@ -15,7 +15,7 @@ import struct
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 from gguf import GGUFWriter
@@ -27,11 +27,6 @@ from packager.core.errors import DataError, UsageError
 from packager.core.records import Checkpoint, Progress, no_progress
 from runtimes.prompts.tokenizer import Tokenizer
 
-SOURCE_SUFFIXES = frozenset(
-    ".c .cc .cpp .cs .css .go .h .hpp .html .java .js .json .kt .lua .md .php .pl .py .r .rb .rs "
-    ".scala .sh .sql .swift .ts .tsx .yaml".split()
-)
-MAX_SOURCE_BYTES = 1 << 20
 MAX_IMATRIX_BYTES = 64 << 20  # calculated: StarCoder2-15B's is 9 MB
 SEED = 0
 # GGUF's types of value and their sizes (ggml, docs/gguf.md): 8 and 9 are strings and arrays.
@@ -47,44 +42,6 @@ class Batches:
 
     sequences: list[np.ndarray]
     sha256: str
-
-
-def read_sources(folder: Path) -> list[str]:
-    """The source texts below `folder`, by path. Raises UsageError where there are none."""
-    return [text for _, text in read_source_files(folder)]
-
-
-def read_source_files(folder: Path) -> list[tuple[str, str]]:
-    """(suffix in lower case, text) of the sources below `folder`, by path.
-
-    Raises UsageError where there are none.
-    """
-    return [(PurePath(name).suffix.lower(), text) for name, text in read_named_sources(folder)]
-
-
-def read_named_sources(folder: Path) -> list[tuple[str, str]]:
-    """(path below `folder`, text) of the sources there, by path.
-
-    Raises UsageError where there are none.
-    """
-    texts = []
-    for file in sorted(folder.rglob("*")):
-        if file.suffix.lower() not in SOURCE_SUFFIXES or not file.is_file():
-            continue
-        if 0 < file.stat().st_size <= MAX_SOURCE_BYTES:
-            try:
-                text = file.read_text(encoding="utf-8")
-            except UnicodeDecodeError:
-                continue  # not text, whatever its name says
-            if "\0" not in text:  # as git tells text from other bytes
-                texts.append((file.relative_to(folder).as_posix(), text))
-    if not texts:
-        raise UsageError(
-            "no source text is there",
-            where=folder,
-            expected="a folder with source files in UTF-8 of at most 1 MiB each",
-        )
-    return texts
 
 
 def draw_batches(

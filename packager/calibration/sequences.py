@@ -7,7 +7,6 @@ equal text and settings give equal ids. Knows nothing of formats.
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections import defaultdict
 from collections.abc import Iterator
@@ -16,15 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from packager.calibration.imatrix import read_source_files
+from packager.calibration.sources import language_of, read_source_files, texts_sha256
 from packager.checkpoint.tokenizer import TOKENIZER_NAME
 from packager.core.errors import UsageError
 from packager.core.records import Checkpoint
 from runtimes.contract import SpecialIds
 from runtimes.prompts.tokenizer import Tokenizer
 
-# Suffixes of one language; the others are each their own.
-ALIASES = {".cc": ".cpp", ".hpp": ".cpp", ".h": ".c", ".htm": ".html", ".tsx": ".ts"}
 LEAST_TOKENS = 16  # guessed: what is shorter is not worth splitting into prefix, middle and suffix
 CONTROL_IDS = 3  # that one text in the fill-in-the-middle arrangement has more
 
@@ -53,7 +50,7 @@ class Sampling:
 
 def sources_sha256(folder: Path) -> str:
     """What the texts of a folder are known by. Raises UsageError where there are none."""
-    return _sha256(read_source_files(folder))
+    return texts_sha256(read_source_files(folder))
 
 
 def draw_sequences(
@@ -78,7 +75,7 @@ def draw_sequences(
             expected=f"at least {least_tokens}, as the widest matrix of the model has columns",
             remedy="name a folder with more source code with --sources DIR",
         )
-    return sequences, _sha256(files)
+    return sequences, texts_sha256(files)
 
 
 class _Language:
@@ -113,7 +110,7 @@ class _Drawer:
         self.random = random.Random(sampling.seed)
         by_language: defaultdict[str, list[str]] = defaultdict(list)
         for suffix, text in files:
-            by_language[ALIASES.get(suffix, suffix)].append(text)
+            by_language[language_of(suffix)].append(text)
         self.languages = []
         for _, texts in sorted(by_language.items()):
             self.random.shuffle(texts)
@@ -163,10 +160,3 @@ class _Drawer:
             special.fim_suffix, *ids[b:],
             special.fim_middle, *ids[a:b],
         ]  # fmt: skip
-
-
-def _sha256(files: list[tuple[str, str]]) -> str:
-    digest = hashlib.sha256()
-    for suffix, text in files:
-        digest.update(f"{suffix}\0{text}\0".encode())
-    return digest.hexdigest()

@@ -12,9 +12,9 @@ from packager.calibration.imatrix import (
     check_place,
     compute_importance,
     draw_batches,
-    read_sources,
     write_importance,
 )
+from packager.calibration.sources import read_sources
 from packager.checkpoint.reader import describe
 from packager.cli.settings import calibrations_of, checkpoint_of, variants_of
 from packager.core.record_store import to_plain

@@ -14,8 +14,7 @@ from typing import Literal, get_args
 
 from rapidfuzz.distance import Levenshtein
 
-from packager.calibration.imatrix import read_named_sources
-from packager.calibration.sequences import ALIASES
+from packager.calibration.sources import language_of, read_named_sources
 from packager.core.errors import UsageError
 from packager.core.package_data import profiles_folder
 
@@ -95,8 +94,7 @@ def _draw(files: list[tuple[str, str]], kind: Kind, count: int, seed: int) -> li
     rng = random.Random(f"{seed} {kind}")
     by_language: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
     for path, text in sorted(files):
-        suffix = PurePath(path).suffix.lower()
-        by_language[ALIASES.get(suffix, suffix)].append((path, text))
+        by_language[language_of(PurePath(path).suffix.lower())].append((path, text))
     languages = [_holes_of(texts, kind, rng) for _, texts in sorted(by_language.items())]
     rng.shuffle(languages)
     holes: list[Hole] = []

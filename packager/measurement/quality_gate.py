@@ -7,13 +7,13 @@ before, which one pass over all texts tells. Knows nothing of formats or of limi
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from packager.calibration.sources import texts_sha256
 from packager.checkpoint.reference import Reference
 from packager.checkpoint.tokenizer import TOKENIZER_NAME
 from packager.core.errors import UsageError
@@ -246,10 +246,3 @@ def _holes_scores(filled: Sequence[_Filled], choices: _Choices) -> tuple[HolesSc
         HolesScore(kind, len(rows), *(float(np.mean(column)) for column in zip(*rows, strict=True)))
         for kind, rows in by_kind.items()
     )
-
-
-def texts_sha256(files: Sequence[tuple[str, str]]) -> str:
-    digest = hashlib.sha256()
-    for name, text in files:
-        digest.update(f"{name}\0{text}\0".encode())
-    return digest.hexdigest()
