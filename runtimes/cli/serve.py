@@ -11,6 +11,7 @@ from pathlib import Path
 from runtimes.cli.invocation import Invocation
 from runtimes.cli.model import chosen_manifest, open_model
 from runtimes.errors import UsageError
+from runtimes.server import dialects
 from runtimes.server.app import Settings, create_app
 from runtimes.server.http.guard import Access, is_loopback
 from runtimes.server.listen import Address, make_server, open_socket, run, url_of
@@ -20,18 +21,6 @@ from runtimes.trust.console import NOTICE
 
 KEY_VARIABLE = "STARPACK_API_KEY"
 LEAST_KEY_CHARACTERS = 16  # guessed: too long to be found by trying
-CLIENTS = """\
-point your client at it:
-  llama.vim        let g:llama_config = {{'endpoint_fim': '{url}/infill'}}
-  llama.vscode     "llama-vscode.endpoint": "{url}"
-  Tabby            kind = "llama.cpp/completion", api_endpoint = "{url}"
-                   prompt_template = "<fim_prefix>{{prefix}}<fim_suffix>{{suffix}}<fim_middle>"
-  Continue         provider: ollama, model: starcoder2, apiBase: {url}
-  Zed              api_url: {url}/v1/completions, model: starcoder2
-  llm-ls           backend: tgi, url: {url}
-  Ollama clients   OLLAMA_HOST={url}
-  OpenAI clients   base_url={url}/v1
-"""
 
 
 def serve(args: argparse.Namespace, call: Invocation) -> None:
@@ -61,10 +50,18 @@ def serve(args: argparse.Namespace, call: Invocation) -> None:
         else:
             console.remark(NOTICE)
             console.text(f"serving {model.name} at {url}\n")
-            console.remark(CLIENTS.format(url=url))
+            console.remark(_client_settings(url))
         if access.keys and address.tls_cert is None and not is_loopback(address.host):
             console.warn("without TLS, keys and code travel readable; see --tls-cert")
         run(server, listening)
+
+
+def _client_settings(url: str) -> str:
+    lines = ["point your client at it:"]
+    for dialect in dialects.DIALECTS:
+        for client, setting in dialect.clients.items():
+            lines.append(f"  {client:16} {setting.replace('{url}', url)}")
+    return "\n".join(lines) + "\n"
 
 
 def _rules(args: argparse.Namespace) -> Rules:

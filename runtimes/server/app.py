@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -17,19 +17,20 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.routing import Route
+from starlette.routing import Match, Route
 
 from runtimes.errors import Cancelled, StarpackError
-from runtimes.server.dialects import llamacpp, ollama, openai, tasks, tgi
+from runtimes.server import dialects
 from runtimes.server.dialects.endpoint import (
     Completing,
     Dialect,
     Telling,
     Text,
     View,
+    failure,
     object_of,
 )
-from runtimes.server.http.guard import Access, App, Guard, Log
+from runtimes.server.http.guard import Access, App, Guard, Log, Scope
 from runtimes.server.http.openapi import describe
 from runtimes.server.http.playground import PLAYGROUND
 from runtimes.server.http.replies import (
@@ -49,7 +50,6 @@ from runtimes.server.stream import Conversation
 
 logger = logging.getLogger("starpack.serve")
 
-DIALECTS = (openai.DIALECT, llamacpp.DIALECT, ollama.DIALECT, tgi.DIALECT, tasks.DIALECT)
 PROBE_S = 10.0  # guessed: a model that has no token to show for so long is not ready
 STOP_S = 30.0  # guessed: more than a chunk of a prompt takes, which cannot be interrupted
 YES = frozenset({"1", "true", "yes"})
@@ -114,56 +114,55 @@ class _Server:
             PLAYGROUND,
             Telling("GET", "/openapi.json", "This description", {"type": "object"}, self._describe),
         )  # fmt: skip
-        self._description = describe(DIALECTS, own)
-        self._own = Dialect("starpack", (), own, openai.failure)
-        self._dialect_of_path = {
-            endpoint.path: dialect
-            for dialect in (self._own, *DIALECTS)  # POST / is a dialect's
-            for endpoint in (*dialect.completing, *dialect.telling)
-        }
+        self._description = describe(dialects.DIALECTS, own)
+        self._own = Dialect("starpack", (), own, failure)
+        self._routes = [
+            (dialect, route)
+            for dialect in (*dialects.DIALECTS, self._own)
+            for route in self._routes_of(dialect)
+        ]
 
     def routes(self) -> list[Route]:
         """One for each endpoint."""
-        routes = []
-        for dialect in (*DIALECTS, self._own):
-            for endpoint in dialect.completing:
-                routes.append(
-                    Route(endpoint.path, self._completing(dialect, endpoint), methods=["POST"])
-                )
-            for endpoint in dialect.telling:
-                answer = self._ready if endpoint.path == "/ready" else None
-                handler = answer or self._telling(dialect, endpoint)
-                routes.append(Route(endpoint.path, handler, methods=[endpoint.method]))
-        return routes
+        return [route for _, route in self._routes]
 
-    def count(self, path: str, status: int) -> None:
+    def _routes_of(self, dialect: Dialect) -> Iterator[Route]:
+        for endpoint in dialect.completing:
+            yield Route(endpoint.path, self._completing(dialect, endpoint), methods=["POST"])
+        for endpoint in dialect.telling:
+            answer = self._ready if endpoint.path == "/ready" else None
+            handler = answer or self._telling(dialect, endpoint)
+            yield Route(endpoint.path, handler, methods=[endpoint.method])
+
+    def count(self, scope: Scope, status: int) -> None:
         """A request has been answered."""
-        self._service.metrics.request(self._dialect(path).name, status)
+        self._service.metrics.request(self._dialect(scope).name, status)
 
-    def refuse(self, status: int, path: str, message: str) -> App:
+    def refuse(self, status: int, scope: Scope, message: str) -> App:
         """An answer without a look at the request."""
-        return failure_reply(self._dialect(path), Problem(status, message))
+        return failure_reply(self._dialect(scope), Problem(status, message))
 
     async def not_found(self, request: Request, error: Exception) -> Reply:
         """No such path, or not with this method."""
         assert isinstance(error, HTTPException)
         response = failure_reply(
-            self._dialect(request.url.path), Problem(error.status_code, error.detail)
+            self._dialect(request.scope), Problem(error.status_code, error.detail)
         )
         response.headers.update(error.headers or {})
         return response
 
     async def broken(self, request: Request, _error: Exception) -> Reply:
         """A bug of ours. uvicorn logs it; the client learns no more than that."""
-        return failure_reply(self._dialect(request.url.path), Problem(500, "internal error"))
+        return failure_reply(self._dialect(request.scope), Problem(500, "internal error"))
 
-    def _dialect(self, path: str) -> Dialect:
-        """Whose words a path is answered in; those of paths with a parameter are told by name."""
-        if path.startswith("/models/"):
-            return tgi.DIALECT
-        if path.startswith("/v1/engines/"):
-            return openai.DIALECT
-        return self._dialect_of_path.get(path, self._own)
+    def _dialect(self, scope: Scope) -> Dialect:
+        """That of the route which a request matches, at best with its method; else starpack's."""
+        best = Match.NONE, self._own
+        for dialect, route in self._routes:
+            match, _ = route.matches(scope)
+            if match.value > best[0].value:
+                best = match, dialect
+        return best[1]
 
     def _telling(
         self, dialect: Dialect, endpoint: Telling

@@ -84,6 +84,7 @@ class Dialect:
     """A family of endpoints. failure(status, message): its error answer, as a JSON object.
 
     in_stream: what an error has besides where it ends a stream, so that clients can read it.
+    clients: what to set in each client that speaks it, where {url} is the server's.
     """
 
     name: str
@@ -91,6 +92,17 @@ class Dialect:
     telling: tuple[Telling, ...]
     failure: Callable[[int, str], dict[str, object]]
     in_stream: Mapping[str, object] = field(default_factory=dict)
+    clients: Mapping[str, str] = field(default_factory=dict)
+
+
+def failure(status: int, message: str) -> dict[str, object]:
+    """An error in OpenAI's form, which most clients can read."""
+    kinds = {
+        401: "authentication_error", 403: "permission_error", 404: "not_found_error",
+        409: "superseded_error", 413: "invalid_request_error", 429: "rate_limit_error",
+    }  # fmt: skip
+    kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
 
 
 def frame(event: object, framing: Framing) -> bytes:

@@ -346,4 +346,10 @@ DIALECT = Dialect(
     ),
     failure=failure,
     in_stream={"content": "", "stop": True},  # Tabby ends at an event without them
+    clients={
+        "llama.vim": "let g:llama_config = {'endpoint_fim': '{url}/infill'}",
+        "llama.vscode": '"llama-vscode.endpoint": "{url}"',
+        "Tabby": 'kind = "llama.cpp/completion", api_endpoint = "{url}", '
+        'prompt_template = "<fim_prefix>{prefix}<fim_suffix>{suffix}<fim_middle>"',
+    },
 )  # fmt: skip

@@ -221,4 +221,8 @@ DIALECT = Dialect(
         ),
     ),
     failure=failure,
+    clients={
+        "Continue": "provider: ollama, model: starcoder2, apiBase: {url}",
+        "Ollama clients": "OLLAMA_HOST={url}",
+    },
 )  # fmt: skip

@@ -22,6 +22,7 @@ from runtimes.server.dialects.endpoint import (
     Completing,
     Dialect,
     Telling,
+    failure,
     given,
     list_of,
     object_of,
@@ -242,16 +243,6 @@ def _choice(
     }
 
 
-def failure(status: int, message: str) -> dict[str, object]:
-    """OpenAI's errors."""
-    kinds = {
-        401: "authentication_error", 403: "permission_error", 404: "not_found_error",
-        409: "superseded_error", 413: "invalid_request_error", 429: "rate_limit_error",
-    }  # fmt: skip
-    kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
-
-
 def _models(service: Service, _body: Body) -> object:
     model = service.model
     created = int(model.modified_s)
@@ -294,4 +285,8 @@ DIALECT = Dialect(
         Telling("GET", COPILOT_PATH, "A token for Copilot's clients", TOKEN, _copilot_token),
     ),
     failure=failure,
+    clients={
+        "Zed": "api_url: {url}/v1/completions, model: starcoder2",
+        "OpenAI clients": "base_url={url}/v1",
+    },
 )

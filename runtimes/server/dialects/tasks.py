@@ -20,6 +20,7 @@ from runtimes.server.dialects.endpoint import (
     Completing,
     Dialect,
     Telling,
+    failure,
     given,
     list_of,
     object_of,
@@ -154,5 +155,5 @@ DIALECT = Dialect(
     name="tasks",
     completing=tuple(map(_endpoint, TASKS)),
     telling=(Telling("GET", "/v1/tasks", "The tasks, and the languages they know", LIST, _list),),
-    failure=openai.failure,
+    failure=failure,
 )

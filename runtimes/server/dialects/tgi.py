@@ -161,4 +161,5 @@ DIALECT = Dialect(
     ),
     telling=(),
     failure=failure,
+    clients={"llm-ls": "backend: tgi, url: {url}"},
 )

@@ -21,8 +21,8 @@ Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
-Refuse = Callable[[int, str, str], App]
-"""refuse(status, path, message): an application that answers so."""
+Refuse = Callable[[int, Scope, str], App]
+"""refuse(status, scope, message): an application that answers so."""
 
 # For probes, which have no key; the page that asks its user for one; and what binds every user.
 # To be read only: POST / runs the model.
@@ -57,7 +57,7 @@ class Guard:
             headers = read_headers(scope)
             status, message = self._objection(scope["method"], scope["path"], headers)
             if status:
-                app = self._refuse(status, scope["path"], message)
+                app = self._refuse(status, scope, message)
             else:
                 address = (scope.get("client") or ("",))[0]
                 scope["starpack.client"] = f"{self._key(headers)} {address}"
@@ -96,8 +96,8 @@ class Guard:
 class Log:
     """One line for each request, without anything of its body; `count` hears of it as well."""
 
-    def __init__(self, app: App, count: Callable[[str, int], None]) -> None:
-        """count(path, status) when an answer has been sent."""
+    def __init__(self, app: App, count: Callable[[Scope, int], None]) -> None:
+        """count(scope, status) when an answer has been sent."""
         self._app = app
         self._count = count
 
@@ -118,7 +118,7 @@ class Log:
         try:
             await self._app(scope, receive, noted)
         finally:
-            self._count(scope["path"], status)
+            self._count(scope, status)
             took_ms = 1000 * (time.monotonic() - started)
             # %r: a path may hold anything, line breaks too
             logger.info("%s %.200r %d %.0f ms", scope["method"], scope["path"], status, took_ms)

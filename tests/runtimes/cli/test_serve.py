@@ -15,6 +15,8 @@ import pytest
 
 from runtimes.bundle import open as bundles
 from runtimes.cli import main as cli
+from runtimes.server import dialects
+from tests.support import toy_dialect
 from tests.support.runtime_toys import module_with, random_logits
 from tests.support.serving import wait_until
 from tests.support.toy_bundles import write_bundle, write_manifest
@@ -99,6 +101,29 @@ def test_json_says_where(bundle, port, capsys, manifest_reads):
     assert json.loads(out) == {"url": f"http://127.0.0.1:{port}", "model": "mine"}
     assert err == ""
     assert manifest_reads == [bundle]
+
+
+def test_a_new_dialect_is_one_file_and_one_name(bundle, port, monkeypatch, capsys):
+    monkeypatch.setattr(dialects, "DIALECTS", (*dialects.DIALECTS, toy_dialect.DIALECT))
+    url = f"http://127.0.0.1:{port}"
+
+    def ask() -> tuple[httpx.Response, ...]:
+        wait_until(lambda: is_up(url))
+        good, bad = ({"say": "abc"}, {"say": 3})
+        toy = f"{url}/toys/bear/say"
+        wrong_host = httpx.post(toy, json=good, headers={"host": "elsewhere"})
+        answers = (httpx.post(toy, json=good), httpx.post(toy, json=bad), wrong_host)
+        return *answers, httpx.get(f"{url}/openapi.json"), httpx.get(f"{url}/metrics")
+
+    words = ["serve", "--bundle", str(bundle), "--port", str(port)]
+    code, (good, bad, wrong_host, description, metrics) = serve_and_ask(words, ask)
+    assert code == 0 and good.status_code == 200 and good.json()["said"]
+    assert bad.json()["no"].startswith("400 say is 3")
+    assert wrong_host.json()["no"].startswith("403 ")
+    described = description.json()["paths"]["/toys/{name}/say"]["post"]
+    assert described["tags"] == ["toy"] and described["parameters"][0]["name"] == "name"
+    assert 'starpack_requests_total{dialect="toy",status="403"} 1' in metrics.text
+    assert f"a toy            speak to {url}/toys/bear/say" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks
 
-from runtimes.server.app import DIALECTS, Settings
+from runtimes.server.app import Settings
+from runtimes.server.dialects import DIALECTS
 from runtimes.server.http.guard import Access
 from tests.support.serving import listening, make_service
 

@@ -1,0 +1,52 @@
+"""A dialect that nobody speaks: what a new one needs, and all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from runtimes.generation.completion import Chunk, Finish, GenerateOptions
+from runtimes.generation.sampling import TokenLogprobs
+from runtimes.server.dialects.endpoint import STRING, Body, Completing, Dialect, object_of
+from runtimes.server.request import Ask, Model, Plan, Result, Rules, TextPrompt
+
+BODY = object_of("say", say=STRING)
+ANSWER = object_of("said", said=STRING)
+
+
+def read(body: Body, rules: Rules) -> Ask:
+    return Ask((TextPrompt(body["say"]),), GenerateOptions(min(5, rules.most_tokens)))
+
+
+class View:
+    framing = "ndjson"
+
+    def __init__(self, body: Body, plan: Plan, model: Model) -> None:
+        pass
+
+    def whole(self, results: list[Result]) -> object:
+        return {"said": results[0].completion.text}
+
+    def scores(self, run: int, entries: Sequence[TokenLogprobs]) -> None:
+        pass
+
+    def chunk(self, run: int, chunk: Chunk) -> Iterator[object]:
+        yield {"said": chunk.text}
+
+    def finish(self, run: int, finish: Finish) -> Iterator[object]:
+        yield {"said": finish.text}
+
+    def end(self) -> Iterator[object]:
+        return iter(())
+
+
+def failure(status: int, message: str) -> dict[str, object]:
+    return {"no": f"{status} {message}"}
+
+
+DIALECT = Dialect(
+    name="toy",
+    completing=(Completing("/toys/{name}/say", "Say more", BODY, ANSWER, read, View),),
+    telling=(),
+    failure=failure,
+    clients={"a toy": "speak to {url}/toys/bear/say"},
+)
