@@ -18,6 +18,9 @@ PIP      := $(VENV)/bin/pip --disable-pip-version-check
 WHEELS   := build/wheels
 PEERS    ?= build/peers
 RAY      := build/ray
+SCHEMA   := $(VENV)/bin/check-jsonschema -q
+SCRIPTS  := packager/bundle/files/install packager/bundle/files/run .ci/run
+MEASURED := $(wildcard profiles/measured/*.json)
 ENGINE   := packager/engine/build.py packager/engine/llama-cpp-python.patch
 WANTED    = '$(MODEL)' --formats '$(FORMATS)' --out '$(OUT)' \
             $(if $(SOURCES),--sources '$(SOURCES)')
@@ -27,8 +30,8 @@ PLAN      = $(WANTED) \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup wheels plan matrix convert profile select bundle verify test test-peers test-ray \
-        bench gpu-check lint clean distclean
+.PHONY: help setup wheels plan matrix convert profile select bundle verify test test-fast test-peers \
+        test-ray bench gpu-check check clean distclean
 
 help: ## show this text
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -85,8 +88,11 @@ bundle: setup ## all of it: convert, measure, select, pack, then show the bundle
 verify: setup ## check the bundle in OUT against its hashes
 	$(STARPACK) verify '$(OUT)/bundle'
 
-test: setup ## run the tests
+test: setup ## run all tests
 	$(VENV)/bin/python -m pytest
+
+test-fast: $(VENV)/.installed ## run the tests that need no engine, torch, browser or bundle: a minute
+	$(VENV)/bin/python -m pytest --fast
 
 test-peers: $(PEERS)/.installed ## run the tests beside GPTQModel, in an environment of its own
 	$(PEERS)/bin/python -m pytest tests/peers
@@ -114,9 +120,16 @@ bench: setup ## the figures of `profile` as JSON
 gpu-check: $(VENV)/.installed ## measure what a CUDA GPU here does, in ten minutes: profiles/measured/README.md
 	PYTHONPATH=. $(VENV)/bin/python -m benchmarks.gpu_check $(if $(PARTS),--parts '$(PARTS)')
 
-lint: setup ## check style
+check: $(VENV)/.installed ## check style, types, spelling, shell scripts and profiles
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/codespell
+	$(VENV)/bin/shellcheck $(SCRIPTS)
+	$(SCHEMA) --check-metaschema profiles/*.schema.json
+	$(SCHEMA) --schemafile profiles/device.schema.json profiles/devices/*.json
+	$(SCHEMA) --schemafile profiles/budget.schema.json profiles/budgets/*.json
+	$(if $(MEASURED),$(SCHEMA) --schemafile profiles/measured.schema.json $(MEASURED))
 
 clean: ## remove what was made here (not another OUT); keep .venv and the cached engine
 	rm -rf build *.egg-info .pytest_cache .ruff_cache

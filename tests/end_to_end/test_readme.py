@@ -40,9 +40,13 @@ def test_run_commands_parse(line):
     assert runtimes.cli.main.parser().parse_args(shlex.split(line)[1:])
 
 
-@pytest.mark.parametrize("path", re.findall(r"\]\(([\w./-]+)\)", README))
-def test_links_lead_somewhere(path):
-    assert (ROOT / path).exists()
+@pytest.mark.parametrize(
+    "page", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda p: p.name
+)
+def test_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([\w./-]+)(?:#[\w-]*)?\)", text)
+    assert not [link for link in links if not (page.parent / link).exists()]
 
 
 def test_every_block_was_looked_at():
