@@ -92,7 +92,7 @@ test: setup ## run all tests
 	$(VENV)/bin/python -m pytest
 
 test-fast: $(VENV)/.installed ## run the tests that need no engine, torch, browser or bundle: a minute
-	$(VENV)/bin/python -m pytest --fast
+	$(VENV)/bin/python -m pytest --fast --numprocesses 2 --dist loadfile
 
 test-peers: $(PEERS)/.installed ## run the tests beside GPTQModel, in an environment of its own
 	$(PEERS)/bin/python -m pytest tests/peers

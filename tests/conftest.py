@@ -20,6 +20,44 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="write tests/goldens/ anew from what the code does now; look at the diff",
     )
 
+    parser.addoption(
+        "--fast",
+        action="store_true",
+        help="only what needs no engine, torch, browser or installed bundle, and no patience",
+    )
+
+
+# What a test needs; `--fast` leaves out all of these. Fixtures that need one imply it.
+NEEDS = ("engine", "torch", "browser", "bundle", "slow")
+IMPLIED = {
+    "converted": "engine",
+    "exported": "torch",
+    "quantised": "torch",
+    "kernel": "torch",
+    "one_thread": "torch",
+    "open_page": "browser",
+    "browser": "browser",
+    "replayed": "slow",
+}
+# Not to be had with `--fast`: a test that forgot its marker fails or is skipped.
+ABSENT = ("llama_cpp", "peft", "playwright.sync_api", "torch", "transformers")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--fast"):
+        sys.modules.update(dict.fromkeys(ABSENT))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        for fixture in getattr(item, "fixturenames", ()):
+            if fixture in IMPLIED:
+                item.add_marker(IMPLIED[fixture])
+    if config.getoption("--fast"):
+        left_out = [item for item in items if any(map(item.get_closest_marker, NEEDS))]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
+
 
 def pytest_unconfigure() -> None:
     """Close what llama_cpp opens on import and never closes: warnings are errors to the end."""

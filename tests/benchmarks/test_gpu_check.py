@@ -204,6 +204,7 @@ def test_a_part_is_measured_where_anything_was(findings, status):
     assert child.judged(outcome)["status"] == status
 
 
+@pytest.mark.torch
 def test_what_is_missing_or_raises_becomes_the_outcome(tmp_path, monkeypatch):
     asked = job("kernels-gptqmodel", tmp_path / "work")
     found = child.run(asked, tmp_path / "one.json")

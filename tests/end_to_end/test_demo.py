@@ -23,6 +23,8 @@ pytest.importorskip("onnxruntime")
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.bundle
+
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "examples" / "demo"
 WINDOW = 256

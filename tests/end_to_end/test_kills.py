@@ -19,12 +19,16 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from packager.bundle.split_archive import write_files
 from packager.core.errors import StarpackError
 from runtimes.trust.manifest import manifest_bytes, read_manifest
 from runtimes.trust.verify import verify_files
 from runtimes.trust.versions import Installation
 from tests.support.packing import bare_environment, sh, write_bundle
+
+pytestmark = pytest.mark.bundle
 
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("STARPACK_KILLS", "40"))

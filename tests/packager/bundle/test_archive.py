@@ -23,6 +23,8 @@ from runtimes.trust.manifest import read_manifest
 from runtimes.trust.verify import verify_files
 from tests.support.packing import sh, write_bundle
 
+pytestmark = pytest.mark.bundle
+
 WEIGHTS = bytes(range(256)) * 40
 
 

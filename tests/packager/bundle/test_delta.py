@@ -18,6 +18,8 @@ from runtimes.trust.verify import verify_files
 from runtimes.trust.versions import Installation
 from tests.support.packing import WHEEL, sh, write_bundle
 
+pytestmark = pytest.mark.bundle
+
 BIG = bytes(range(256)) * 400
 
 

@@ -17,6 +17,8 @@ from packager.engine.target import Target
 from runtimes.cli import main as cli
 from tests.support.packing import bare_environment, sh, write_bundle
 
+pytestmark = pytest.mark.bundle
+
 FILES = deploy_files({"gguf"}, Target("3.11", "x86_64"))
 UNITS = [name for name in FILES if name.endswith((".service", ".timer"))]
 

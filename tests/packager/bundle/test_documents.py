@@ -26,6 +26,8 @@ from tests.support.packing import (
     write_wheel,
 )
 
+pytestmark = pytest.mark.bundle
+
 ROOT = Path(__file__).parents[3]
 RAIL_CARD = "---\nlicense: bigcode-openrail-m\n---\n# StarCoder2\n"
 RAIL = (

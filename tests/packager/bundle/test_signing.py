@@ -30,7 +30,11 @@ from runtimes.trust.verify import verify_files
 from tests.support.packing import sh, write_bundle
 
 verifying = pytest.importorskip("model_signing.verifying", reason="needs the signing extra")
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+
+pytestmark = [
+    pytest.mark.bundle,
+    pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl"),
+]
 
 
 def make_key(folder: Path, name: str = "release", curve: str = "prime256v1") -> tuple[Path, Path]:

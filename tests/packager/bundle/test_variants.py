@@ -38,6 +38,8 @@ from tests.support.packing import (
 )
 from tests.support.samples import ESTIMATE, MEASUREMENT, QUALITY, SPEED
 
+pytestmark = pytest.mark.bundle
+
 
 def write_parts(work: Path, code: str = "VALUE = 1\n") -> None:
     """A GGUF file and two ONNX folders that have one file in common."""

@@ -123,6 +123,7 @@ def interrupted(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_importing_any_module_prints_and_patches_nothing():
     """And loads no heavy library, but for the files that compute with torch from end to end."""
     files = [

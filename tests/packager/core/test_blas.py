@@ -51,6 +51,7 @@ def told(**environment: str) -> list[str]:
     return [before, after.strip()]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not blas.CPUINFO.exists(), reason="no Linux")
 def test_the_program_settles_it_before_numpy_unless_the_user_has() -> None:
     assert told() == ["None", str(blas.core_type(blas.CPUINFO.read_text()))]

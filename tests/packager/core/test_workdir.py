@@ -15,6 +15,8 @@ from packager.formats.onnx import convert as onnx
 from packager.formats.onnx import weights_file
 from tests.support.tiny import write_checkpoint
 
+pytestmark = pytest.mark.engine
+
 FORMATS = [(gguf, "Q8_0", gguf.FILE_NAME), (onnx, "int4-g32", onnx.DATA_NAME)]
 
 

@@ -20,6 +20,8 @@ from packager.engine import build as wheels
 from packager.engine.wheelhouse import COMMON_PACKAGES, locked, run_logged
 from runtimes.server import REQUIRES as SERVER_REQUIRES
 
+pytestmark = pytest.mark.slow
+
 REAL_CACHE = cache_folder()  # before any test points it elsewhere
 
 

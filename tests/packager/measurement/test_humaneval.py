@@ -115,14 +115,14 @@ def test_a_wrong_line_is_named(tmp_path, change: dict[str, object], message: str
     ("data", "message"),
     [
         (b"plain text", "cannot be read: Not a gzipped file"),
-        (gzip.compress(b"{}\n" * 99)[:-9], "cannot be read|the keys are none"),
+        (gzip.compress(b"{}\n" * 99, mtime=0)[:-9], "cannot be read|the keys are none"),
         (gzip.compress(json.dumps(asdict(ADD)).encode())[:-12], "cannot be read: Compressed"),
-        (gzip.compress(b"\n\n"), "no tasks"),
-        (gzip.compress(b"[1]"), "the JSON holds a list"),
-        (gzip.compress(b"\xff\xfe\x00"), "not valid JSON"),
-        (gzip.compress(b"[" * 100_000), "not valid JSON"),
-        (gzip.compress(b'{"test": "", "test": ""}'), "given twice"),
-        (gzip.compress(b"{" + b" " * (1 << 20)), "a line is too long"),
+        (gzip.compress(b"\n\n", mtime=0), "no tasks"),
+        (gzip.compress(b"[1]", mtime=0), "the JSON holds a list"),
+        (gzip.compress(b"\xff\xfe\x00", mtime=0), "not valid JSON"),
+        (gzip.compress(b"[" * 100_000, mtime=0), "not valid JSON"),
+        (gzip.compress(b'{"test": "", "test": ""}', mtime=0), "given twice"),
+        (gzip.compress(b"{" + b" " * (1 << 20), mtime=0), "a line is too long"),
     ],
 )
 def test_a_file_of_another_kind_is_refused(tmp_path, data: bytes, message: str) -> None:
@@ -140,7 +140,9 @@ def test_a_missing_file_is_refused(tmp_path) -> None:
 def test_a_bomb_is_left_off_early(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(humaneval, "MAX_TOTAL_BYTES", 1 << 20)
     file = tmp_path / "bomb.jsonl.gz"
-    file.write_bytes(gzip.compress(b"\n" * (32 << 20)))  # 32 kB that become 32 MiB of empty lines
+    file.write_bytes(
+        gzip.compress(b"\n" * (32 << 20), mtime=0)
+    )  # 32 kB that become 32 MiB of empty lines
     assert file.stat().st_size < 1 << 16
     with pytest.raises(UsageError, match="the file is too large"):
         read_tasks(file)

@@ -15,6 +15,8 @@ from runtimes.server.dialects import DIALECTS
 from runtimes.server.http.guard import Access
 from tests.support.serving import listening, make_service
 
+pytestmark = pytest.mark.slow
+
 CHECKS = [
     not_a_server_error,
     checks.status_code_conformance,

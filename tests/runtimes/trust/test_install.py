@@ -20,6 +20,8 @@ from runtimes.trust.verify import TICK_NS
 from runtimes.trust.versions import Installation
 from tests.support.packing import bare_environment, sh, write_bundle
 
+pytestmark = pytest.mark.bundle
+
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:

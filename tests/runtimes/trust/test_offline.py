@@ -11,6 +11,8 @@ import pytest
 
 from tests.support.packing import sh, write_bundle
 
+pytestmark = pytest.mark.bundle
+
 MACHINES = ("x86_64", "aarch64")
 ROOT = Path(__file__).parents[3]
 GUARD = f"""

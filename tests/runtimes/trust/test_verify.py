@@ -25,6 +25,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bundle(work / "parts", work / "bundle")
 
 
+@pytest.mark.slow
 def test_a_thousand_changed_bytes_are_all_found_and_their_files_named(bundle: Path) -> None:
     verify_files(bundle, read_manifest(bundle))
     files = sorted(file for file in bundle.rglob("*") if file.is_file())
