@@ -85,7 +85,7 @@ class Walk:
     """A backend on its way through the text, and what was seen on the way."""
 
     def __init__(self, job: Job, ids: Sequence[int]) -> None:
-        module = importlib.import_module(f"runtimes.backends.{job.format}")
+        module = importlib.import_module(f"runtimes.backends.{job.format}.backend")
         options = BackendOptions(
             context_tokens=job.tokens, threads=job.threads, chunk_tokens=CHUNK_TOKENS
         )

@@ -16,7 +16,6 @@ all but the last ids in the cache. Needs git, with the history.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import statistics
 import subprocess
@@ -28,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from runtimes import backends
 from runtimes.backends.call_costs import SIZES_ROWS
 from runtimes.contract import Backend, BackendOptions, SpecialIds, Window
 from runtimes.generation.completion import Completion, GenerateOptions, join
@@ -189,9 +189,8 @@ def first_tokens(runtime: Runtime, teacher: Teacher, tokens: int, rounds: int) -
 def measure(words: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """All of one model."""
     format, _, path = words.partition(":")
-    module = importlib.import_module(f"runtimes.backends.{format}")
     options = BackendOptions(CONTEXT_TOKENS, arguments.threads)
-    teacher = Teacher(module.open_backend(Path(path), Window(arguments.window), options))
+    teacher = Teacher(backends.open_model(format, Path(path), Window(arguments.window), options))
     tokenizer = Tokenizer(arguments.tokenizer, SpecialIds())
     tokens = arguments.tokens
     with Runtime(teacher, tokenizer, SpecialIds()) as runtime:

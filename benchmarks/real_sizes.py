@@ -11,7 +11,6 @@ Results are kept in DIR/SIZE.json, and what is there is not done again; so it ca
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import statistics
 import subprocess
@@ -26,6 +25,7 @@ from packager.checkpoint.reader import read_checkpoint
 from packager.core.atomic import write_json
 from packager.devices.cpu_benchmark import read_rate
 from packager.estimate.memory import Setting, streamed_bytes
+from runtimes import backends
 from runtimes.contract import BackendOptions
 from runtimes.generation.completion import GenerateOptions
 from runtimes.generation.runtime import Runtime
@@ -59,11 +59,10 @@ def ran(model: Path, folder: Path, recipe: str, depths: list[int], threads: int)
     """Run the artifact in this process."""
     checkpoint = read_checkpoint(model)
     (variant,) = pipeline.plan([recipe])
-    module = importlib.import_module(f"runtimes.backends.{variant.format}")
     options = BackendOptions(max(depths) + PROMPT_TOKENS + 4 * TOKENS, threads)
     path = folder / "model.gguf" if variant.format == "gguf" else folder
     started = time.perf_counter()
-    backend = module.open_backend(path, checkpoint.window, options)
+    backend = backends.open_model(variant.format, path, checkpoint.window, options)
     opened_s = time.perf_counter() - started
     tokenizer = Tokenizer(model / "tokenizer.json", checkpoint.special_ids)
     with Runtime(backend, tokenizer, checkpoint.special_ids) as runtime:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +38,7 @@ from packager.measurement.gpu_meter import process_bytes
 from packager.measurement.infill_samples import own_texts, texts_of
 from packager.selection import selector
 from packager.selection.candidates import of_measurement
+from runtimes import backends
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ def assess(
     progress: Progress = no_progress,
 ) -> Assessment:
     """Prove the window and compare with the checkpoint on held-out code, on this machine."""
-    options, backends = settings.options(), _backends(artifact)
+    options = settings.options()
     texts = own_texts() if settings.held_out is None else texts_of(settings.held_out)
     inputs = {
         "artifact": artifact.files,
@@ -125,7 +125,8 @@ def assess(
         # both look further than the context that is asked for, where the model does
         longest = max(options.context_tokens, checkpoint.context_tokens)
         opened = dataclasses.replace(options, context_tokens=longest)
-        backend = backends.open_backend(artifact.path / artifact.entry, checkpoint.window, opened)
+        model = artifact.path / artifact.entry
+        backend = backends.open_model(artifact.variant.format, model, checkpoint.window, opened)
         try:
             sample = quality.proof_sample(checkpoint, quality.builtin_text())
             reference = _reference(checkpoint)
@@ -269,8 +270,4 @@ def _reference(checkpoint: Checkpoint) -> Reference:
 
 @functools.cache  # it hashes whole libraries, and each variant asks twice
 def _engine_files(format: str) -> Mapping[str, str]:
-    return importlib.import_module(f"runtimes.backends.{format}.backend").engine_files()
-
-
-def _backends(artifact: Artifact) -> types.ModuleType:
-    return importlib.import_module(f"runtimes.backends.{artifact.variant.format}.backend")
+    return backends.load(format).engine_files()

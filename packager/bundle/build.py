@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import math
 import os
@@ -29,6 +28,7 @@ from packager.engine.build import build_engine
 from packager.engine.target import Target
 from packager.engine.wheelhouse import collect_wheels
 from packager.selection.selector import ORDER
+from runtimes import backends
 
 PROMPT = "import os\n\ndef read_file(path):\n    with open("
 PREFIX = """\
@@ -80,12 +80,13 @@ def prepare(
     check_parts(checkpoint, settings.out / "bundle", licence_file)
     wheels = {}
     for format in sorted(set(formats)):
-        backend = importlib.import_module(f"runtimes.backends.{format}.backend")
-        _check_self_contained(backend.REQUIRES)
+        backend = backends.load(format)
+        packages = backend.REQUIRES["cpu"]
+        _check_self_contained(packages)
         built = []
         if format == "gguf":  # the one engine that is on no index as we need it
             built = [build_engine(settings.out / "wheels", progress=progress)]
-        wheels[format] = collect_wheels(backend.REQUIRES, built, target=target, progress=progress)
+        wheels[format] = collect_wheels(packages, built, target=target, progress=progress)
         if target.is_here:
             _check_engine(backend.engine_files(), wheels[format])
     return wheels

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import string
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -22,6 +21,7 @@ from packager.core.errors import CheckpointError, UsageError
 from packager.core.records import Checkpoint
 from packager.engine.target import Target
 from packager.engine.wheelhouse import newest_glibc
+from runtimes import backends
 from runtimes.bundle.open import TOKENIZER_NAME
 from runtimes.trust.bootstrap import STARTER, checker_files
 
@@ -80,13 +80,13 @@ def model_licences(checkpoint: Checkpoint, licence_file: Path | None) -> list[Pa
 
 def _runtime_files(formats: Set[str]) -> Iterator[tuple[str, Path]]:
     """The runtime package; of its backends those of `formats`, and what these say they share."""
-    folders = set(formats)
-    for format in formats:
-        folders.update(importlib.import_module(f"runtimes.backends.{format}").SHARES)
     for file in sorted([*RUNTIME.rglob("*.py"), *RUNTIME.glob("server/http/page/*")]):
         path = file.relative_to(RUNTIME)
-        if path.parts[0] != "backends" or len(path.parts) == 2 or path.parts[1] in folders:
+        if path.parts[0] != "backends" or len(path.parts) == 2:
             yield f"runtimes/{path.as_posix()}", file
+    for folder in sorted({folder for format in formats for folder in backends.folders(format)}):
+        for file in sorted(folder.rglob("*.py")):
+            yield f"runtimes/backends/{file.relative_to(folder.parent).as_posix()}", file
 
 
 def written_files(

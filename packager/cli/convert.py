@@ -20,6 +20,7 @@ from packager.cli.settings import calibrations_of, checkpoint_of, variants_of
 from packager.core.record_store import to_plain
 from packager.core.records import Progress
 from packager.core.settings import ConvertSettings
+from runtimes import backends
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +55,10 @@ def wheels(arguments: argparse.Namespace, progress: Progress) -> Report:
     """Build the engine and download what is shipped beside it, or take both from the cache."""
     from packager.engine.build import build_engine
     from packager.engine.wheelhouse import collect_wheels
-    from runtimes.backends.gguf.backend import REQUIRES
 
     wheel = build_engine(arguments.out / "wheels", cuda=arguments.cuda, progress=progress)
-    others = [str(file) for file in collect_wheels(REQUIRES, progress=progress)]
+    packages = backends.load("gguf").REQUIRES["cuda" if arguments.cuda else "cpu"]
+    others = [str(file) for file in collect_wheels(packages, progress=progress)]
     return Report({"wheel": str(wheel), "others": others}, str(wheel))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 from typing import Any
 
 from packager import pipeline
@@ -16,6 +15,7 @@ from packager.core.record_store import to_plain
 from packager.core.records import Artifact, Checkpoint, Progress
 from packager.core.settings import JudgeSettings
 from packager.measurement.humaneval import InfillingScore, Task, read_tasks, run_infilling
+from runtimes import backends
 from runtimes.generation.runtime import Runtime
 from runtimes.prompts.tokenizer import Tokenizer
 
@@ -55,9 +55,9 @@ def _infill(
     arguments: argparse.Namespace,
     progress: Progress,
 ) -> InfillingScore:
-    backends = importlib.import_module(f"runtimes.backends.{artifact.variant.format}.backend")
-    backend = backends.open_backend(
-        artifact.path / artifact.entry, checkpoint.window, settings.options()
+    model = artifact.path / artifact.entry
+    backend = backends.open_model(
+        artifact.variant.format, model, checkpoint.window, settings.options()
     )
     tokenizer = Tokenizer(checkpoint.path / TOKENIZER_NAME, checkpoint.special_ids)
     with Runtime(backend, tokenizer, checkpoint.special_ids) as runtime:

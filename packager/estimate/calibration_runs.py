@@ -8,7 +8,6 @@ are does not matter to time. Takes about a minute on two cores, most of it conve
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import subprocess
@@ -32,6 +31,7 @@ from packager.estimate.device_calibration import Sample
 from packager.estimate.estimator import Case
 from packager.estimate.memory import Setting
 from packager.formats.gguf import convert as gguf
+from runtimes import backends
 from runtimes.contract import BackendOptions, SpecialIds, Window
 
 CONTEXT_TOKENS = 2048
@@ -145,8 +145,7 @@ def _run_child(model: Path, threads: int, provider: str) -> list[tuple[str, int,
 def run(model: Path, threads: int, provider: str) -> list[tuple[str, int, float]]:
     """(kind, tokens, seconds) of a prompt and of steps near and far; in this process."""
     options = BackendOptions(CONTEXT_TOKENS, threads, provider, chunk_tokens=PROMPT_TOKENS)
-    module = importlib.import_module("runtimes.backends.gguf.backend")
-    backend = module.open_backend(model, Window(None), options)
+    backend = backends.open_model("gguf", model, Window(None), options)
     ids = np.random.default_rng(0).integers(1, 250, PROMPT_TOKENS).tolist()
     prompts, rows = [], []
     for _ in range(WARM_UP):

@@ -6,14 +6,13 @@ the bundle: the tokenizer library, numpy and the engine are imported after that.
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
+from runtimes import backends
 from runtimes.bundle.variants import choose
-from runtimes.contract import Backend, BackendOptions
-from runtimes.errors import ContextError, DeviceError, IntegrityError, UsageError
+from runtimes.contract import BackendOptions
+from runtimes.errors import ContextError, IntegrityError, UsageError
 from runtimes.host.limits import default_threads
 from runtimes.trust.manifest import MANIFEST_NAME, Manifest, read_manifest
 from runtimes.trust.verify import BytesProgress, HashCache, no_progress, verify_files
@@ -70,46 +69,18 @@ def open_bundle(
     return _load(bundle, manifest, options)
 
 
-def known_formats() -> list[str]:
-    """Formats that this package has a backend for, by the names of its folders."""
-    folder = Path(__file__).parents[1] / "backends"
-    return sorted(file.parent.name for file in folder.glob("*/backend.py"))
-
-
-def backend_module(format: str) -> ModuleType:
-    """Import the backend of `format`.
-
-    Raises IntegrityError for a format this package does not know, DeviceError where its engine
-    is not installed.
-    """
-    if format not in known_formats():
-        raise IntegrityError(
-            f"the bundle's format is {format!r}",
-            where=MANIFEST_NAME,
-            expected=f"one of {known_formats()}",
-            remedy="run the bundle with the runtime that it carries",
-        )
-    try:
-        return importlib.import_module(f"runtimes.backends.{format}.backend")
-    except ModuleNotFoundError as error:
-        raise DeviceError(
-            f"the {format} backend needs the Python package {error.name!r}, which is missing",
-            remedy="run the bundle's `install`; in a checkout, `make setup`",
-        ) from error
-
-
 def _load(bundle: Path, manifest: Manifest, options: BackendOptions) -> Runtime:
     from runtimes.generation.runtime import Runtime
     from runtimes.prompts.tokenizer import Tokenizer
 
     tokenizer = Tokenizer(bundle / TOKENIZER_NAME, manifest.special_ids)
-    module = backend_module(manifest.format)
-    backend: Backend = module.open_backend(bundle / manifest.artifact, manifest.window, options)
+    model = bundle / manifest.artifact
+    backend = backends.open_model(manifest.format, model, manifest.window, options)
     try:
         if backend.vocab_size != manifest.vocab_size:
             raise IntegrityError(
                 f"the model has a vocabulary of {backend.vocab_size}",
-                where=bundle / manifest.artifact,
+                where=model,
                 expected=f"{manifest.vocab_size}, as the manifest says",
                 remedy="pack the bundle again",
             )

@@ -173,4 +173,4 @@ def module_with(logits: Logits, opened: list[ToyBackend]) -> Mapping[str, object
         opened.append(backend)
         return backend
 
-    return {"open_backend": open_backend}
+    return {"open_backend": open_backend, "WINDOW": "exact"}

@@ -8,8 +8,9 @@ apply the window is noticed and held to contexts inside it, where full attention
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -18,11 +19,13 @@ from runtimes.backends.gguf.engine import engine, engine_files, engine_version
 from runtimes.contract import BackendOptions, MemoryUse, Saved, Window
 from runtimes.errors import IF_MEMORY_RAN_OUT, DeviceError, RewindError, WindowError
 
-__all__ = ["REQUIRES", "GgufBackend", "engine_files", "open_backend"]
+__all__ = ["REQUIRES", "WINDOW", "GgufBackend", "engine_files", "open_backend"]
 
 # Beside llama-cpp-python, which starpack builds: what importing it loads, found by listing
 # sys.modules.
-REQUIRES = ("typing_extensions", "diskcache", "jinja2", "markupsafe")
+_PACKAGES = ("typing_extensions", "diskcache", "jinja2", "markupsafe")
+REQUIRES: Mapping[str, tuple[str, ...]] = {"cpu": _PACKAGES, "cuda": _PACKAGES}
+WINDOW: Literal["exact"] = "exact"  # or the model is not opened past its window
 ALL_LAYERS = 10_000  # more than any model has: llama.cpp takes as many as there are
 SEQUENCE = 0  # one sequence per backend
 NO_SLOT = 1  # llama_decode: no room in the cache

@@ -8,8 +8,9 @@ WINDOW: exact, since the attention is ours.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,7 +28,9 @@ from runtimes.host.limits import library_hashes, resident_bytes
 
 # What importing them loads, found by listing sys.modules; torch declares more, for what we do not
 # use.
-REQUIRES = ("torch", "safetensors", "typing_extensions")
+_PACKAGES = ("torch", "safetensors", "typing_extensions")
+REQUIRES: Mapping[str, tuple[str, ...]] = {"cpu": _PACKAGES, "cuda": _PACKAGES}
+WINDOW: Literal["exact"] = "exact"
 PROVIDERS = ("cpu", "cuda")
 
 

@@ -13,9 +13,9 @@ rewound.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,10 +29,11 @@ from runtimes.contract import BackendOptions, MemoryUse, Saved, Window
 from runtimes.errors import IF_MEMORY_RAN_OUT, DeviceError, UsageError
 from runtimes.host.limits import resident_bytes
 
-__all__ = ["REQUIRES", "OnnxBackend", "engine_files", "open_backend"]
+__all__ = ["REQUIRES", "WINDOW", "OnnxBackend", "engine_files", "open_backend"]
 
 # What importing onnxruntime loads, found by listing sys.modules: itself and numpy.
-REQUIRES = ("onnxruntime",)
+REQUIRES: Mapping[str, tuple[str, ...]] = {"cpu": ("onnxruntime",)}
+WINDOW: Literal["exact"] = "exact"
 MODEL_NAME, PROBE_NAME = "model.onnx", "probe.onnx"
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from runtimes.bundle import open as bundles
+from runtimes import backends
 from runtimes.bundle import variants
 from runtimes.bundle.open import open_bundle
 from runtimes.cli import main as cli
@@ -27,8 +27,8 @@ SMALL, LARGE = "toy-small", "toy-large"
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[ToyBackend]:
     """What is opened, with the file's name in what it says of itself."""
-    backends: list[ToyBackend] = []
-    module = dict(module_with(random_logits(), backends))
+    opened: list[ToyBackend] = []
+    module = dict(module_with(random_logits(), opened))
     open_backend = module["open_backend"]
 
     def open_named(path: Path, *more: object) -> ToyBackend:
@@ -37,8 +37,8 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[ToyBackend]:
         return backend
 
     module["open_backend"] = open_named
-    monkeypatch.setattr(bundles, "backend_module", lambda format: SimpleNamespace(**module))
-    return backends
+    monkeypatch.setattr(backends, "load", lambda format: SimpleNamespace(**module))
+    return opened
 
 
 @pytest.fixture

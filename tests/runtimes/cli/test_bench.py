@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from runtimes import backends
 from runtimes.backends.timing import go_to, time_prompt, time_steps
-from runtimes.bundle import open as bundles
 from runtimes.cli import main as cli
 from tests.support.runtime_toys import ToyBackend, module_with, random_logits
 from tests.support.toy_bundles import write_bundle, write_manifest
@@ -20,7 +20,7 @@ SMALL = ["--prompt-tokens", "20,10", "--depths", "50,30", "--steps", "3", "--rep
 @pytest.fixture
 def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     module = SimpleNamespace(**module_with(random_logits(), []))
-    monkeypatch.setattr(bundles, "backend_module", lambda format: module)
+    monkeypatch.setattr(backends, "load", lambda format: module)
     return write_bundle(tmp_path / "bundle")
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from runtimes import backends
 from runtimes.backends.timing import Prompt, Steps
-from runtimes.bundle import open as bundles
 from runtimes.bundle.baseline import Promise, fits, needed_bytes, read_promise
 from runtimes.cli import diagnosis
 from runtimes.cli import doctor as cli_doctor
@@ -30,7 +30,7 @@ SLOW = {"prompt_tokens": 16, "first_token_s": 1e-9, "per_token_p50_s": 1e-9}
 def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A bundle of a toy format whose model answers at once."""
     module = SimpleNamespace(**module_with(random_logits(), []))
-    monkeypatch.setattr(bundles, "backend_module", lambda format: module)
+    monkeypatch.setattr(backends, "load", lambda format: module)
     monkeypatch.setattr(cli_doctor, "USUAL", Extent(32, 3, 4, 5, 5))
     return write_bundle(tmp_path / "bundle")
 
@@ -78,8 +78,8 @@ def test_a_model_that_cannot_be_opened(
     def open_backend(*_: object) -> ToyBackend:
         raise kind("there is no such engine")
 
-    module = SimpleNamespace(open_backend=open_backend)
-    monkeypatch.setattr(bundles, "backend_module", lambda format: module)
+    module = SimpleNamespace(open_backend=open_backend, WINDOW="exact")
+    monkeypatch.setattr(backends, "load", lambda format: module)
     code, report, err = doctor(bundle, capsys)
     wrong = kind is DeviceError
     assert (code, report["ready"]) == (7, False)
@@ -94,7 +94,7 @@ def test_no_real_token_no_readiness(bundle: Path, capsys, monkeypatch: pytest.Mo
         return np.full(len(random_logits()(0, [1])), np.nan, np.float32)
 
     module = SimpleNamespace(**module_with(broken, []))
-    monkeypatch.setattr(bundles, "backend_module", lambda format: module)
+    monkeypatch.setattr(backends, "load", lambda format: module)
     code, report, err = doctor(bundle, capsys)
     assert code == 7 and report["verdict"] == "wrong device" and not report["ready"]
     assert "not numbers" in err
@@ -108,7 +108,7 @@ def test_a_measure_ends_at_its_limit(bundle: Path, capsys, monkeypatch) -> None:
         return fast(position, ids)
 
     module = SimpleNamespace(**module_with(slow, []))
-    monkeypatch.setattr(bundles, "backend_module", lambda format: module)
+    monkeypatch.setattr(backends, "load", lambda format: module)
     monkeypatch.setattr(cli_doctor, "QUICK", Extent(64, 3, 50, 0.0, 0.0))
     write_manifest(bundle, measured={"speed": {"prompt_tokens": 1024, "first_token_s": 1024e-6}})
     _, report, _ = doctor(bundle, capsys, "--quick")

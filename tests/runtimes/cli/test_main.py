@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from runtimes.bundle import open as bundles
+from runtimes import backends
 from runtimes.cli import main as cli
 from runtimes.cli.invocation import Invocation
 from runtimes.errors import IntegrityError, UsageError
@@ -38,7 +38,7 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def use(monkeypatch: pytest.MonkeyPatch, logits) -> list[ToyBackend]:
     opened: list[ToyBackend] = []
     module = SimpleNamespace(**module_with(logits, opened))
-    monkeypatch.setattr(bundles, "backend_module", lambda format: module)
+    monkeypatch.setattr(backends, "load", lambda format: module)
     return opened
 
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
-from runtimes.bundle import open as bundles
+from runtimes import backends
 from runtimes.cli import main as cli
 from runtimes.server import dialects
 from tests.support import toy_dialect
@@ -28,7 +28,7 @@ KEY = "a-key-of-this-test-alone"
 def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     opened: list = []
     module = SimpleNamespace(**module_with(random_logits(), opened))
-    monkeypatch.setattr(bundles, "backend_module", lambda format: module)
+    monkeypatch.setattr(backends, "load", lambda format: module)
     monkeypatch.delenv("STARPACK_API_KEY", raising=False)
     folder = write_bundle(tmp_path / "bundle")
     (folder / "licence").mkdir()

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from runtimes.bundle import open as bundles
+from runtimes import backends
 from runtimes.cli import main as cli
 from tests.support.runtime_toys import module_with, scripted_logits
 from tests.support.tiny import tiny_tokenizer
@@ -28,7 +28,7 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     def run(prompt_tokens: int, *words: str) -> tuple[int, str, str]:
         logits = scripted_logits(prompt_tokens, tiny_tokenizer().encode(ANSWER).ids)
         module = SimpleNamespace(**module_with(logits, []))
-        monkeypatch.setattr(bundles, "backend_module", lambda format: module)
+        monkeypatch.setattr(backends, "load", lambda format: module)
         code = cli.main([*words, "--bundle", str(folder)])
         return code, *capsys.readouterr()
 
