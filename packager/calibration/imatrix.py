@@ -211,7 +211,8 @@ class _Cursor:
         return self.data[self.at - count : self.at]
 
     def number(self, code: str) -> int:
-        return struct.unpack("<" + code, self.take(struct.calcsize(code)))[0]
+        value: int = struct.unpack("<" + code, self.take(struct.calcsize(code)))[0]
+        return value
 
     def text(self) -> str:
         return self.take(self.number("Q")).decode()

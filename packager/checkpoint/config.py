@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from packager.checkpoint.json_files import read_object
+from packager.checkpoint.json_files import is_number, read_object
 from packager.core.errors import CheckpointError
 from packager.core.records import Geometry
 from packager.core.strict_json import same_value
@@ -109,17 +109,18 @@ def read_config(folder: Path) -> Config:
     file = folder / CONFIG_NAME
     config = read_object(file)
     _check_keys(config, file)
-    for key in sorted(COUNTS):
-        _count(config, key, file)
-    _check_token_ids(config, file, config["vocab_size"], may_lack=False)
+    counts = {key: _count(config, key, file) for key in sorted(COUNTS)}
+    vocab, layers = counts["vocab_size"], counts["num_hidden_layers"]
+    _check_token_ids(config, file, vocab, may_lack=False)
     generation = folder / GENERATION_CONFIG_NAME
     if generation.exists():
         ids = read_object(generation)
-        _check_token_ids(ids, generation, config["vocab_size"], may_lack=True)
-    return Config(_geometry(config, file), _window(config, file), config["max_position_embeddings"])
+        _check_token_ids(ids, generation, vocab, may_lack=True)
+    geometry, window = _geometry(config, counts, file), _window(config, layers, file)
+    return Config(geometry, window, counts["max_position_embeddings"])
 
 
-def _check_keys(config: dict[str, Any], file: Path) -> None:
+def _check_keys(config: dict[str, object], file: Path) -> None:
     """Every key known, the needed ones present, the fixed ones at the one implemented value."""
     if config.get("quantization_config") is not None:
         raise CheckpointError(
@@ -152,12 +153,14 @@ def _check_keys(config: dict[str, Any], file: Path) -> None:
             raise _bad(file, key, config[key], " or ".join(repr(value) for value in values))
 
 
-def _check_token_ids(ids: dict[str, Any], file: Path, vocab: int, *, may_lack: bool) -> None:
+def _check_token_ids(ids: dict[str, object], file: Path, vocab: int, *, may_lack: bool) -> None:
     """bos and eos are the end id, pad is inside the vocabulary; the library's default is 50256."""
     special = SpecialIds()
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = ids.get(key)
-        listed = value if key == "eos_token_id" and isinstance(value, list) else [value]
+        listed: list[Any] = [value]
+        if key == "eos_token_id" and isinstance(value, list):
+            listed = value
         if value is None and (may_lack or key != "eos_token_id"):
             continue
         if not listed or not all(type(v) is int and 0 <= v < vocab for v in listed):
@@ -179,9 +182,9 @@ def _check_token_ids(ids: dict[str, Any], file: Path, vocab: int, *, may_lack: b
             )
 
 
-def _geometry(config: dict[str, Any], file: Path) -> Geometry:
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    kv_heads, layers = config["num_key_value_heads"], config["num_hidden_layers"]
+def _geometry(config: dict[str, object], counts: dict[str, int], file: Path) -> Geometry:
+    hidden, heads = counts["hidden_size"], counts["num_attention_heads"]
+    kv_heads, layers = counts["num_key_value_heads"], counts["num_hidden_layers"]
     if hidden % heads or (hidden // heads) % 2:
         raise _bad(file, "num_attention_heads", heads, f"an even share of hidden_size {hidden}")
     if heads % kv_heads:
@@ -204,15 +207,15 @@ def _geometry(config: dict[str, Any], file: Path) -> Geometry:
         kv_heads=kv_heads,
         head_dim=head_dim,
         hidden=hidden,
-        ffn=config["intermediate_size"],
-        vocab=config["vocab_size"],
+        ffn=counts["intermediate_size"],
+        vocab=counts["vocab_size"],
         rope_theta=_rope_theta(config, file),
         norm_eps=norm_eps,
         tied=tied,
     )
 
 
-def _rope_theta(config: dict[str, Any], file: Path) -> float:
+def _rope_theta(config: dict[str, object], file: Path) -> float:
     """From `rope_theta` or, as transformers 5 writes it, `rope_parameters`; both must agree."""
     found: dict[str, float] = {}
     if config.get("rope_theta") is not None:
@@ -236,31 +239,32 @@ def _rope_theta(config: dict[str, Any], file: Path) -> float:
     return next(iter(found.values()))
 
 
-def _window(config: dict[str, Any], file: Path) -> Window:
+def _window(config: dict[str, object], layers: int, file: Path) -> Window:
     """The sliding window; other keys that speak of it must say the same."""
-    size = config["sliding_window"]
-    if size is not None:
-        _count(config, "sliding_window", file)
+    size = None
+    if config["sliding_window"] is not None:
+        size = _count(config, "sliding_window", file)
     switch = config.get("use_sliding_window")
     if switch is not None and switch is not (size is not None):
         raise _bad(file, "use_sliding_window", switch, f"agreement with sliding_window {size}")
     kinds = config.get("layer_types")
     kind = "full_attention" if size is None else "sliding_attention"
-    if kinds is not None and kinds != [kind] * config["num_hidden_layers"]:
+    if kinds is not None and kinds != [kind] * layers:
         raise _bad(
             file, "layer_types", kinds, f"{kind!r} for every layer, as sliding_window {size} says"
         )
     return Window(size)
 
 
-def _count(config: dict[str, Any], key: str, file: Path) -> None:
+def _count(config: dict[str, object], key: str, file: Path) -> int:
     value = config[key]
     if type(value) is not int or not 1 <= value <= MAX_COUNT:
         raise _bad(file, key, value, f"a whole number from 1 to {MAX_COUNT}")
+    return value
 
 
 def _positive(value: object, file: Path, key: str) -> float:
-    if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
+    if not is_number(value) or not 0 < value <= sys.float_info.max:
         raise _bad(file, key, value, "a number above 0")
     return float(value)
 

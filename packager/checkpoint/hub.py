@@ -76,7 +76,14 @@ def fetch(repo: str, revision: str, out: Path, *, progress: Progress = no_progre
 
     hub = HfApi()
     with _explained(repo, revision):
-        info = hub.repo_info(repo, revision=revision, files_metadata=True)
+        info = hub.model_info(repo, revision=revision, files_metadata=True)
+    if info.sha is None:
+        raise IntegrityError(
+            f"the hub does not say which commit {revision} is",
+            where=repo,
+            expected="a commit",
+            remedy="name a commit with --revision",
+        )
     wanted = _choose(info.siblings or [], repo)
     partial = out.with_name(out.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
@@ -177,10 +184,10 @@ def _explained(repo: str, revision: str) -> Iterator[None]:
             expected="ORG/NAME and a branch, tag or commit",
             remedy="check both on the model's page; for a private one, `hf auth login`",
         ) from error
-    # errors.HTTPError: the root of whichever HTTP library this release of the hub's is built on.
     except (
         OSError,
-        errors.HTTPError,
+        # the root of whichever HTTP library this release is built on; not declared as exported
+        errors.HTTPError,  # type: ignore[attr-defined]
         errors.EntryNotFoundError,
         errors.XetDownloadError,
     ) as error:

@@ -24,6 +24,7 @@ from packager.checkpoint.lora_config import (
 from packager.checkpoint.safetensors_reader import (
     BLOCK_ELEMENTS,
     PICKLES,
+    Floats,
     Shards,
     TensorSource,
     open_file,
@@ -75,7 +76,7 @@ class MergedTensors:
     @property
     def unties(self) -> bool:
         """Whether embedding and head, if they were one, no longer are."""
-        return not {EMBEDDING, HEAD}.isdisjoint(self.deltas | self.replaced)
+        return not {EMBEDDING, HEAD}.isdisjoint([*self.deltas, *self.replaced])
 
     def names(self) -> list[str]:
         """Every tensor's name; the head is there if it was stored or if the adapter unties it."""
@@ -94,11 +95,11 @@ class MergedTensors:
             return self.adapter.dtype(self.replaced[name])
         return self.base.dtype(_stored(self.base, name))
 
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str) -> Floats:
         """The whole merged tensor as float32; CheckpointError where a value is not finite."""
         return self.read_rows(name, 0, self.shape(name)[0])
 
-    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+    def read_rows(self, name: str, start: int, stop: int) -> Floats:
         """Rows start..stop-1, merged; CheckpointError where a value is not finite."""
         if name in self.replaced:
             return self.adapter.read_rows(self.replaced[name], start, stop)
@@ -111,7 +112,7 @@ class MergedTensors:
                 raise _bad(self.adapter, f"{name} overflows when merged", "finite values")
         return rows
 
-    def _add(self, delta: Delta, rows: np.ndarray, start: int) -> None:
+    def _add(self, delta: Delta, rows: Floats, start: int) -> None:
         """Add rows start.. of scale * B A to `rows` in place, a block of rows at a time.
 
         A matrix product may round a row differently beside other rows. So the blocks are the same
@@ -258,7 +259,7 @@ def _check_base_copy(base: TensorSource, adapter: Shards, name: str, stored: str
             )
 
 
-def _rounded(values: np.ndarray, dtype: str) -> np.ndarray:
+def _rounded(values: Floats, dtype: str) -> Floats:
     """float32 values rounded to `dtype`, to nearest even, as float32."""
     if dtype == "float32":
         return values

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from packager.checkpoint.json_files import read_object
+from packager.checkpoint.json_files import is_number, read_object
 from packager.core.errors import CheckpointError
 from packager.core.strict_json import same_value
 
@@ -79,6 +80,8 @@ _PIECE = r"\w|\\?\.|\\d|\\d\+|\[\d(?:[\d-]*\d)?\]|\.\*"
 _PATTERN = re.compile(rf"\^?(?:{_PIECE})+")
 MAX_REPEATS = 3
 
+Value = TypeVar("Value")
+
 
 @dataclass(frozen=True, slots=True)
 class AdapterConfig:
@@ -119,7 +122,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         if key in config and not any(same_value(config[key], v) for v in values):
             raise _bad(file, key, config[key], " or ".join(json.dumps(v) for v in values))
     bias = config.get("bias", "none")
-    if bias not in ("none", "all", "lora_only"):
+    if not isinstance(bias, str) or bias not in ("none", "all", "lora_only"):
         raise _bad(file, "bias", bias, '"none", "all" or "lora_only"')
     saved = config.get("modules_to_save")
     saved = [] if saved is None else saved
@@ -137,7 +140,9 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     )
 
 
-def _patterns(config: dict[str, Any], key: str, file: Path, check: Any) -> tuple[Any, ...]:
+def _patterns(
+    config: dict[str, object], key: str, file: Path, check: Callable[[object, Path, str], Value]
+) -> tuple[tuple[re.Pattern[str], Value], ...]:
     """(compiled pattern, value) in the file's order: the first that matches counts."""
     table = config.get(key)
     table = {} if table is None else table
@@ -169,12 +174,12 @@ def _rank(value: object, file: Path, key: str) -> int:
 
 
 def _alpha(value: object, file: Path, key: str) -> float:
-    if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+    if not is_number(value) or not abs(value) <= sys.float_info.max:
         raise _bad(file, key, value, "a number")
     return float(value)
 
 
-def _flag(config: dict[str, Any], key: str, file: Path) -> bool:
+def _flag(config: dict[str, object], key: str, file: Path) -> bool:
     value = config.get(key, False)
     if not isinstance(value, bool):
         raise _bad(file, key, value, "true or false")

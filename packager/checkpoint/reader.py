@@ -57,7 +57,8 @@ def read_checkpoint(
     if adapter is not None and merge_adapter(shards, adapter).unties:
         geometry = replace(geometry, tied=False)
     dtypes = {shards.dtype(name) for name in shards.names()}
-    sha256, adapter_sha256, entries = "", "", []
+    sha256 = adapter_sha256 = ""
+    entries: list[FileEntry] = []
     if hash_files:
         own = [path / CONFIG_NAME, path / TOKENIZER_NAME, *shards.files]
         merged = [] if adapter is None else adapter_files(adapter)

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from packager.checkpoint.tensors import TensorSource
+from packager.checkpoint.tensors import Floats, TensorSource
 from packager.core.records import Checkpoint, Geometry, Progress, no_progress
 from runtimes.backends.own_cache.rope import rope_tables
 from runtimes.contract import Window
 
-Observe = Callable[[str, np.ndarray], None]
+Observe = Callable[[str, Floats], None]
 """observe(tensor name, float32 (T, C)): what that matrix is about to be multiplied with."""
 
 QUERY_BLOCK = 64  # queries per attention step: their scores stay in the last cache
@@ -31,7 +31,7 @@ def final_states(
     window: Window | None = None,
     observe: Observe | None = None,
     progress: Progress = no_progress,
-) -> list[np.ndarray]:
+) -> list[Floats]:
     """The states that go into the head: one float32 (T, hidden) per sequence of ids (T,).
 
     `window` replaces the checkpoint's, to show what losing it would do.
@@ -54,7 +54,7 @@ class Reference:
 
     def __init__(self, checkpoint: Checkpoint, tensors: TensorSource) -> None:
         self.checkpoint, self.tensors = checkpoint, tensors
-        self._known: dict[tuple[bytes, Window, int], np.ndarray] = {}
+        self._known: dict[tuple[bytes, Window, int], Floats] = {}
 
     def states(
         self,
@@ -63,7 +63,7 @@ class Reference:
         window: Window | None = None,
         last: int = 0,
         progress: Progress = no_progress,
-    ) -> list[np.ndarray]:
+    ) -> list[Floats]:
         """As final_states; of each sequence the `last` rows alone, where that is not 0."""
         window = window or self.checkpoint.window
         keys = [(np.asarray(ids, np.int64).tobytes(), window, last) for ids in sequences]
@@ -74,12 +74,12 @@ class Reference:
         self._known |= {key: state[-last:].copy() for key, state in zip(new, found, strict=True)}
         return [self._known[key] for key in keys]
 
-    def logits(self, states: np.ndarray) -> np.ndarray:
+    def logits(self, states: Floats) -> Floats:
         """Logits (T, vocab) of final states (T, hidden)."""
         return head_logits(self.checkpoint, self.tensors, states)
 
 
-def head_logits(checkpoint: Checkpoint, tensors: TensorSource, states: np.ndarray) -> np.ndarray:
+def head_logits(checkpoint: Checkpoint, tensors: TensorSource, states: Floats) -> Floats:
     """Logits (T, vocab) of final states (T, hidden), the head read in stretches of rows."""
     name = "model.embed_tokens.weight" if checkpoint.geometry.tied else "lm_head.weight"
     vocab = checkpoint.geometry.vocab
@@ -100,17 +100,17 @@ class _Layer:
             name: tensors.read(name) for name in tensors.names() if name.startswith(self.prefix)
         }
 
-    def linear(self, module: str, x: np.ndarray) -> np.ndarray:
+    def linear(self, module: str, x: Floats) -> Floats:
         name = f"{self.prefix}{module}.weight"
         if self.observe is not None:
             self.observe(name, x)
         return x @ self.weights[name].T + self.weights[f"{self.prefix}{module}.bias"]
 
-    def norm(self, module: str, x: np.ndarray, eps: float) -> np.ndarray:
+    def norm(self, module: str, x: Floats, eps: float) -> Floats:
         weight = self.weights[f"{self.prefix}{module}.weight"]
         return _layer_norm(x, weight, self.weights[f"{self.prefix}{module}.bias"], eps)
 
-    def forward(self, state: np.ndarray, geometry: Geometry, window: Window) -> np.ndarray:
+    def forward(self, state: Floats, geometry: Geometry, window: Window) -> Floats:
         """Pre-norm attention and feed-forward, each with its residual: (T, hidden) to the same."""
         x = self.norm("input_layernorm", state, geometry.norm_eps)
         heads = (len(x), -1, geometry.head_dim)
@@ -123,7 +123,7 @@ class _Layer:
         return state + self.linear("mlp.c_proj", _gelu(self.linear("mlp.c_fc", x)))
 
 
-def windowed_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, window: Window) -> np.ndarray:
+def windowed_attention(q: Floats, k: Floats, v: Floats, window: Window) -> Floats:
     """Causal attention in which query i sees key j if and only if 0 <= i - j < window.
 
     q is (T, heads, D), k and v are (T, kv_heads, D); the result is (T, heads, D).
@@ -149,7 +149,7 @@ def windowed_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, window: Wind
     return out
 
 
-def _rotate(x: np.ndarray, theta: float) -> np.ndarray:
+def _rotate(x: Floats, theta: float) -> Floats:
     """RoPE in the NeoX layout: the first half of each head is paired with the second."""
     length, _, head_dim = x.shape
     cos, sin = (table[:, None] for table in rope_tables(length, head_dim, theta))
@@ -157,13 +157,14 @@ def _rotate(x: np.ndarray, theta: float) -> np.ndarray:
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def _layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:
-    centred = x - x.mean(-1, keepdims=True)
-    variance = np.square(centred).mean(-1, keepdims=True)
-    return centred / np.sqrt(variance + np.float32(eps)) * weight + bias
+def _layer_norm(x: Floats, weight: Floats, bias: Floats, eps: float) -> Floats:
+    centred: Floats = x - x.mean(-1, keepdims=True)
+    variance: Floats = np.square(centred).mean(-1, keepdims=True)
+    spread: Floats = np.sqrt(variance + np.float32(eps))
+    return centred / spread * weight + bias
 
 
-def _gelu(x: np.ndarray) -> np.ndarray:
+def _gelu(x: Floats) -> Floats:
     """The tanh form, as `gelu_pytorch_tanh`, in stretches whose powers stay in the caches."""
     out = np.empty_like(x)
     for start in range(0, len(x), GELU_BLOCK):
@@ -174,7 +175,7 @@ def _gelu(x: np.ndarray) -> np.ndarray:
     return out
 
 
-def gather_rows(tensors: TensorSource, name: str, ids: np.ndarray) -> np.ndarray:
+def gather_rows(tensors: TensorSource, name: str, ids: np.ndarray) -> Floats:
     """Rows `ids` (T,) of a matrix, float32 (T, C)."""
     # one read per distinct id: a prompt has few of them, the table has 49,152
     distinct, places = np.unique(ids, return_inverse=True)

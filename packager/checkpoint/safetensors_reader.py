@@ -13,9 +13,10 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypeGuard
 
 import numpy as np
+from numpy.typing import NDArray
 
 from packager.checkpoint.json_files import parse_object, read_object
 from packager.core.errors import CheckpointError
@@ -29,14 +30,17 @@ INDEX_NAME = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 # As stored -> (our name, little-endian numpy type of the stored bits).
-DTYPES = {
+DTYPES: dict[str, tuple[str, np.dtype]] = {
     "F32": ("float32", np.dtype("<f4")),
     "F16": ("float16", np.dtype("<f2")),
     "BF16": ("bfloat16", np.dtype("<u2")),
 }
 # What a file of quantised weights may hold besides.
-CODE_DTYPES = {"I32": ("int32", np.dtype("<i4"))}
+CODE_DTYPES: dict[str, tuple[str, np.dtype]] = {"I32": ("int32", np.dtype("<i4"))}
 _ITEM_TYPES = dict([*DTYPES.values(), *CODE_DTYPES.values()])
+
+
+Floats = NDArray[np.float32]
 
 
 class TensorSource(Protocol):
@@ -51,10 +55,10 @@ class TensorSource(Protocol):
     def dtype(self, name: str) -> str:
         """How it is stored: "float32", "bfloat16" or "float16"."""
 
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str) -> Floats:
         """The whole tensor as float32; CheckpointError where a value is NaN or infinite."""
 
-    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+    def read_rows(self, name: str, start: int, stop: int) -> Floats:
         """Rows start..stop-1 as float32, (stop - start, ...); no more is held in memory."""
 
 
@@ -111,11 +115,11 @@ class Shards:
         """How it is stored."""
         return self.entries[name].dtype
 
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str) -> Floats:
         """The whole tensor as float32; CheckpointError where a value is NaN or infinite."""
         return self.read_rows(name, 0, self.entries[name].shape[0])
 
-    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+    def read_rows(self, name: str, start: int, stop: int) -> Floats:
         """Rows start..stop-1 as float32; CheckpointError where a value is NaN or infinite."""
         entry = self.entries[name]
         assert 0 <= start < stop <= entry.shape[0], f"rows {start}..{stop} of {name} {entry.shape}"
@@ -231,7 +235,7 @@ def read_header(file: Path, *, codes: bool = False) -> dict[str, Entry]:
 
 
 def _span(
-    file: Path, name: str, value: Any, dtypes: dict[str, tuple[str, np.dtype]]
+    file: Path, name: str, value: object, dtypes: dict[str, tuple[str, np.dtype]]
 ) -> tuple[str, int, int, str, tuple[int, ...]]:
     """(name, begin, end, dtype, shape) of one header entry, consistent in itself."""
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
@@ -257,7 +261,7 @@ def _span(
     return name, offsets[0], offsets[1], dtype, tuple(shape)
 
 
-def _whole(value: object, least: int) -> bool:
+def _whole(value: object, least: int) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(v) is int and least <= v < 2**63 for v in value)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 # By the format's name; numpy has no bfloat16, so its bits come as whole numbers.
-DTYPES = {
+DTYPES: dict[str, np.dtype] = {
     "BF16": np.dtype("<u2"),
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
@@ -49,13 +49,13 @@ def write_safetensors(
     Nothing but the part at hand is in memory.
     """
     header: dict[str, object] = {"__metadata__": dict(metadata)}
+    begins: dict[str, int] = {}
     end = 0
     for spec in specs:
-        offsets = [end, end + spec.nbytes]
+        begins[spec.name], end = end, end + spec.nbytes
         header[spec.name] = {
-            "dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": offsets,
+            "dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [end - spec.nbytes, end]
         }  # fmt: skip
-        end = offsets[1]
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format asks for data at a multiple of 8
     waiting = {spec.name: spec for spec in specs}
@@ -63,10 +63,10 @@ def write_safetensors(
         start = stream.write(struct.pack("<Q", len(text)) + text)
         for name, values in parts:
             spec = waiting[name]
-            begin = start + header[name]["data_offsets"][0]
+            begin = start + begins[name]
             assert values.dtype == DTYPES[spec.dtype], f"{name} is {values.dtype}"
             assert begin <= stream.tell(), f"{name} comes before its place"
-            stream.write(memoryview(np.ascontiguousarray(values)).cast("B"))
+            stream.write(np.ascontiguousarray(values).data.cast("B"))
             assert stream.tell() <= begin + spec.nbytes, f"{name} is longer than announced"
         assert stream.tell() == start + end, f"{stream.tell() - start} bytes of {end} written"
         stream.flush()

@@ -6,14 +6,12 @@ that is what it asks for. Knows nothing of formats.
 
 from __future__ import annotations
 
-import numpy as np
-
 from packager.checkpoint.lora import merge_adapter
-from packager.checkpoint.safetensors_reader import TensorSource, open_folder
+from packager.checkpoint.safetensors_reader import Floats, TensorSource, open_folder
 from packager.checkpoint.shapes import tensor_shapes
 from packager.core.records import Checkpoint, Geometry
 
-__all__ = ["ModelTensors", "TensorSource", "open_tensors"]
+__all__ = ["Floats", "ModelTensors", "TensorSource", "open_tensors"]
 
 
 class ModelTensors:
@@ -38,11 +36,11 @@ class ModelTensors:
         """How it is stored; float32 where an adapter changes it."""
         return self.source.dtype(name)
 
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str) -> Floats:
         """The whole tensor as float32; CheckpointError where a value is NaN or infinite."""
         return self.source.read(name)
 
-    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+    def read_rows(self, name: str, start: int, stop: int) -> Floats:
         """Rows start..stop-1 as float32; CheckpointError where a value is NaN or infinite."""
         return self.source.read_rows(name, start, stop)
 

@@ -21,13 +21,13 @@ PRE_TOKENIZER = [
     ("ByteLevel", {"add_prefix_space": False, "use_regex": True}),
 ]
 # Left out, these have the value that StarCoder2's file has.
-BPE_OPTIONS = {
-    "dropout": None,
-    "unk_token": None,
+BPE_OPTIONS: dict[str, tuple[object, ...]] = {
+    "dropout": (None,),
+    "unk_token": (None,),
     "continuing_subword_prefix": (None, ""),
     "end_of_word_suffix": (None, ""),
-    "byte_fallback": False,
-    "ignore_merges": False,
+    "byte_fallback": (False,),
+    "ignore_merges": (False,),
 }
 # Of every added token. One that is not special would be found in a user's text and become its id;
 # the others would take the text around it along, or find it in other spellings.
@@ -51,8 +51,7 @@ def read_special_ids(folder: Path, vocab: int) -> SpecialIds:
     file = folder / TOKENIZER_NAME
     data = read_object(file, MAX_TOKENIZER_BYTES)
     _check_pipeline(data, file)
-    ids = _check_vocabulary(data, file, vocab)
-    control = {entry["content"] for entry in data.get("added_tokens") or ()}
+    ids, control = _check_vocabulary(data, file, vocab)
     special = SpecialIds()
     for text, token_id in special.tokens.items():
         if ids.get(text) != token_id or text not in control:
@@ -64,7 +63,7 @@ def read_special_ids(folder: Path, vocab: int) -> SpecialIds:
     return special
 
 
-def _check_pipeline(data: dict[str, Any], file: Path) -> None:
+def _check_pipeline(data: dict[str, object], file: Path) -> None:
     """Everything that acts on text before and after the merges."""
     for key in ("normalizer", "truncation", "padding"):
         if data.get(key) is not None:
@@ -85,13 +84,14 @@ def _check_pipeline(data: dict[str, Any], file: Path) -> None:
         )
 
 
-def _check_vocabulary(data: dict[str, Any], file: Path, vocab: int) -> dict[str, int]:
-    """Text to id, of a complete byte-level BPE whose ids are 0..n-1 with n <= vocab."""
+def _check_vocabulary(
+    data: dict[str, object], file: Path, vocab: int
+) -> tuple[dict[str, int], set[str]]:
+    """Text to id, and the control texts, of a complete byte-level BPE of ids 0..n-1, n <= vocab."""
     model = _mapping(data.get("model"))
     if model.get("type") != "BPE":
         raise _bad(file, f"the model is {str(model.get('type'))[:200]}", "BPE")
     for key, allowed in BPE_OPTIONS.items():
-        allowed = allowed if isinstance(allowed, tuple) else (allowed,)
         if model.get(key, allowed[0]) not in allowed:
             raise _bad(file, f"model.{key} is {str(model[key])[:200]}", str(allowed[0]))
     words, merges, added = model.get("vocab"), model.get("merges"), data.get("added_tokens") or []
@@ -130,7 +130,7 @@ def _check_vocabulary(data: dict[str, Any], file: Path, vocab: int) -> dict[str,
                 f"the merge {str(merge)[:200]} is not of the vocabulary",
                 "two tokens that together are a third",
             )
-    return ids
+    return ids, {entry["content"] for entry in added}
 
 
 def _byte_letters() -> set[str]:

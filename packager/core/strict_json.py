@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from packager.core.errors import DataError
 
 MAX_BYTES = 1 << 20  # guessed: profiles, configurations and records have at most some dozen KiB
 
 
-def read_object(file: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
+def read_object(file: Path, max_bytes: int = MAX_BYTES) -> dict[str, object]:
     """The object in `file`; DataError where it is missing, too large or not strict JSON."""
     try:
         size = file.stat().st_size
@@ -34,7 +33,7 @@ def read_object(file: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     return parse_object(text, file)
 
 
-def parse_object(text: bytes, where: object) -> dict[str, Any]:
+def parse_object(text: bytes, where: object) -> dict[str, object]:
     """Decode one object; a key that is given twice, NaN and Infinity are refused."""
     try:
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
@@ -58,8 +57,8 @@ def same_value(value: object, wanted: object) -> bool:
     return value == wanted and isinstance(value, bool) == isinstance(wanted, bool)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value: dict[str, Any] = {}
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    value: dict[str, object] = {}
     for name, item in pairs:
         if name in value:
             raise ValueError(f"the key {name!r} is given twice")

@@ -39,8 +39,8 @@ def work_folder(out: Path, writer: tuple[str, int], inputs: Mapping[str, object]
     """
     if not inputs["checkpoint"]:  # without a hash it cannot be told from others': kept by nobody
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(PARTIAL, f"{out.name}.", out.parent) as folder:
-            yield Path(folder)
+        with tempfile.TemporaryDirectory(PARTIAL, f"{out.name}.", out.parent) as temporary:
+            yield Path(temporary)
         return
     inputs = {"writer": list(writer), **inputs}
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]

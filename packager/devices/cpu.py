@@ -93,7 +93,7 @@ def measure_speed(
     environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads))
     # the model of time is held against what OpenBLAS does by itself
     environment.pop(blas.VARIABLE, None)
-    figures = None
+    figures: dict[str, float | None] | None = None
     with subprocess.Popen(
         [*command, *map(str, (threads, buffer_bytes, each_s, side))],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,

@@ -80,7 +80,7 @@ def device_of(data: dict[str, Any]) -> Device:
 @cache
 def _aliases() -> dict[str, str]:
     """The name that each alias stands for."""
-    found = {}
+    found: dict[str, str] = {}
     for name in names("device"):
         data = read_data(f"devices/{name}.json")
         found |= {alias: name for alias in data.get("aliases", ())}

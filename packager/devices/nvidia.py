@@ -23,8 +23,10 @@ BOARD = Path("/proc/device-tree/model")  # where a Jetson says that it is one
 HBM_BUS_BITS = 1024  # specified: one stack of HBM has 1024 bits, a GDDR card at most 512
 DATA_RATE = 2  # specified: NVML's memory clock counts one of the two transfers of a cycle
 LIKE = 0.1  # two cards of one name are told apart by their memory; a guess
-BASE_FIGURES = ("multiprocessors", "fp16_flops_per_s", "fp16_half_flops_per_s", "int8_ops_per_s")
-BASE_FIGURES += ("fp32_flops_per_s", "l2_bytes")
+BASE_FIGURES = (
+    "multiprocessors", "fp16_flops_per_s", "fp16_half_flops_per_s", "int8_ops_per_s",
+    "fp32_flops_per_s", "l2_bytes",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +281,7 @@ def _bandwidth(gpu: Gpu, known: dict[str, Any] | None) -> dict[str, Any]:
         how = f"{DATA_RATE} x {gpu.memory_clock_hz / 1e6:.0f} MHz x {gpu.bus_bits} bits / 8"
         return _figure(round(value), "estimated", f"{how}, both stated by NVIDIA's driver")
     if known:
-        figure = known["bandwidth_bytes_per_s"]
+        figure: dict[str, Any] = known["bandwidth_bytes_per_s"]
         return figure | {"source": f"device database, {known['name']}: {figure['source']}"}
     raise DeviceError(
         f"{gpu.name} is not in the device database, and its driver states no memory clock or bus",

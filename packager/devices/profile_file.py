@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -104,9 +105,10 @@ def _validator(kind: str) -> jsonschema.Draft202012Validator:
 
 def _explained(kind: str, error: jsonschema.ValidationError, where: object) -> UsageError:
     path = ".".join(map(str, error.absolute_path))
+    instance: Any = error.instance
+    known = list(error.schema.get("properties", ())) if isinstance(error.schema, Mapping) else []
     if error.validator == "additionalProperties":
-        known = list(error.schema["properties"])
-        key = next(key for key in error.instance if key not in known)
+        key = next(key for key in instance if key not in known)
         within = f" in {path!r}" if path else ""
         return UsageError(
             f"the {kind} has an unknown key {key!r}{within}",
@@ -115,21 +117,22 @@ def _explained(kind: str, error: jsonschema.ValidationError, where: object) -> U
             remedy=_meant(key, known),
         )
     if error.validator == "required":
-        missing = next(key for key in error.validator_value if key not in error.instance)
+        required: Any = error.validator_value
+        missing = next(key for key in required if key not in instance)
         full = f"{path}.{missing}" if path else missing
         return UsageError(
             f"the {kind} lacks {full!r}", where=where, expected=f"a value for {full!r}",
             remedy=_in_unit(full) or f"add it; a file in {_folder(kind)} shows how it looks",
         )  # fmt: skip
-    if error.instance is None:
+    if instance is None:
         remedy = "leave the key out where it does not apply"
-    elif error.validator == "type" and "properties" in error.schema:
-        inner = ", ".join(f'"{key}": ...' for key in error.schema["properties"])
+    elif error.validator == "type" and known:
+        inner = ", ".join(f'"{key}": ...' for key in known)
         remedy = f"write {{{inner}}}" + (f"; {_in_unit(path)}" if _in_unit(path) else "")
     else:
         remedy = _in_unit(path) or f"see the description in {kind}.schema.json"
     return UsageError(
-        f"the {kind}'s {path!r} is {_short(error.instance)}",
+        f"the {kind}'s {path!r} is {_short(instance)}",
         where=where,
         expected=_wanted(error),
         remedy=remedy,
@@ -137,7 +140,7 @@ def _explained(kind: str, error: jsonschema.ValidationError, where: object) -> U
 
 
 def _wanted(error: jsonschema.ValidationError) -> str:
-    value = error.validator_value
+    value: Any = error.validator_value
     match error.validator:
         case "type":
             return f"a JSON {value}" if isinstance(value, str) else f"a JSON {' or '.join(value)}"

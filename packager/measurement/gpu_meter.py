@@ -19,15 +19,15 @@ def process_bytes(pid: int) -> int:
     with _gpu() as (nvml, gpu):
         for process in nvml.nvmlDeviceGetComputeRunningProcesses(gpu):
             if process.pid == pid and process.usedGpuMemory is not None:
-                return process.usedGpuMemory
-        return nvml.nvmlDeviceGetMemoryInfo(gpu).used
+                return int(process.usedGpuMemory)
+        return int(nvml.nvmlDeviceGetMemoryInfo(gpu).used)
 
 
 def energy_j() -> float | None:
     """What the GPU has taken since its driver was loaded, in joules; None where it does not say."""
     with _gpu() as (nvml, gpu):
         try:
-            return nvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / 1000  # specified: millijoules
+            return float(nvml.nvmlDeviceGetTotalEnergyConsumption(gpu)) / 1000  # millijoules
         except nvml.NVMLError:
             return None
 

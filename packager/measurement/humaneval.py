@@ -185,12 +185,14 @@ def _task(line: bytes, where: str) -> Task:
         raise _bad(error.what, where) from None
     if set(value) != set(KEYS):
         raise _bad(f"the keys are {', '.join(value)[:200] or 'none'}", where, ", ".join(KEYS))
+    texts: dict[str, str] = {}
     for key, text in value.items():
         if not isinstance(text, str):
             raise _bad(f"{key} is a {type(text).__name__}", where, "a text")
         if not text.isascii():
             _check_characters(key, text, where)
-    task = Task(**value)
+        texts[key] = text
+    task = Task(**texts)
     if not task.entry_point.isidentifier():
         raise _bad(f"entry_point is {task.entry_point[:100]!r}", where, "the name of a function")
     return task

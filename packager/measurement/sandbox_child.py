@@ -14,6 +14,7 @@ REASON_CHARACTERS = 300
 NOBODY = 65534  # specified: the kernel's own overflow id, on Linux
 OPEN_FILES = 64  # guessed: imports need a handful
 REFUSED = ("os.", "shutil.", "socket.", "subprocess.", "ctypes.", "fcntl.", "pty.", "syslog.")
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 READS = frozenset(("os.listdir", "os.scandir", "os.walk", "os.fwalk"))  # imports list folders
 
 
@@ -37,12 +38,12 @@ def drop_root() -> None:
     os.setuid(NOBODY)
 
 
-def refuse(event: str, arguments: tuple) -> None:
+def refuse(event: str, arguments: tuple[object, ...]) -> None:
     """An audit hook (PEP 578): no file is changed, nothing is started, nothing is sent."""
     if event == "open":
-        flags = arguments[2]
-        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND):
-            raise PermissionError(f"refused: open {arguments[0]!r} for writing")
+        path, _, flags = arguments
+        if not isinstance(flags, int) or flags & WRITES:
+            raise PermissionError(f"refused: open {path!r} for writing")
     elif event.startswith(REFUSED) and event not in READS:
         raise PermissionError(f"refused: {event}")
 

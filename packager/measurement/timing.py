@@ -79,6 +79,7 @@ def measure_speed(
     ):
         watch = _Watch(child, memory_bytes, device_bytes)
         try:
+            assert child.stdout is not None
             result = _read(child.stdout, progress)
             child.wait()
         finally:  # Ctrl-C included

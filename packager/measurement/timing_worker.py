@@ -76,8 +76,9 @@ def run(job: Job, say: Callable[[str, int, int], None]) -> Speed:
         _feed(backend, ids[backend.position : max(depth, 1)])
         before = energy_j() if on_gpu else None
         steps.append(Steps(depth, tuple(_steps_s(backend))))
-        if before is not None:
-            energies.append((energy_j() - before) / STEPS)
+        after = energy_j() if on_gpu else None
+        if before is not None and after is not None:
+            energies.append((after - before) / STEPS)
     memory = backend.memory_bytes()
     return Speed(
         threads=job.options.threads,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 import runtimes
 from packager.checkpoint.reference import Reference
@@ -21,6 +22,8 @@ from packager.core.records import Checkpoint, Progress, no_progress
 from packager.core.results import CurvePoint, WindowProof
 from runtimes.contract import Backend, Window
 from runtimes.prompts.tokenizer import Tokenizer
+
+Doubles = NDArray[np.float64]
 
 CURVE_POINTS = 64  # what a plot can show
 BLOCK = 128  # positions whose logits are held at a time: 25 MB at 49,152 ids
@@ -113,7 +116,7 @@ def prove_window(
 
 def compare(
     reference: Reference, backend: Backend, ids: np.ndarray, states: np.ndarray
-) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+) -> Iterator[tuple[slice, Doubles, Doubles]]:
     """Blocks of positions of `ids` (T,), with log-probabilities (block, vocab) after each.
 
     Those of the reference, from its final states (T, hidden), and those of the backend, which
@@ -182,19 +185,22 @@ def reach(checkpoint: Checkpoint, backend: Backend) -> tuple[float | None, float
         backend.rewind(0)
         for start in range(0, len(variant), backend.chunk_tokens):
             logits = backend.forward(variant[start : start + backend.chunk_tokens])
-        return logits[-1]
+        last: np.ndarray = logits[-1]
+        return last
 
     base = last_logits(None)
     at, beyond = (float(np.abs(last_logits(i) - base).max()) for i in (1, 0))
     return at, beyond
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Natural logarithms of probabilities, (T, vocab), in float64."""
-    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+def log_softmax(logits: np.ndarray) -> Doubles:
+    """Natural logarithms of probabilities, (T, vocab)."""
+    shifted: Doubles = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    total: Doubles = np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return shifted - total
 
 
-def divergence(reference: np.ndarray, found: np.ndarray) -> np.ndarray:
+def divergence(reference: Doubles, found: Doubles) -> Doubles:
     """Kullback-Leibler divergence (T,) of log-probabilities (T, vocab), in nats."""
-    return (np.exp(reference) * (reference - found)).sum(-1)
+    nats: Doubles = (np.exp(reference) * (reference - found)).sum(-1)
+    return nats

@@ -37,7 +37,7 @@ class Hub:
         self.downloads: list[str] = []
         self.before_download: Callable[[str], None] = lambda name: None
 
-    def repo_info(self, repo: str, *, revision: str, files_metadata: bool) -> SimpleNamespace:
+    def model_info(self, repo: str, *, revision: str, files_metadata: bool) -> SimpleNamespace:
         assert (repo, revision, files_metadata) == ("org/name", "main", True)
         siblings = [
             SimpleNamespace(
