@@ -10,7 +10,6 @@ from importlib import metadata
 from pathlib import Path
 
 from runtimes.backends.timing import Prompt, Steps, time_prompt, time_steps, warm_up
-from runtimes.bundle import open as bundles
 from runtimes.bundle.baseline import Promise, read_promise
 from runtimes.bundle.variants import choose, free_bytes, weigh
 from runtimes.cli.diagnosis import (
@@ -26,7 +25,7 @@ from runtimes.cli.model import open_model
 from runtimes.errors import DeviceError
 from runtimes.generation.completion import GenerateOptions
 from runtimes.generation.runtime import Runtime
-from runtimes.host.limits import machine_memory_bytes, peak_resident_bytes
+from runtimes.host.limits import default_threads, machine_memory_bytes, peak_resident_bytes
 from runtimes.trust.console import Console
 from runtimes.trust.manifest import Manifest, read_manifest
 
@@ -177,7 +176,7 @@ def _facts_before(bundle: Path, manifest: Manifest) -> Facts:
         "machine": {
             "python": platform.python_version(),
             "platform": platform.platform(),
-            "default_threads": bundles.default_threads(),
+            "default_threads": default_threads(),
             "instruction_sets": " ".join(instruction_sets()) or "unknown",
             "nvidia_driver": gpu_driver(),
         },

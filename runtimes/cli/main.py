@@ -24,6 +24,7 @@ from runtimes.trust.manifest import MANIFEST_NAME, read_manifest
 from runtimes.trust.versions import Version
 
 OWN_FOLDER = Path(__file__).resolve().parents[2]  # the bundle, or the checkout
+Command = Callable[[argparse.Namespace, Invocation], None]
 DESCRIPTION = "Generate and infill code with the model of a starpack bundle, without a network."
 EXAMPLES = """examples (of an installed bundle, say DIR/run for `python -m runtimes`):
   python -m runtimes generate 'def fibonacci(n):'
@@ -83,15 +84,17 @@ def main(argv: list[str] | None = None, version: Version | None = None) -> int:
     return 0
 
 
-def _command(name: str) -> Callable[[argparse.Namespace, Invocation], None]:
+def _command(name: str) -> Command:
     """The function of a command. Its libraries are loaded only now: --help must not wait."""
     try:
-        return getattr(importlib.import_module(MODULES[name]), name)
+        module = importlib.import_module(MODULES[name])
     except ModuleNotFoundError as error:
         raise DeviceError(
             f"the Python package {error.name!r} is missing",
             remedy="run the bundle's `install`; in a checkout, `make setup`",
         ) from None
+    command: Command = getattr(module, name)
+    return command
 
 
 class _Parser(argparse.ArgumentParser):

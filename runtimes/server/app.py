@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.routing import Match, Route
 
 from runtimes.errors import Cancelled, StarpackError
@@ -127,12 +128,12 @@ class _Server:
         return [route for _, route in self._routes]
 
     def _routes_of(self, dialect: Dialect) -> Iterator[Route]:
-        for endpoint in dialect.completing:
-            yield Route(endpoint.path, self._completing(dialect, endpoint), methods=["POST"])
-        for endpoint in dialect.telling:
-            answer = self._ready if endpoint.path == "/ready" else None
-            handler = answer or self._telling(dialect, endpoint)
-            yield Route(endpoint.path, handler, methods=[endpoint.method])
+        for run in dialect.completing:
+            yield Route(run.path, self._completing(dialect, run), methods=["POST"])
+        for info in dialect.telling:
+            answer = self._ready if info.path == "/ready" else None
+            handler = answer or self._telling(dialect, info)
+            yield Route(info.path, handler, methods=[info.method])
 
     def count(self, scope: Scope, status: int) -> None:
         """A request has been answered."""
@@ -142,18 +143,21 @@ class _Server:
         """An answer without a look at the request."""
         return failure_reply(self._dialect(scope), Problem(status, message))
 
-    async def not_found(self, request: Request, error: Exception) -> Reply:
+    async def not_found(self, request: Request, error: Exception) -> Response:
         """No such path, or not with this method."""
         assert isinstance(error, HTTPException)
-        response = failure_reply(
-            self._dialect(request.scope), Problem(error.status_code, error.detail)
-        )
-        response.headers.update(error.headers or {})
-        return response
+        problem = Problem(error.status_code, error.detail)
+        return self._failed(request, problem, error.headers)
 
-    async def broken(self, request: Request, _error: Exception) -> Reply:
+    async def broken(self, request: Request, _error: Exception) -> Response:
         """A bug of ours. uvicorn logs it; the client learns no more than that."""
-        return failure_reply(self._dialect(request.scope), Problem(500, "internal error"))
+        return self._failed(request, Problem(500, "internal error"), None)
+
+    def _failed(
+        self, request: Request, problem: Problem, headers: Mapping[str, str] | None
+    ) -> Response:
+        reply = failure_reply(self._dialect(request.scope), problem)
+        return Response(reply.body, reply.status, {**reply.headers, **(headers or {})})
 
     def _dialect(self, scope: Scope) -> Dialect:
         """That of the route which a request matches, at best with its method; else starpack's."""

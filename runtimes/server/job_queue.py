@@ -37,7 +37,8 @@ PROBE = "probe"  # the client whose jobs have no runs: each asks for one token, 
 
 Item = Chunk | Finish | tuple[TokenLogprobs, ...]
 """What a run yields: log-probabilities of its prompt, if wanted; chunks; how it ended."""
-Event = tuple[int, Item] | Exception | None
+RunItem = tuple[int, Item]
+Event = RunItem | Exception | None
 """(run, item); an error, which is the last; None at the end."""
 
 

@@ -144,7 +144,7 @@ class Model:
     context_tokens: int
     vocab_size: int
     layers: int
-    bytes: int
+    size_bytes: int
     sha256: str
     modified_s: float
     token_bytes: Callable[[int], bytes]

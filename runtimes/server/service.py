@@ -104,7 +104,7 @@ def served_model(bundle: Path, manifest: Manifest, runtime: Runtime, name: str |
         context_tokens=runtime.backend.context_tokens,
         vocab_size=manifest.vocab_size,
         layers=manifest.layers,
-        bytes=manifest.artifact_bytes,
+        size_bytes=manifest.artifact_bytes,
         sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
         modified_s=file.stat().st_mtime,
         token_bytes=runtime.tokenizer.token_bytes,

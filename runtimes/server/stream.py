@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Any
@@ -12,10 +12,10 @@ from typing import Any
 from runtimes.errors import Cancelled
 from runtimes.generation.completion import Chunk, Finish, join
 from runtimes.generation.sampling import TokenLogprobs
-from runtimes.server.job_queue import Engine, Event, Job
+from runtimes.server.job_queue import Engine, Event, Job, RunItem
 from runtimes.server.request import Plan, Result, Run
 
-Receive = Callable[[], Awaitable[dict[str, Any]]]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
 class Conversation:
@@ -60,7 +60,7 @@ class Conversation:
         """End the job when `receive`, of ASGI, says that the client has gone."""
         self._watch = self._loop.create_task(self._until_gone(receive))
 
-    async def next(self) -> Event:
+    async def next(self) -> RunItem | None:
         """The next event but an error, which is raised."""
         event = await self._events.get()
         if isinstance(event, Exception):

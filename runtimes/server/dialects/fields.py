@@ -95,7 +95,8 @@ def context_of(body: Body) -> Context:
 
 def over_context_of(body: Body) -> OverContext | None:
     """What the extension field says about a prompt that is too long."""
-    return given(given(body, "starpack", {}), "over_context")
+    said: OverContext | None = given(given(body, "starpack", {}), "over_context")
+    return said
 
 
 def text_prompt(

@@ -23,6 +23,7 @@ from runtimes.server.dialects.endpoint import (
     Body,
     Completing,
     Dialect,
+    Framing,
     Telling,
     given,
     list_of,
@@ -117,7 +118,7 @@ def _ask(body: Body, rules: Rules, prompt: TextPrompt | IdsPrompt) -> Ask:
 class CompletionView:
     """The objects of /completion and /infill."""
 
-    framing = "sse"
+    framing: Framing = "sse"
 
     def __init__(self, body: Body, plan: Plan, model: Model) -> None:
         self._plan = plan

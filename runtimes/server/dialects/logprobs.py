@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from runtimes.generation.sampling import TokenLogprobs
 from runtimes.server.request import Model
 
+Lists = dict[str, list[object]]
+
 
 class LogprobLists:
     """Makes the parallel lists; each token's place in the text is counted on from call to call."""
@@ -19,21 +21,19 @@ class LogprobLists:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._offset = 0
 
-    def prompt(self, ids: Sequence[int], entries: Sequence[TokenLogprobs]) -> dict[str, list]:
+    def prompt(self, ids: Sequence[int], entries: Sequence[TokenLogprobs]) -> Lists:
         """Lists of a whole prompt; nothing is known about its first token."""
         lists = self._lists(ids[:1], [None])
         rest = self._lists(ids[1:], entries)
         return {name: lists[name] + rest[name] for name in lists}
 
-    def chunk(self, entries: Sequence[TokenLogprobs]) -> dict[str, list]:
+    def chunk(self, entries: Sequence[TokenLogprobs]) -> Lists:
         """Lists of generated tokens."""
         return self._lists([entry.id for entry in entries], entries)
 
-    def _lists(
-        self, ids: Sequence[int], entries: Sequence[TokenLogprobs | None]
-    ) -> dict[str, list]:
+    def _lists(self, ids: Sequence[int], entries: Sequence[TokenLogprobs | None]) -> Lists:
         text = self._model.token_text
-        tops = [
+        tops: list[object] = [
             None
             if entry is None or not self._top
             else {text(other): value for other, value in entry.top}

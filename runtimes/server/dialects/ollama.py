@@ -20,6 +20,7 @@ from runtimes.server.dialects.endpoint import (
     Body,
     Completing,
     Dialect,
+    Framing,
     Telling,
     given,
     list_of,
@@ -86,7 +87,7 @@ def read(body: Body, rules: Rules) -> Ask:
 class GenerateView:
     """The lines of /api/generate."""
 
-    framing = "ndjson"
+    framing: Framing = "ndjson"
 
     def __init__(self, _body: Body, plan: Plan, model: Model) -> None:
         self._plan = plan
@@ -189,7 +190,7 @@ def _tags(service: Service, _body: Body) -> object:
         "name": model.name,
         "model": model.name,
         "modified_at": timestamp(datetime.fromtimestamp(model.modified_s, UTC)),
-        "size": model.bytes,
+        "size": model.size_bytes,
         "digest": model.sha256,
         "details": _details(model),
     }

@@ -21,13 +21,14 @@ from runtimes.server.dialects.endpoint import (
     Body,
     Completing,
     Dialect,
+    Framing,
     Telling,
     failure,
     given,
     list_of,
     object_of,
 )
-from runtimes.server.dialects.logprobs import LogprobLists
+from runtimes.server.dialects.logprobs import Lists, LogprobLists
 from runtimes.server.request import (
     Ask,
     IdsPrompt,
@@ -132,7 +133,7 @@ def finish_reason(reason: FinishReason) -> str:
 class CompletionView:
     """text_completion objects, whole or in pieces."""
 
-    framing = "sse"
+    framing: Framing = "sse"
 
     def __init__(self, body: Body, plan: Plan, model: Model) -> None:
         self._plan = plan
@@ -149,7 +150,7 @@ class CompletionView:
         self._scores: dict[int, Sequence[TokenLogprobs]] = {}
         self._lists: dict[int, LogprobLists] = {}
 
-    def whole(self, results: list[Result]) -> object:
+    def whole(self, results: list[Result]) -> dict[str, object]:
         """See View."""
         choices = []
         for run, result in enumerate(results):
@@ -195,7 +196,7 @@ class CompletionView:
             yield {**self._head, "choices": [], "usage": self._used()}
         yield "[DONE]"
 
-    def _begin(self, run: int) -> tuple[str, dict[str, list] | None]:
+    def _begin(self, run: int) -> tuple[str, Lists | None]:
         """What comes before the first token of a run: its prompt, if it is to be repeated."""
         self._started.add(run)
         options = self._plan.ask.options
@@ -213,8 +214,8 @@ class CompletionView:
         return text, None if lists is None else lists.prompt(ids, entries)
 
     def _more(
-        self, run: int, before: dict[str, list] | None, entries: Sequence[TokenLogprobs]
-    ) -> dict[str, list] | None:
+        self, run: int, before: Lists | None, entries: Sequence[TokenLogprobs]
+    ) -> Lists | None:
         if run not in self._lists or not (entries or before):
             return before
         new = self._lists[run].chunk(entries)
@@ -233,7 +234,7 @@ class CompletionView:
 
 
 def _choice(
-    run: int, text: str, lists: dict[str, list] | None, reason: FinishReason | None
+    run: int, text: str, lists: Lists | None, reason: FinishReason | None
 ) -> dict[str, object]:
     return {
         "index": run,

@@ -25,6 +25,7 @@ from runtimes.server.dialects.endpoint import (
     list_of,
     object_of,
 )
+from runtimes.server.http.schema import Schema
 from runtimes.server.request import Ask, Model, Plan, Result, Rules, TextPrompt
 from runtimes.server.service import Service
 
@@ -57,7 +58,7 @@ def _translate(body: Body) -> Task:
 
 
 # name: (summary, its fields, those that may be left out, body to task)
-TASKS: dict[str, tuple[str, dict[str, object], frozenset[str], Callable[[Body], Task]]] = {
+TASKS: dict[str, tuple[str, dict[str, Schema], frozenset[str], Callable[[Body], Task]]] = {
     "complete": (
         "Continue a text",
         {"prompt": STRING}, frozenset(), lambda body: tasks.complete(body["prompt"]),
@@ -115,7 +116,7 @@ class TaskView(openai.CompletionView):
         self._task = {"before": task.before, "after": task.after, "at": task.at}
         self._is_told = False
 
-    def whole(self, results: list[Result]) -> object:
+    def whole(self, results: list[Result]) -> dict[str, object]:
         """See View."""
         return {**super().whole(results), "task": self._task}
 

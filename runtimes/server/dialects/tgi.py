@@ -17,6 +17,7 @@ from runtimes.server.dialects.endpoint import (
     Body,
     Completing,
     Dialect,
+    Framing,
     given,
     object_of,
 )
@@ -79,15 +80,16 @@ def read_stream(body: Body, rules: Rules) -> Ask:
 class GenerateView:
     """One object, or an event for each piece of text."""
 
-    framing = "sse"
+    framing: Framing = "sse"
 
     def __init__(self, body: Body, plan: Plan, model: Model) -> None:
         self._plan = plan
         self._model = model
         self._details = bool(given(given(body, "parameters", {}), "details", False))
         prompt = plan.ask.prompts[0]
-        echo = plan.ask.echo and isinstance(prompt, TextPrompt)
-        self._text = prompt.prefix if echo else ""  # all of it so far
+        self._text = ""  # all of it so far
+        if plan.ask.echo and isinstance(prompt, TextPrompt):
+            self._text = prompt.prefix
         self._count = 0
 
     def whole(self, results: list[Result]) -> object:

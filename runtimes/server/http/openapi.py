@@ -31,16 +31,14 @@ def describe(dialects: Iterable[Dialect], own: Iterable[Telling]) -> dict[str, o
     """The whole document. `own` are the endpoints that belong to no dialect."""
     paths: dict[str, dict[str, object]] = {}
     for dialect in dialects:
-        for endpoint in dialect.completing:
-            answers = {"application/json": {"schema": endpoint.answer}}
+        for run in dialect.completing:
+            answers: dict[str, object] = {"application/json": {"schema": run.answer}}
             answers |= {media_type: {} for media_type in MEDIA_TYPES.values()}
-            _add(
-                paths, dialect.name, "POST", endpoint.path, endpoint.summary, endpoint.body, answers
-            )
-        for endpoint in dialect.telling:
-            _add_telling(paths, dialect.name, endpoint)
-    for endpoint in own:
-        _add_telling(paths, "starpack", endpoint)
+            _add(paths, dialect.name, "POST", run.path, run.summary, run.body, answers)
+        for info in dialect.telling:
+            _add_telling(paths, dialect.name, info)
+    for info in own:
+        _add_telling(paths, "starpack", info)
     return {
         "openapi": "3.1.0",
         "info": {"title": "starpack", "version": "1", "description": ABOUT},
@@ -51,7 +49,7 @@ def describe(dialects: Iterable[Dialect], own: Iterable[Telling]) -> dict[str, o
 
 
 def _add_telling(paths: dict[str, dict[str, object]], tag: str, endpoint: Telling) -> None:
-    answers = {"application/json": {"schema": endpoint.answer}}
+    answers: dict[str, object] = {"application/json": {"schema": endpoint.answer}}
     if endpoint.answer is None:
         answers = {endpoint.media_type: {"schema": {"type": "string"}}}
     _add(paths, tag, endpoint.method, endpoint.path, endpoint.summary, endpoint.body, answers)

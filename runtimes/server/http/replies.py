@@ -18,7 +18,7 @@ from runtimes.errors import (
 from runtimes.generation.completion import Chunk, Finish
 from runtimes.server.dialects.endpoint import MEDIA_TYPES, Dialect, View, frame, to_json
 from runtimes.server.http.guard import Receive, Scope, Send
-from runtimes.server.job_queue import Event, Item
+from runtimes.server.job_queue import Item, RunItem
 from runtimes.server.request import Plan
 from runtimes.server.stream import Conversation
 
@@ -66,13 +66,13 @@ class Reply:
     ) -> None:
         self.status = status
         self.headers = {**COMMON_HEADERS, **(headers or {}), "content-type": media_type}
-        self._body = text.encode()
+        self.body = text.encode()
 
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         """See ASGI."""
-        headers = {**self.headers, "content-length": str(len(self._body))}
+        headers = {**self.headers, "content-length": str(len(self.body))}
         await send({"type": "http.response.start", "status": self.status, "headers": _raw(headers)})
-        await send({"type": "http.response.body", "body": self._body})
+        await send({"type": "http.response.body", "body": self.body})
 
 
 def json_reply(status: int, value: object, headers: Mapping[str, str] | None = None) -> Reply:
@@ -108,7 +108,7 @@ class Stream:
         self,
         dialect: Dialect,
         conversation: Conversation,
-        first: Event,
+        first: RunItem | None,
         plan: Plan,
         view: View,
         write_s: float,

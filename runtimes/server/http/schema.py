@@ -87,8 +87,10 @@ def _check_bounds(value: object, schema: Schema, where: str) -> None:
         size, names = len(value), ("minLength", "maxLength")
     elif isinstance(value, list):
         size, names = len(value), ("minItems", "maxItems")
-    else:
+    elif isinstance(value, dict):
         size, names = len(value), ("minProperties", "maxProperties")
+    else:
+        return
     least, most = (schema.get(name) for name in names)
     if least is not None and size < least:
         raise _wrong(value, where, f"{names[0]} {least}")
@@ -99,8 +101,9 @@ def _check_bounds(value: object, schema: Schema, where: str) -> None:
 def _is(value: object, name: str) -> bool:
     """Whether `value` is of the JSON type `name`; 1.0 is an integer in JSON Schema."""
     if name in ("number", "integer"):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and (name == "number" or value == math.floor(value))
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        return name == "number" or value == math.floor(value)
     return isinstance(value, _TYPES[name])
 
 

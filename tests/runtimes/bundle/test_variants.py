@@ -78,7 +78,7 @@ def test_the_server_tells_of_the_one_that_runs(bundle: Path, opened: list[ToyBac
     manifest = variants.choose(read_manifest(bundle), SMALL)
     with open_bundle(bundle, variant=SMALL) as runtime:
         model = served_model(bundle, manifest, runtime, None)
-    assert (model.recipe, model.bytes) == ("F8", len("small"))
+    assert (model.recipe, model.size_bytes) == ("F8", len("small"))
 
 
 @pytest.mark.parametrize(
