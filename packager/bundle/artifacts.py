@@ -56,6 +56,19 @@ class Packed:
             yield f"{self.folder}/{entry.path}", self.artifact.path / entry.path, entry.sha256
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """How a bundle came about, beside what its artifacts know.
+
+    provenance: see documents/provenance.py. selection: why the first artifact was chosen, for the
+    manifest. report: the page that shows it.
+    """
+
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    selection: Mapping[str, Any] | None = None
+    report: Path | None = None
+
+
 def placed(parts: Sequence[Packed]) -> list[Packed]:
     """Give each a folder; artifacts of the same files share one."""
     if len(parts) == 1:

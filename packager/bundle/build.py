@@ -1,25 +1,19 @@
-"""From a selection to a bundle that has been installed and has answered."""
+"""From a selection to a bundle."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import os
 import re
-import shlex
-import subprocess
-import sys
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import requires, version
 from pathlib import Path, PurePosixPath
 
-from packager.bundle.artifacts import Packed
+from packager.bundle.artifacts import Origin, Packed
 from packager.bundle.documents.provenance import calibration_sha256, provenance_of
 from packager.bundle.pack import check_parts, pack
-from packager.core.errors import DeviceError, StarpackError, UsageError
+from packager.core.errors import DeviceError, UsageError
 from packager.core.record_store import to_plain
 from packager.core.records import Artifact, Checkpoint, Progress
 from packager.core.results import Candidate, Measurement, Selection
@@ -29,30 +23,6 @@ from packager.engine.target import Target
 from packager.engine.wheelhouse import collect_wheels
 from packager.selection.selector import ORDER
 from runtimes import backends
-
-PROMPT = "import os\n\ndef read_file(path):\n    with open("
-PREFIX = """\
-class Queue:
-    def __init__(self):
-        self.items = []
-
-    def put(self, item):
-"""
-SUFFIX = "\n\n    def get(self):\n        return self.items.pop(0)\n"
-TRIAL_TOKENS = 48
-TIME_LIMIT_S = 3600  # installing copies and hashes the whole model
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """What an installed bundle answered, in processes of its own without the checkout."""
-
-    installed: Path
-    prompt: str
-    completion: str
-    prefix: str
-    middle: str
-    suffix: str
 
 
 def prepare(
@@ -160,16 +130,13 @@ def pack_selection(
     needed = {w.name: w for part in parts for w in wheels[part.artifact.variant.format]}
     out = settings.out / "bundle"
     pack(
-        parts[0].artifact,
+        parts,
         checkpoint,
         out,
         wheels=list(needed.values()),
-        evidence=parts[0].evidence | {"selection": _selection(selection)},
         target=target,
         licence_file=licence_file,
-        provenance=provenance_of(checkpoint, parts[0].artifact, settings.calibrations, arguments),
-        variants=parts if len(parts) > 1 else (),
-        report=report,
+        origin=Origin(provenance_of(checkpoint, arguments), _selection(selection), report),
         progress=progress,
     )
     return out
@@ -204,53 +171,3 @@ def _selection(selection: Selection) -> dict[str, object]:
             for r in selection.rejected
         ],
     }
-
-
-def try_bundle(bundle: Path, installed: Path, progress: Progress) -> Trial:
-    """Install the bundle to `installed` and let it generate and infill once each there."""
-    progress("install", 0, 3)
-    _run([bundle / "install", "--to", installed], "")
-    progress("install", 1, 3)
-    run, common = installed / "run", ["--json", "--max-tokens", TRIAL_TOKENS]
-    completion = _run([run, "generate", "--file", "-", *common], PROMPT)
-    progress("install", 2, 3)
-    gap = "<GAP>"
-    middle = _run([run, "infill", "--marker", gap, *common], PREFIX + gap + SUFFIX)
-    progress("install", 3, 3)
-    texts = (json.loads(answer)["text"] for answer in (completion, middle))
-    return Trial(installed, PROMPT, next(texts), PREFIX, next(texts), SUFFIX)
-
-
-def _run(command: list[object], text: str) -> str:
-    # nothing of the checkout is passed on: the bundle has to stand on its own
-    environment = {
-        "PATH": os.environ.get("PATH", os.defpath),
-        "PYTHON": sys._base_executable,  # the Python that the bundle was packed for
-        "HF_HUB_OFFLINE": "1",
-    }
-    words = [str(part) for part in command]
-    name = Path(words[0]).name
-    try:
-        done = subprocess.run(
-            words,
-            input=text,
-            env=environment,
-            cwd="/",
-            capture_output=True,
-            text=True,
-            timeout=TIME_LIMIT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise StarpackError(
-            f"the bundle's {name} took more than {TIME_LIMIT_S} s", where=words[0]
-        ) from None
-    if done.returncode:
-        error = StarpackError(
-            f"the bundle's {name} ended with code {done.returncode}: {done.stderr.strip()}",
-            where=words[0],
-            remedy=f"run it by hand: {shlex.join(words)}",
-        )
-        error.exit_code = max(done.returncode, 1)
-        raise error
-    return done.stdout

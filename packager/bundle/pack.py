@@ -25,13 +25,13 @@ from pathlib import Path
 
 import jsonschema
 
-from packager.bundle.artifacts import Packed, placed
+from packager.bundle.artifacts import Origin, Packed, placed
 from packager.bundle.contents import model_licences, sources_of, written_files
 from packager.bundle.documents.collect import documents
 from packager.core.atomic import atomic_folder, file_entry, write_json
 from packager.core.errors import IntegrityError, UsageError
 from packager.core.package_data import read_schema
-from packager.core.records import Artifact, Checkpoint, Progress, no_progress
+from packager.core.records import Checkpoint, Progress, no_progress
 from packager.engine.target import Target, this_machine
 from packager.engine.wheelhouse import newest_glibc
 from runtimes.trust.entries import FileEntry
@@ -42,26 +42,21 @@ REPORT_NAME = "report.html"
 
 
 def pack(
-    artifact: Artifact,
+    parts: Sequence[Packed],
     checkpoint: Checkpoint,
     out: Path,
     *,
     wheels: Sequence[Path],
-    evidence: Mapping[str, object],
     target: Target | None = None,
     licence_file: Path | None = None,
-    provenance: Mapping[str, object] | None = None,
-    variants: Sequence[Packed] = (),
-    report: Path | None = None,
+    origin: Origin | None = None,
     progress: Progress = no_progress,
 ) -> Manifest:
     """Write the bundle to the folder `out` and return its manifest.
 
-    evidence: what was measured and proved, for the manifest. target: what the wheels are for, where
-    it is not this machine. licence_file: the model's licence, where the checkpoint's folder holds
-    none. provenance: what the manifest's is to have beside what is known here. variants: where
-    several artifacts share the bundle, all of them, the best first, which is `artifact`. report:
-    the page that says why it was chosen. Progress counts bytes.
+    parts: the artifacts, the best first. target: what the wheels are for, where it is not this
+    machine. licence_file: the model's licence, where the checkpoint's folder holds none. Progress
+    counts bytes.
 
     An earlier bundle at `out` is replaced once the new one is whole. Raises UsageError where
     something else is there, CheckpointError without a licence, IntegrityError where the artifact
@@ -70,12 +65,11 @@ def pack(
     _check_out(out)
     _check_wheels(wheels)
     target = target or this_machine()
-    provenance = provenance or {}
-    alone = Packed(artifact, evidence, calibration_sha256=provenance.get("calibration_sha256"))
-    parts = placed(variants or [alone])
+    origin = origin or Origin()
+    parts = placed(parts)
     sources = dict(sources_of(parts, checkpoint, licence_file, wheels))
-    if report is not None:
-        sources[REPORT_NAME] = report
+    if origin.report is not None:
+        sources[REPORT_NAME] = origin.report
     texts = documents(parts, checkpoint, wheels, target)
     with atomic_folder(out) as folder:
         known = {path: sha256 for part in parts for path, _, sha256 in part.files()}
@@ -91,7 +85,7 @@ def pack(
         entries = tuple(file_entry(folder, path) for path in paths)
         for part in parts:
             _check_artifact(part, entries)
-        manifest = _manifest(parts, checkpoint, entries, wheels, evidence, provenance, target)
+        manifest = _manifest(parts, checkpoint, entries, wheels, origin, target)
         check_manifest(manifest)
         write_json(folder / MANIFEST_NAME, manifest.to_json())
         data = (folder / MANIFEST_NAME).read_bytes()
@@ -189,8 +183,7 @@ def _manifest(
     checkpoint: Checkpoint,
     entries: tuple[FileEntry, ...],
     wheels: Sequence[Path],
-    evidence: Mapping[str, object],
-    provenance: Mapping[str, object],
+    origin: Origin,
     target: Target,
 ) -> Manifest:
     artifact, adapter = parts[0].artifact, checkpoint.adapter
@@ -218,10 +211,12 @@ def _manifest(
                 for entry in entries
                 if entry.path.startswith(("licence/model/", "licence/starpack/"))
             ],
-            **provenance,
+            **origin.provenance,
+            "calibration_sha256": parts[0].calibration_sha256,
             **_recipes(parts),
         },
-        measured=dict(evidence),
+        measured={**parts[0].evidence}
+        | ({} if origin.selection is None else {"selection": origin.selection}),
         versions={
             **{k: v for part in reversed(parts) for k, v in part.artifact.versions.items()},
             **{name.lower().replace("_", "-"): version for name, version in names},

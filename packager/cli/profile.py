@@ -51,7 +51,7 @@ def pack(arguments: argparse.Namespace, progress: Progress) -> Report:
 
 def bundle(arguments: argparse.Namespace, progress: Progress) -> Report:
     """Pack, then install the bundle and let it answer: the whole way."""
-    from packager.bundle.build import try_bundle
+    from packager.bundle.smoke_test import try_bundle
 
     if arguments.target or arguments.target_python:
         raise UsageError(

@@ -8,6 +8,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+from packager.bundle.artifacts import Packed
 from packager.bundle.pack import pack
 from packager.core.atomic import file_entry
 from packager.core.records import Artifact, Checkpoint, Geometry, Variant
@@ -82,11 +83,10 @@ def write_bundle(
 def pack_parts(work: Path, out: Path) -> Path:
     """Pack what `write_bundle` has left in `work` once more."""
     pack(
-        artifact_in(work / "artifact"),
+        [Packed(artifact_in(work / "artifact"), {"proof": {"holds": True}})],
         checkpoint_in(work / "model"),
         out,
         wheels=list(work.glob("*.whl")),
-        evidence={"proof": {"holds": True}},
     )
     return out
 

@@ -18,7 +18,7 @@ from packager.checkpoint.safetensors_reader import open_folder
 from packager.checkpoint.tokenizer import TOKENIZER_NAME
 from packager.core.errors import CheckpointError, data_errors_as
 from packager.core.hash_cache import hash_entries
-from packager.core.records import Artifact, Checkpoint
+from packager.core.records import Checkpoint
 
 NAMES_OR_FILES = frozenset({"budget", "device"})  # of a file, the last part is enough
 # What says where output goes and how it is shown, not what is made.
@@ -27,27 +27,27 @@ NOT_RECORDED = frozenset({"archive", "command", "json", "out", "split"})
 
 def provenance_of(
     checkpoint: Checkpoint,
-    artifact: Artifact,
-    calibrations: Mapping[str, Path],
     arguments: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What the manifest's `provenance` gets beside what packing knows itself.
 
-    calibrations: by format, the file or folder that was learned from. arguments: the command's, as
-    `recorded` gives them. The hashes of files are remembered, not computed twice.
+    arguments: the command's, as `recorded` gives them. The hashes of files are remembered, not
+    computed twice.
     """
     names = [checkpoint.path / CONFIG_NAME, checkpoint.path / TOKENIZER_NAME]
     with data_errors_as(CheckpointError, "check the disk, or fetch the checkpoint again"):
         entries = hash_entries([*names, *open_folder(checkpoint.path).files])
     return {
         "checkpoint_files": [asdict(entry) for entry in sorted(entries, key=lambda e: e.path)],
-        "calibration_sha256": calibration_sha256(artifact.variant.format, calibrations),
         "arguments": dict(arguments),
     }
 
 
 def calibration_sha256(format: str, calibrations: Mapping[str, Path]) -> str | None:
-    """Of what the format was calibrated on, if on anything."""
+    """Of what the format was calibrated on, if on anything.
+
+    calibrations: by format, the file or folder that was learned from.
+    """
     calibration = calibrations.get(format)
     if calibration is None:
         return None

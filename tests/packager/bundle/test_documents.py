@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from packager.bundle.artifacts import Packed
 from packager.bundle.documents.sbom import SBOM_NAME
 from packager.bundle.documents.wheel_metadata import read_wheel
 from packager.bundle.pack import pack
@@ -52,8 +53,9 @@ def artifact(tmp_path: Path) -> Artifact:
 
 
 def packed(artifact: Artifact, checkpoint: Checkpoint, out: Path, **more: object) -> Path:
-    given = {"wheels": [write_wheel(out.parent / "wheels")], "evidence": MEASURED} | more
-    pack(artifact, checkpoint, out, **given)
+    calibration = more.pop("calibration_sha256", None)
+    part = Packed(artifact, more.pop("evidence", MEASURED), calibration_sha256=calibration)
+    pack([part], checkpoint, out, **{"wheels": [write_wheel(out.parent / "wheels")]} | more)
     return out
 
 
@@ -66,8 +68,7 @@ def test_the_bill_of_materials_is_valid_and_names_everything(
 ) -> None:
     card = "---\nlicense: apache-2.0\n---\n"
     (checkpoint.path / "README.md").write_text(card)
-    provenance = {"calibration_sha256": "c" * 64}
-    bundle = packed(artifact, checkpoint, tmp_path / "bundle", provenance=provenance)
+    bundle = packed(artifact, checkpoint, tmp_path / "bundle", calibration_sha256="c" * 64)
     assert_valid((bundle / SBOM_NAME).read_text())
     value = bill(bundle)
     assert (value["bomFormat"], value["specVersion"]) == ("CycloneDX", "1.6")

@@ -13,6 +13,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from packager.bundle.artifacts import Packed
 from packager.bundle.pack import check_manifest, pack
 from packager.core.atomic import file_entry
 from packager.core.errors import CheckpointError, IntegrityError, UsageError
@@ -59,7 +60,7 @@ def test_exact_list_of_files(
     regenerate_goldens: bool,
 ) -> None:
     out = tmp_path / "bundle"
-    manifest = pack(artifact, checkpoint, out, wheels=[wheel], evidence={"proof": {"holds": True}})
+    manifest = pack([Packed(artifact, {"proof": {"holds": True}})], checkpoint, out, wheels=[wheel])
     found = sorted(file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file())
     if regenerate_goldens:
         GGUF_FILES.write_text("\n".join(found) + "\n")
@@ -82,7 +83,7 @@ def test_a_bundle_has_the_backends_of_its_formats_alone(
 ) -> None:
     of_format = replace(artifact, variant=replace(artifact.variant, format=format))
     out = tmp_path / "bundle"
-    pack(of_format, checkpoint, out, wheels=[], evidence={})
+    pack([Packed(of_format)], checkpoint, out, wheels=[])
     folder = out / "runtimes" / "backends"
     found = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
     assert found == {*COMMON.split(), *BACKENDS[format].split()}
@@ -97,7 +98,7 @@ def test_same_inputs_same_bytes(
     artifact: Artifact, checkpoint: Checkpoint, wheel: Path, tmp_path: Path
 ) -> None:
     packed = [
-        pack(artifact, checkpoint, tmp_path / name, wheels=[wheel], evidence={})
+        pack([Packed(artifact)], checkpoint, tmp_path / name, wheels=[wheel])
         for name in ("one", "two")
     ]
     assert packed[0] == packed[1]
@@ -109,7 +110,7 @@ def test_several_files_make_the_folder_the_artifact(
     (artifact.path / "config.json").write_text("{}")
     both = (*artifact.files, file_entry(artifact.path, "config.json"))
     manifest = pack(
-        replace(artifact, files=both), checkpoint, tmp_path / "bundle", wheels=[], evidence={}
+        [Packed(replace(artifact, files=both))], checkpoint, tmp_path / "bundle", wheels=[]
     )
     assert manifest.artifact == "model"
 
@@ -118,15 +119,15 @@ def test_no_licence_no_bundle(artifact: Artifact, checkpoint: Checkpoint, tmp_pa
     (checkpoint.path / "LICENSE").unlink()
     out = tmp_path / "bundle"
     with pytest.raises(CheckpointError, match="licence is missing") as caught:
-        pack(artifact, checkpoint, out, wheels=[], evidence={})
+        pack([Packed(artifact)], checkpoint, out, wheels=[])
     assert "--licence-file" in caught.value.remedy
     assert not out.exists()
     given = tmp_path / "OpenRAIL.txt"
     given.write_text("terms")
-    pack(artifact, checkpoint, out, wheels=[], evidence={}, licence_file=given)
+    pack([Packed(artifact)], checkpoint, out, wheels=[], licence_file=given)
     assert (out / "licence" / "model" / "OpenRAIL.txt").read_text() == "terms"
     with pytest.raises(UsageError, match="no such file"):
-        pack(artifact, checkpoint, out, wheels=[], evidence={}, licence_file=tmp_path / "none")
+        pack([Packed(artifact)], checkpoint, out, wheels=[], licence_file=tmp_path / "none")
 
 
 def test_only_a_bundle_is_replaced_and_only_by_a_whole_one(
@@ -136,21 +137,21 @@ def test_only_a_bundle_is_replaced_and_only_by_a_whole_one(
     out.mkdir()
     (out / "thesis.txt").write_text("precious")
     with pytest.raises(UsageError, match="not a bundle"):
-        pack(artifact, checkpoint, out, wheels=[], evidence={})
+        pack([Packed(artifact)], checkpoint, out, wheels=[])
     assert (out / "thesis.txt").read_text() == "precious"
     (out / "thesis.txt").unlink()
     out.rmdir()
 
-    first = pack(artifact, checkpoint, out, wheels=[], evidence={})
+    first = pack([Packed(artifact)], checkpoint, out, wheels=[])
     (artifact.path / "model.gguf").write_bytes(b"changed")
     with pytest.raises(IntegrityError, match="changed since it was converted") as caught:
-        pack(artifact, checkpoint, out, wheels=[], evidence={})
+        pack([Packed(artifact)], checkpoint, out, wheels=[])
     assert f"delete {artifact.path} and" in caught.value.remedy
     verify_files(out, first)  # the old one is untouched
     assert not list(tmp_path.glob("bundle.*"))
 
     changed = replace(artifact, files=(file_entry(artifact.path, "model.gguf"),))
-    second = pack(changed, checkpoint, out, wheels=[], evidence={})
+    second = pack([Packed(changed)], checkpoint, out, wheels=[])
     assert second != first
     verify_files(out, second)
     assert not list(tmp_path.glob("bundle.*"))
@@ -169,7 +170,7 @@ def test_wheel_that_unpacking_cannot_install_is_refused(
     with zipfile.ZipFile(wheel, "a") as archive:
         archive.writestr(name, "")
     with pytest.raises(IntegrityError, match=message):
-        pack(artifact, checkpoint, tmp_path / "bundle", wheels=[wheel], evidence={})
+        pack([Packed(artifact)], checkpoint, tmp_path / "bundle", wheels=[wheel])
 
 
 BAD = {

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from packager.bundle.documents.provenance import provenance_of, recorded
+from packager.bundle.documents.provenance import calibration_sha256, provenance_of, recorded
 from packager.cli.main import parser
+from packager.core.atomic import sha256_file
 from packager.core.hash_cache import combined_sha256
-from packager.core.records import Artifact, Variant
 from runtimes.trust.entries import FileEntry
 from tests.support.tiny import write_checkpoint
 
@@ -40,17 +40,19 @@ def test_flags_without_places(tmp_path: Path) -> None:
     assert str(tmp_path) not in json.dumps(found) and "/home" not in json.dumps(found)
 
 
-def test_files_and_calibration(tmp_path: Path) -> None:
+def test_files(tmp_path: Path) -> None:
     from packager.checkpoint.reader import read_checkpoint
-    from packager.core.atomic import sha256_file
 
     checkpoint = read_checkpoint(write_checkpoint(tmp_path / "star"))
-    artifact = Artifact(Variant("gguf", "Q8_0", 8.5, None), checkpoint.sha256, tmp_path, ())
-    found = provenance_of(checkpoint, artifact, {}, {"model": "star"})
-    assert found["calibration_sha256"] is None and found["arguments"] == {"model": "star"}
+    found = provenance_of(checkpoint, {"model": "star"})
+    assert found["arguments"] == {"model": "star"}
     # together they are what the checkpoint's own hash says
     assert combined_sha256([FileEntry(**e) for e in found["checkpoint_files"]]) == checkpoint.sha256
+
+
+def test_calibration(tmp_path: Path) -> None:
     importance = tmp_path / "importance.gguf"
     importance.write_bytes(b"weights of weights")
-    found = provenance_of(checkpoint, artifact, {"gguf": importance, "onnx": tmp_path}, {})
-    assert found["calibration_sha256"] == sha256_file(importance)
+    assert calibration_sha256("gguf", {}) is None
+    found = calibration_sha256("gguf", {"gguf": importance, "onnx": tmp_path})
+    assert found == sha256_file(importance)

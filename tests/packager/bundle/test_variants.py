@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from packager.bundle import build as ship
-from packager.bundle.artifacts import Packed
+from packager.bundle import build
+from packager.bundle.artifacts import Origin, Packed
 from packager.bundle.delta import write_delta
 from packager.bundle.pack import pack
 from packager.cli.parser import parser
@@ -74,12 +74,11 @@ def parts_in(work: Path) -> list[Packed]:
 def pack_several(work: Path, out: Path, parts: list[Packed] | None = None) -> Manifest:
     parts = parts or parts_in(work)
     return pack(
-        parts[0].artifact,
+        parts,
         checkpoint_in(work / "checkpoint"),
         out,
         wheels=list(work.glob("*.whl")),
-        evidence={**MEASURED, "selection": {}},
-        variants=parts,
+        origin=Origin(selection={}),
     )
 
 
@@ -101,7 +100,7 @@ def test_each_has_a_folder_and_what_is_equal_is_stored_once(tmp_path: Path) -> N
     assert shared[0].samefile(shared[1]) and shared[0].read_bytes() == b"{}" * 500
     assert not shared[0].samefile(tmp_path / "work" / "onnx-int8" / "shared.json")
     folders = {f.name for f in (out / "runtimes" / "backends").iterdir() if f.is_dir()}
-    assert folders == {"gguf", "onnx"}
+    assert folders == {"gguf", "onnx", "own_cache"}
     assert manifest.provenance["variants"]["onnx-int8"]["bits"] == 8.0
     assert "selection" in manifest.measured and "selection" not in manifest.variants[0].measured
 
@@ -148,11 +147,10 @@ def test_a_bundle_of_one_has_no_list_of_variants(tmp_path: Path) -> None:
     write_parts(tmp_path / "work")
     only = parts_in(tmp_path / "work")[0].artifact
     pack(
-        only,
+        [Packed(only)],
         checkpoint_in(tmp_path / "work" / "checkpoint"),
         tmp_path / "b",
         wheels=[],
-        evidence={},
     )
     value = json.loads((tmp_path / "b" / "bundle.json").read_bytes())
     assert "variants" not in value and "variants" not in value["provenance"]
@@ -189,9 +187,9 @@ def test_those_that_fit_are_packed_the_best_first() -> None:
     every, budget = [coarse, large, middle, unproved, fine], Budget(divergence_nats=0.5)
     selection = select(every, budget, "here", 2**34)
     for most in (1, 2, 9):
-        assert ship.packed_variants(selection, most) == [fine, middle][:most]
+        assert build.packed_variants(selection, most) == [fine, middle][:most]
     selection = select(every, budget, "here", 2**34, accept=["quality"])
-    assert ship.packed_variants(selection, 9) == [fine, middle, coarse]
+    assert build.packed_variants(selection, 9) == [fine, middle, coarse]
     (rejected,) = [r for r in selection.rejected if r.candidate is coarse]
     assert "quality: it diverges by 0.9 nats" in rejected.others[0]
 
@@ -199,17 +197,17 @@ def test_those_that_fit_are_packed_the_best_first() -> None:
 def test_a_selection_is_packed_with_the_figures_of_each(tmp_path: Path, monkeypatch) -> None:
     write_parts(tmp_path / "work")
     artifacts = {part.artifact.variant: part.artifact for part in parts_in(tmp_path / "work")}
-    monkeypatch.setattr(ship, "provenance_of", lambda *_: {})
+    monkeypatch.setattr(build, "provenance_of", lambda *_: {})
     measured = [replace(MEASUREMENT, variant=variant) for variant in artifacts]
     worse = replace(QUALITY, inside=replace(QUALITY.inside, mean_nats=0.3))
     measured[2] = replace(measured[2], quality=worse, speed=None)  # the device is elsewhere
     candidates = [of_measurement(m, parameters=1, context_tokens=4096) for m in measured]
     selection = select(candidates, Budget(), "card", 2**34, accept=["uncalibrated"])
-    chosen = [candidate.variant for candidate in ship.packed_variants(selection, 3)]
+    chosen = [candidate.variant for candidate in build.packed_variants(selection, 3)]
     by_variant = {m.variant: m for m in measured}
     wheel = write_wheel(tmp_path / "onnx", package="only_onnx")
     (tmp_path / "report.html").write_text("why")
-    out = ship.pack_selection(
+    out = build.pack_selection(
         checkpoint_in(tmp_path / "work" / "checkpoint"),
         [(artifacts[variant], by_variant[variant]) for variant in chosen],
         selection,
