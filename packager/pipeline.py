@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packager import formats
-from packager.calibration.sources import texts_sha256
+from packager.calibration.sources import read_named_sources, texts_sha256
 from packager.checkpoint.reference import Reference
 from packager.checkpoint.tensors import open_tensors
 from packager.core.errors import UsageError
@@ -35,7 +35,7 @@ from packager.estimate.estimator import estimate
 from packager.measurement import quality_gate, timing
 from packager.measurement import window_proof as quality
 from packager.measurement.gpu_meter import process_bytes
-from packager.measurement.infill_samples import own_texts, texts_of
+from packager.measurement.infill_samples import builtin_texts
 from packager.selection import selector
 from packager.selection.candidates import of_measurement
 from runtimes import backends
@@ -110,14 +110,14 @@ def assess(
 ) -> Assessment:
     """Prove the window and compare with the checkpoint on held-out code, on this machine."""
     options = settings.options()
-    texts = own_texts() if settings.held_out is None else texts_of(settings.held_out)
+    texts = builtin_texts() if settings.held_out is None else read_named_sources(settings.held_out)
     inputs = {
         "artifact": artifact.files,
         "options": options,
         "engine": _engine_files(artifact.variant.format),
         "runtime": quality.own_sha256(),
         "texts": texts_sha256(texts),
-        "extent": settings.extent,
+        "sample_size": settings.sample_size,
         "versions": [quality.VERSION, quality_gate.VERSION],
     }
 
@@ -131,7 +131,7 @@ def assess(
             sample = quality.proof_sample(checkpoint, quality.builtin_text())
             reference = _reference(checkpoint)
             proof = quality.prove_window(reference, backend, sample, progress)
-            found = quality_gate.assess(reference, backend, texts, settings.extent, progress)
+            found = quality_gate.assess(reference, backend, texts, settings.sample_size, progress)
         finally:
             backend.close()
         return Assessment(proof, found)
@@ -162,7 +162,7 @@ def measure(
         proof=assessment.proof,
         quality=assessment.quality,
         speed=timed.speed,
-        unfit=timed.unfit,
+        out_of_memory=timed.out_of_memory,
         estimate=expect(checkpoint, artifact.variant, settings),
     )
 

@@ -62,10 +62,10 @@ def _quality(measured: Mapping[str, Any]) -> Iterator[Figure]:
             ("p99_nats", "99th percentile of the divergence", "nats per token"),
         ):
             yield from _one(measured, ("quality", part, key), name, unit, stretch)
-    holes = _get(measured, "quality", "holes")
-    for score in holes if isinstance(holes, list) else []:
+    scores = _get(measured, "quality", "fim")
+    for score in scores if isinstance(scores, list) else []:
         if isinstance(score, Mapping):
-            part = f"{score.get('holes')} holes of kind {score.get('kind')}"
+            part = f"{score.get('samples')} infilling samples of kind {score.get('kind')}"
             yield from _one(score, ("exact",), "filled in exactly", "", part)
             yield from _one(score, ("reference_exact",), "the same by the checkpoint", "", part)
 

@@ -121,10 +121,10 @@ def quality_lines(quality: Quality) -> list[str]:
                 f"({score.agreement.low:.1%} to {score.agreement.high:.1%})"
             )
     lines += [
-        f"  {holes.kind:15}{holes.exact:.0%} of {holes.holes} exact (checkpoint "
-        f"{holes.reference_exact:.0%}), {holes.same:.0%} as the checkpoint fills them, similarity "
-        f"{holes.similarity:.2f}"
-        for holes in quality.holes
+        f"  {score.kind:15}{score.exact:.0%} of {score.samples} exact (checkpoint "
+        f"{score.reference_exact:.0%}), {score.same_as_checkpoint:.0%} as the checkpoint fills "
+        f"them, similarity {score.similarity:.2f}"
+        for score in quality.fim
     ]
     return lines
 
@@ -132,11 +132,11 @@ def quality_lines(quality: Quality) -> list[str]:
 def _speed_lines(measurement: Measurement) -> list[str]:
     speed, estimate = measurement.speed, measurement.estimate
     lines: list[str] = []
-    if measurement.unfit is not None:
-        unfit = measurement.unfit
+    if measurement.out_of_memory is not None:
+        failed = measurement.out_of_memory
         lines.append(
-            f"  does not fit   needed more than {unfit.needed_bytes / 2**30:.2f} GiB, had "
-            f"{unfit.had_bytes / 2**30:.2f} GiB ({unfit.what})"
+            f"  does not fit   needed more than {failed.needed_bytes / 2**30:.2f} GiB, had "
+            f"{failed.had_bytes / 2**30:.2f} GiB ({failed.what})"
         )
     if speed is not None:
         work = speed.workload

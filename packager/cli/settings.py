@@ -8,7 +8,7 @@ from pathlib import Path
 from packager import pipeline
 from packager.checkpoint.reader import read_checkpoint
 from packager.core.records import Checkpoint, Progress, Variant
-from packager.core.settings import DeviceSettings, Extent, JudgeSettings
+from packager.core.settings import DeviceSettings, JudgeSettings, SampleSize
 from packager.devices.budget import load_budget
 from packager.devices.choice import target_device
 from packager.estimate.estimator import DEFAULT_CONTEXT_TOKENS
@@ -42,7 +42,9 @@ def judging_of(arguments: argparse.Namespace, checkpoint: Checkpoint) -> JudgeSe
         provider=arguments.provider,
         gpu_layers=arguments.gpu_layers,
         held_out=arguments.held_out,
-        extent=Extent() if arguments.holes is None else Extent(holes_per_kind=arguments.holes),
+        sample_size=SampleSize()
+        if arguments.holes is None
+        else SampleSize(samples_per_kind=arguments.holes),
     )
 
 
@@ -61,7 +63,7 @@ def settings_of(
         provider=judging.provider,
         gpu_layers=judging.gpu_layers,
         held_out=judging.held_out,
-        extent=judging.extent,
+        sample_size=judging.sample_size,
         device=device,
         timed_here=here,
         budget=budget,

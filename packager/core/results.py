@@ -11,7 +11,7 @@ from packager.core.records import Budget, Estimate, Interval, Limit, Variant, Wo
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """Mean divergences, in nats, of a stretch of positions from `start` on."""
+    """Mean divergences, in nats, of a block of positions from `start` on."""
 
     start: int
     nats: float
@@ -54,8 +54,8 @@ class WindowProof:
 class TextScore:
     """How an artifact reads a text, beside the unquantised checkpoint, over `positions` tokens.
 
-    Divergences are from the checkpoint, in nats; agreement is the share of equal first choices,
-    with the ends of its 95 % interval (Wilson's).
+    Divergences are from the checkpoint, in nats; agreement is top-1 agreement, with
+    the bounds of its 95 % interval (Wilson's).
     """
 
     positions: int
@@ -67,29 +67,30 @@ class TextScore:
 
 
 @dataclass(frozen=True, slots=True)
-class HolesScore:
-    """How an artifact fills holes of one kind, greedily; all but `holes` are shares from 0 to 1.
+class FimScore:
+    """How an artifact fills infilling (FIM) samples of one kind, greedily.
 
-    exact: equal to what was taken out; reference_exact: what the checkpoint reaches there; same:
-    equal to what the checkpoint fills in; similarity: mean edit similarity to what was taken out.
+    All but `samples` are fractions. exact: equal to what was taken out. reference_exact: what the
+    checkpoint reaches there. same_as_checkpoint: equal to what the checkpoint fills in. similarity:
+    mean edit similarity to what was taken out.
     """
 
     kind: str
-    holes: int
+    samples: int
     exact: float
     reference_exact: float
-    same: float
+    same_as_checkpoint: float
     similarity: float
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """The gate's figures: on stretches inside the window, past it, and on holes."""
+    """The quality gate's figures: text inside the window, past it, and infilling samples."""
 
     text_sha256: str
     inside: TextScore
     past: TextScore | None
-    holes: tuple[HolesScore, ...]
+    fim: tuple[FimScore, ...]
 
     @property
     def divergence_nats(self) -> float:
@@ -98,7 +99,7 @@ class Quality:
 
     @property
     def agreement(self) -> float:
-        """The bad end of the worse of the two agreements."""
+        """The lower bound of the worse of the two agreements."""
         return min(score.agreement.low for score in self._scores())
 
     def _scores(self) -> list[TextScore]:
@@ -172,8 +173,8 @@ class Speed:
 
 
 @dataclass(frozen=True, slots=True)
-class Unfit:
-    """An artifact that ran out of memory: needed_bytes is what it had taken when it was ended."""
+class OutOfMemory:
+    """An artifact that ran out of memory: needed_bytes is what it had taken when it ended."""
 
     needed_bytes: int
     had_bytes: int
@@ -184,7 +185,7 @@ class Unfit:
 class Measurement:
     """What an artifact does on a device: measured, but for `estimate`, what was expected of it.
 
-    Either `speed` or `unfit` is there.
+    Either `speed` or `out_of_memory` is there.
     """
 
     variant: Variant
@@ -195,7 +196,7 @@ class Measurement:
     proof: WindowProof
     quality: Quality
     speed: Speed | None
-    unfit: Unfit | None = None
+    out_of_memory: OutOfMemory | None = None
     estimate: Estimate | None = None
 
 

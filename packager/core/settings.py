@@ -14,23 +14,24 @@ from runtimes.contract import BackendOptions
 
 
 @dataclass(frozen=True, slots=True)
-class Extent:
+class SampleSize:
     """How much text quality is judged on. Guessed: enough to tell recipes apart, and no more.
 
-    text_tokens bounds all stretches inside the window together, stretch_tokens each of them. Of a
-    hole's sides the nearest characters are given; middle_tokens is the most that is filled in.
+    text_tokens bounds all blocks inside the window together, block_tokens each of them. The
+    nearest characters of a sample's prefix and suffix are given, and at most middle_tokens filled
+    in.
     """
 
     text_tokens: int = 8192
-    stretch_tokens: int = 1024
-    holes_per_kind: int = 20
+    block_tokens: int = 1024
+    samples_per_kind: int = 20
     prefix_characters: int = 1000
     suffix_characters: int = 400
     middle_tokens: int = 48
     seed: int = 0
 
 
-DEFAULT_EXTENT = Extent()
+DEFAULT_SAMPLE_SIZE = SampleSize()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class JudgeSettings(ConvertSettings):
     provider: str = "cpu"
     gpu_layers: int = 0
     held_out: Path | None = None
-    extent: Extent = DEFAULT_EXTENT
+    sample_size: SampleSize = DEFAULT_SAMPLE_SIZE
 
     def options(self) -> BackendOptions:
         """How artifacts are opened."""

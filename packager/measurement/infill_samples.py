@@ -1,6 +1,6 @@
-"""Texts to judge a model on, the holes to fill in them, and how near an answer comes.
+"""Texts to judge a model on, samples of infilling (FIM) from them, and how near an answer comes.
 
-Seeded: equal texts and settings give equal holes. Knows nothing of models or tokens.
+Seeded: equal texts and settings give equal samples. Knows nothing of models or tokens.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Literal, get_args
 
 from rapidfuzz.distance import Levenshtein
@@ -30,12 +30,12 @@ TRIES = 50  # guessed: draws of one language in a row that find nothing new befo
 
 
 @dataclass(frozen=True, slots=True)
-class Hole:
-    """A stretch of a text that a model is to find again.
+class FimSample:
+    """A span of a text that a model is to fill in again.
 
-    Law: prefix + middle + suffix is a stretch of the text called `path`. A middle of whole lines
-    begins at the start of the first (its indent is to be found too) and ends with the line break
-    of the last, where the text has one there. No middle is blank.
+    Law: prefix + middle + suffix is a span of the text called `path`. A middle of complete lines
+    begins at the start of the first, indent included. It ends with the line break of the last,
+    where the text has one there. No middle is blank.
     """
 
     kind: Kind
@@ -45,31 +45,28 @@ class Hole:
     suffix: str
 
 
-def own_texts() -> list[tuple[str, str]]:
+def builtin_texts() -> list[tuple[str, str]]:
     """(name, text) of ten source files in ten languages, written for starpack to judge models on.
 
-    Nothing was trained or calibrated on them. Each is a whole file of 65 to 105 lines of ASCII that
-    its language's compiler or interpreter takes.
+    Nothing was trained or calibrated on them. Each is a complete file of 65 to 105 lines of ASCII
+    that its language's compiler or interpreter accepts.
     """
-    return texts_of(profiles_folder() / "texts" / "held-out")
+    return read_named_sources(profiles_folder() / "texts" / "held-out")
 
 
-def texts_of(folder: Path) -> list[tuple[str, str]]:
-    """(path below `folder`, text) of the sources there. Raises UsageError where there are none."""
-    return read_named_sources(folder)
-
-
-def draw_holes(files: list[tuple[str, str]], count_per_kind: int, seed: int = 0) -> list[Hole]:
-    """`count_per_kind` different holes of each kind in `files`, (name, text); languages in turn.
+def draw_fim_samples(
+    files: list[tuple[str, str]], count_per_kind: int, seed: int = 0
+) -> list[FimSample]:
+    """`count_per_kind` different samples of each kind in `files`, (name, text); languages in turn.
 
     Single-line: one line that is not blank, as in HumanEval's single-line infilling. Multi-line: 2
     to 5 lines, the first not blank. Random-span: 8 to 80 characters that begin and end anywhere.
-    The holes of one kind do not depend on those of another. Raises UsageError where the texts have
-    no more to give.
+    The samples of one kind do not depend on those of another. Raises UsageError where the texts
+    have no more to give.
     """
     if count_per_kind < 1:
-        raise UsageError(f"{count_per_kind} holes of each kind", expected="1 or more")
-    return [hole for kind in KINDS for hole in _draw(files, kind, count_per_kind, seed)]
+        raise UsageError(f"{count_per_kind} samples of each kind", expected="1 or more")
+    return [sample for kind in KINDS for sample in _draw(files, kind, count_per_kind, seed)]
 
 
 def is_exact(answer: str, middle: str) -> bool:
@@ -90,31 +87,33 @@ def edit_similarity(answer: str, middle: str) -> float:
     return Levenshtein.normalized_similarity(answer.rstrip(), middle.rstrip())
 
 
-def _draw(files: list[tuple[str, str]], kind: Kind, count: int, seed: int) -> list[Hole]:
+def _draw(files: list[tuple[str, str]], kind: Kind, count: int, seed: int) -> list[FimSample]:
     rng = random.Random(f"{seed} {kind}")
     by_language: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
     for path, text in sorted(files):
         by_language[language_of(PurePath(path).suffix.lower())].append((path, text))
-    languages = [_holes_of(texts, kind, rng) for _, texts in sorted(by_language.items())]
+    languages = [_samples_of(texts, kind, rng) for _, texts in sorted(by_language.items())]
     rng.shuffle(languages)
-    holes: list[Hole] = []
-    while len(holes) < count:
+    samples: list[FimSample] = []
+    while len(samples) < count:
         if not languages:
             raise UsageError(
-                f"the texts have room for only {len(holes)} different {kind} holes",
+                f"the texts have only {len(samples)} different {kind} samples",
                 expected=count,
-                remedy="give more source files, or ask for fewer holes",
+                remedy="give more source files, or ask for fewer samples",
             )
         language = languages.pop(0)
-        hole = next(language, None)
-        if hole is not None:
-            holes.append(hole)
+        sample = next(language, None)
+        if sample is not None:
+            samples.append(sample)
             languages.append(language)
-    return holes
+    return samples
 
 
-def _holes_of(files: list[tuple[str, str]], kind: Kind, rng: random.Random) -> Iterator[Hole]:
-    """Holes of one language, each once, until nothing new is found."""
+def _samples_of(
+    files: list[tuple[str, str]], kind: Kind, rng: random.Random
+) -> Iterator[FimSample]:
+    """Samples of one language, each once, until nothing new is found."""
     places = [_Places(text) for _, text in files]
     seen: set[tuple[int, int, int]] = set()
     tries = TRIES
@@ -129,11 +128,11 @@ def _holes_of(files: list[tuple[str, str]], kind: Kind, rng: random.Random) -> I
         tries = TRIES
         prefix = text[max(0, start - MAX_PREFIX_CHARACTERS) : start]
         suffix = text[end : end + MAX_SUFFIX_CHARACTERS]
-        yield Hole(kind, path, prefix, text[start:end], suffix)
+        yield FimSample(kind, path, prefix, text[start:end], suffix)
 
 
 class _Places:
-    """Where holes of one text can be: offsets (start, end); an empty stretch where none is."""
+    """Where samples of one text can be: offsets (start, end); an empty span where none is."""
 
     def __init__(self, text: str) -> None:
         self.length = len(text)
@@ -148,8 +147,7 @@ class _Places:
 
     def draw(self, kind: Kind, rng: random.Random) -> tuple[int, int]:
         if kind == "random-span":
-            least, most = SPAN_CHARACTERS
-            length = rng.randint(least, most)
+            length = rng.randint(*SPAN_CHARACTERS)
             if length > self.length:
                 return 0, 0
             start = rng.randint(0, self.length - length)

@@ -1,8 +1,8 @@
 """The quality gate's figures: an artifact beside its unquantised checkpoint, on held-out code.
 
-Reads text inside the window and past it, and fills holes. The checkpoint itself never generates:
-a middle is its own greedy choice if and only if each id of it is its first choice after those
-before, which one pass over all texts tells. Knows nothing of formats or of limits.
+Reads text inside the window and past it, and fills infilling (FIM) samples. A completion counts as
+the checkpoint's own if every token is its argmax (teacher forcing): the checkpoint never generates.
+Knows nothing of formats or of limits.
 """
 
 from __future__ import annotations
@@ -18,9 +18,14 @@ from packager.checkpoint.reference import Reference
 from packager.checkpoint.tokenizer import TOKENIZER_NAME
 from packager.core.errors import UsageError
 from packager.core.records import Checkpoint, Interval, Progress, no_progress
-from packager.core.results import HolesScore, Quality, TextScore
-from packager.core.settings import DEFAULT_EXTENT, Extent
-from packager.measurement.infill_samples import Hole, draw_holes, edit_similarity, is_exact
+from packager.core.results import FimScore, Quality, TextScore
+from packager.core.settings import DEFAULT_SAMPLE_SIZE, SampleSize
+from packager.measurement.infill_samples import (
+    FimSample,
+    draw_fim_samples,
+    edit_similarity,
+    is_exact,
+)
 from packager.measurement.window_proof import compare, divergence, past_tokens
 from runtimes.contract import Backend
 from runtimes.generation.completion import GenerateOptions, join
@@ -35,9 +40,9 @@ VERSION = 1  # of what these figures are: part of the key of every measurement
 
 @dataclass(frozen=True, slots=True)
 class _Filled:
-    """A hole, its prompt, what was filled in as text and as ids, and what was there, as ids."""
+    """A sample, its prompt, what was filled in as text and as ids, and what was there, as ids."""
 
-    hole: Hole
+    sample: FimSample
     prompt: list[int]
     text: str
     found: list[int]
@@ -49,7 +54,7 @@ def assess(
     reference: Reference,
     backend: Backend,
     files: Sequence[tuple[str, str]],
-    extent: Extent = DEFAULT_EXTENT,
+    size: SampleSize = DEFAULT_SAMPLE_SIZE,
     progress: Progress = no_progress,
 ) -> Quality:
     """Compare the open backend with the checkpoint on `files`, (name, text) each.
@@ -65,22 +70,22 @@ def assess(
             expected="source files with characters that the model has tokens for",
             remedy="name a folder with source code with --held-out DIR",
         )
-    stretches = _stretches(texts, checkpoint, extent)
-    kept = reference.states(stretches, progress=progress)
+    blocks = _blocks(texts, checkpoint, size)
+    kept = reference.states(blocks, progress=progress)
     inside = [
         _positions(reference, backend, ids, states)
-        for ids, states in zip(stretches, kept, strict=True)
+        for ids, states in zip(blocks, kept, strict=True)
     ]
     past, long = None, _long_sequence(texts, checkpoint)
     if long is not None:
         (states,) = reference.states([long], progress=progress)
         past = _positions(reference, backend, long, states)[checkpoint.window.size_tokens :]
-    filled = _fill(checkpoint, backend, tokenizer, files, extent, progress)
+    filled = _fill(checkpoint, backend, tokenizer, files, size, progress)
     return Quality(
         texts_sha256(files),
         _score(np.concatenate(inside)),
         None if past is None else _score(past),
-        _holes_scores(filled, _Choices(reference, tokenizer, extent, progress)),
+        _fim_scores(filled, _GreedyCheck(reference, tokenizer, size, progress)),
     )
 
 
@@ -91,22 +96,22 @@ def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
         return []  # a character that the model has no token for
 
 
-def _stretches(
-    texts: Sequence[list[int]], checkpoint: Checkpoint, extent: Extent
+def _blocks(
+    texts: Sequence[list[int]], checkpoint: Checkpoint, size: SampleSize
 ) -> list[np.ndarray]:
     """The beginnings of the texts, each begun as the model's documents are, inside the window."""
     longest = min(
-        extent.stretch_tokens,
-        checkpoint.window.size_tokens or extent.stretch_tokens,
+        size.block_tokens,
+        checkpoint.window.size_tokens or size.block_tokens,
         checkpoint.context_tokens,
     )
     found: list[np.ndarray] = []
-    left = extent.text_tokens
+    remaining = size.text_tokens
     for ids in texts:
-        stretch = [checkpoint.special_ids.endoftext, *ids][: min(longest, left)]
-        if len(stretch) > 1:
-            found.append(np.array(stretch))
-            left -= len(stretch)
+        block = [checkpoint.special_ids.endoftext, *ids][: min(longest, remaining)]
+        if len(block) > 1:
+            found.append(np.array(block))
+            remaining -= len(block)
     return found
 
 
@@ -125,38 +130,38 @@ def _fill(
     backend: Backend,
     tokenizer: Tokenizer,
     files: Sequence[tuple[str, str]],
-    extent: Extent,
+    size: SampleSize,
     progress: Progress,
 ) -> list[_Filled]:
-    """Fill the holes with the backend, greedily."""
+    """Fill the samples with the backend, greedily."""
     runtime = Runtime(backend, tokenizer, checkpoint.special_ids)  # its owner closes the backend
-    holes = draw_holes(list(files), extent.holes_per_kind, extent.seed)
+    samples = draw_fim_samples(list(files), size.samples_per_kind, size.seed)
     filled: list[_Filled] = []
-    for count, hole in enumerate(holes):
-        progress("infill", count, len(holes))
-        truth = _encode(tokenizer, hole.middle.rstrip(LINE_END))
+    for count, sample in enumerate(samples):
+        progress("infill", count, len(samples))
+        truth = _encode(tokenizer, sample.middle.rstrip(LINE_END))
         try:
-            prefix = hole.prefix[-extent.prefix_characters :]
-            suffix = hole.suffix[: extent.suffix_characters]
+            prefix = sample.prefix[-size.prefix_characters :]
+            suffix = sample.suffix[: size.suffix_characters]
             prompt = infill_ids(tokenizer.encode, checkpoint.special_ids, prefix, suffix)
         except UsageError:
             continue
-        room = backend.context_tokens - len(prompt)
-        if not 0 < len(truth) <= extent.middle_tokens < room:
+        available = backend.context_tokens - len(prompt)
+        if not 0 < len(truth) <= size.middle_tokens < available:
             continue
         options = GenerateOptions(
-            max_tokens=extent.middle_tokens, stop=_stop(hole), speculate=False
+            max_tokens=size.middle_tokens, stop=_stop(sample), speculate=False
         )
         done = join(runtime.run(prompt, options))
         stopped = done.finish.reason == "stop"
-        filled.append(_Filled(hole, prompt, done.text, list(done.ids), truth, stopped))
-    progress("infill", len(holes), len(holes))
+        filled.append(_Filled(sample, prompt, done.text, list(done.ids), truth, stopped))
+    progress("infill", len(samples), len(samples))
     return filled
 
 
-def _stop(hole: Hole) -> tuple[str, ...]:
-    """A hole within a line ends where the line does."""
-    return () if LINE_END in hole.middle.rstrip(LINE_END) else (LINE_END,)
+def _stop(sample: FimSample) -> tuple[str, ...]:
+    """A sample within a line ends where the line does."""
+    return () if LINE_END in sample.middle.rstrip(LINE_END) else (LINE_END,)
 
 
 def _positions(
@@ -192,39 +197,41 @@ def _score(rows: np.ndarray) -> TextScore:
 
 
 def wilson(successes: int, trials: int) -> Interval:
-    """A share and its 95 % interval, which stays within 0 to 1.
+    """A fraction and its 95 % interval, which stays within 0 to 1.
 
     Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference",
     JASA 22 (1927).
     """
-    share, spread = successes / trials, Z * Z / trials
-    middle = (share + spread / 2) / (1 + spread)
-    half = Z / (1 + spread) * math.sqrt(share * (1 - share) / trials + spread / (4 * trials))
-    return Interval(max(0.0, middle - half), share, min(1.0, middle + half))
+    fraction, spread = successes / trials, Z * Z / trials
+    middle = (fraction + spread / 2) / (1 + spread)
+    half = Z / (1 + spread) * math.sqrt(fraction * (1 - fraction) / trials + spread / (4 * trials))
+    return Interval(max(0.0, middle - half), fraction, min(1.0, middle + half))
 
 
-class _Choices:
-    """Asks whether ids are what the checkpoint would choose itself."""
+class _GreedyCheck:
+    """Tells whether completions are the checkpoint's own greedy ones, by teacher forcing."""
 
     def __init__(
-        self, reference: Reference, tokenizer: Tokenizer, extent: Extent, progress: Progress
+        self, reference: Reference, tokenizer: Tokenizer, size: SampleSize, progress: Progress
     ) -> None:
         self.reference, self.tokenizer, self.progress = reference, tokenizer, progress
-        self.last = extent.middle_tokens + 1  # the state before the middle, and its own
+        self.last = size.middle_tokens + 1  # the state before the middle, and its own
 
-    def own(self, asked: Sequence[tuple[list[int], list[int], str | None]]) -> list[bool]:
-        """For (prompt, ids, end): whether ids are first choices after it, and then a stop id is.
+    def are_greedy(
+        self, completions: Sequence[tuple[list[int], list[int], str | None]]
+    ) -> list[bool]:
+        """For (prompt, ids, end): whether each of `ids`, and then a stop id, is the argmax.
 
         end: text that ends them just as well; None where they were cut off, so nothing has to.
         """
-        sequences = [np.array(prompt + ids) for prompt, ids, _ in asked]
+        sequences = [np.array(prompt + ids) for prompt, ids, _ in completions]
         states = self.reference.states(sequences, last=self.last, progress=self.progress)
         return [
-            self._own(ids, end, state[-len(ids) - 1 :])
-            for (_, ids, end), state in zip(asked, states, strict=True)
+            self._is_greedy(ids, end, state[-len(ids) - 1 :])
+            for (_, ids, end), state in zip(completions, states, strict=True)
         ]
 
-    def _own(self, ids: list[int], end: str | None, states: np.ndarray) -> bool:
+    def _is_greedy(self, ids: list[int], end: str | None, states: np.ndarray) -> bool:
         chosen = self.reference.logits(states).argmax(-1)
         if not np.array_equal(chosen[: len(ids)], ids):
             return False
@@ -234,15 +241,15 @@ class _Choices:
         return bool(end) and self.tokenizer.token_bytes(last).startswith(end.encode())
 
 
-def _holes_scores(filled: Sequence[_Filled], choices: _Choices) -> tuple[HolesScore, ...]:
-    of_truth = choices.own([(f.prompt, f.truth, "".join(_stop(f.hole))) for f in filled])
-    of_found = choices.own([(f.prompt, f.found, "" if f.stopped else None) for f in filled])
+def _fim_scores(filled: Sequence[_Filled], check: _GreedyCheck) -> tuple[FimScore, ...]:
+    of_truth = check.are_greedy([(f.prompt, f.truth, "".join(_stop(f.sample))) for f in filled])
+    of_found = check.are_greedy([(f.prompt, f.found, "" if f.stopped else None) for f in filled])
     by_kind: dict[str, list[tuple[bool, bool, bool, float]]] = {}
     for f, reference_exact, same in zip(filled, of_truth, of_found, strict=True):
-        wanted = f.hole.middle
+        wanted = f.sample.middle
         row = is_exact(f.text, wanted), reference_exact, same, edit_similarity(f.text, wanted)
-        by_kind.setdefault(f.hole.kind, []).append(row)
+        by_kind.setdefault(f.sample.kind, []).append(row)
     return tuple(
-        HolesScore(kind, len(rows), *(float(np.mean(column)) for column in zip(*rows, strict=True)))
+        FimScore(kind, len(rows), *(float(np.mean(column)) for column in zip(*rows, strict=True)))
         for kind, rows in by_kind.items()
     )

@@ -18,7 +18,7 @@ from typing import IO, Any
 from packager.core.errors import DeviceError, UsageError
 from packager.core.record_store import from_plain, to_plain
 from packager.core.records import Artifact, Checkpoint, Progress, Workload, no_progress
-from packager.core.results import Speed, Unfit
+from packager.core.results import OutOfMemory, Speed
 from packager.measurement.timing_worker import STEPS, Job
 from runtimes.contract import BackendOptions
 from runtimes.host.limits import resident_bytes
@@ -26,7 +26,7 @@ from runtimes.host.limits import resident_bytes
 DeviceBytes = Callable[[int], int]
 """device_bytes(pid): what a process has of the device's own memory now."""
 
-LEAST_CONTEXT_TOKENS = 2 * STEPS
+MIN_CONTEXT_TOKENS = 2 * STEPS
 TIME_LIMIT_S = 3600
 VERSION = 1  # of what is measured: part of the key of every timing
 POLL_S = 0.02
@@ -38,7 +38,7 @@ class Timing:
     """What the child found: its speed, or that it did not fit."""
 
     speed: Speed | None
-    unfit: Unfit | None = None
+    out_of_memory: OutOfMemory | None = None
 
 
 def measure_speed(
@@ -57,10 +57,10 @@ def measure_speed(
     DeviceError where the child fails for another reason, UsageError for a context too short to
     time.
     """
-    if options.context_tokens < LEAST_CONTEXT_TOKENS:
+    if options.context_tokens < MIN_CONTEXT_TOKENS:
         raise UsageError(
             f"a context of {options.context_tokens} tokens is too short to time",
-            expected=f"{LEAST_CONTEXT_TOKENS} tokens or more",
+            expected=f"{MIN_CONTEXT_TOKENS} tokens or more",
             remedy="give a larger --context",
         )
     job = Job(
@@ -94,23 +94,23 @@ def _read(lines: IO[str], progress: Progress) -> dict[str, Any]:
     """Pass progress on; the line that is something else is the result."""
     result: dict[str, Any] = {}
     for line in lines:
-        said = json.loads(line)
-        if "progress" in said:
-            progress(*said["progress"])
+        message = json.loads(line)
+        if "progress" in message:
+            progress(*message["progress"])
         else:
-            result = said
+            result = message
     return result
 
 
 def _timing(
     code: int, result: dict[str, Any], watch: _Watch, last: str, artifact: Artifact
 ) -> Timing:
-    if watch.ended or code == KILLED or "unfit" in result:
-        what = result.get("unfit") or (
+    if watch.ended or code == KILLED or "out_of_memory" in result:
+        what = result.get("out_of_memory") or (
             "it was ended when it took more" if watch.ended else "the system ended it"
         )
         needed = max(watch.peak_bytes, watch.limit_bytes + 1 if watch.ended else 0)
-        return Timing(None, Unfit(needed, watch.limit_bytes, what))
+        return Timing(None, OutOfMemory(needed, watch.limit_bytes, what))
     if watch.too_long:
         raise DeviceError(
             f"{artifact.variant.name} took more than {TIME_LIMIT_S} s to time",

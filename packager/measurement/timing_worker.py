@@ -29,7 +29,7 @@ from runtimes.host.limits import peak_resident_bytes
 
 STEPS = 64  # single-token steps per depth
 WARM_UP_TOKENS = 8
-MOST_PROMPTS, PROMPTS_S = 5, 20.0  # prompts are repeated, within this time
+MAX_PROMPTS, PROMPTS_S = 5, 20.0  # prompts are repeated, within this time
 DEPTH_S = 300.0  # a depth that takes longer to reach is left out
 OUT_OF_MEMORY = ("out of memory", "bad_alloc", "failed to allocate", "cannot allocate")
 
@@ -57,7 +57,7 @@ def run(job: Job, say: Callable[[str, int, int], None]) -> Speed:
     rng = np.random.default_rng(0)
     ids = rng.integers(40, backend.vocab_size, max(prompt_tokens, context)).tolist()
     _feed(backend, ids[:WARM_UP_TOKENS])
-    say("prompts", 0, MOST_PROMPTS)
+    say("prompts", 0, MAX_PROMPTS)
     cold_s = _repeat(lambda: _prompt_s(backend, ids[:prompt_tokens], 0))
     warm_s: tuple[float, ...] = ()
     if warm_tokens:
@@ -116,7 +116,7 @@ def _prompt_s(backend: Backend, prompt: Sequence[int], kept_tokens: int) -> floa
 
 def _repeat(timed: Callable[[], float]) -> tuple[float, ...]:
     seconds: list[float] = []
-    while len(seconds) < MOST_PROMPTS and sum(seconds) < PROMPTS_S:
+    while len(seconds) < MAX_PROMPTS and sum(seconds) < PROMPTS_S:
         seconds.append(timed())
     return tuple(seconds)
 
@@ -140,11 +140,11 @@ def main() -> None:
     try:
         speed = run(job, lambda *state: write(progress=state))
     except MemoryError:
-        write(unfit="the process could get no more memory")
+        write(out_of_memory="the process could get no more memory")
     except DeviceError as error:
         if not any(sign in str(error).lower() for sign in OUT_OF_MEMORY):
             raise
-        write(unfit=error.what)
+        write(out_of_memory=error.what)
     else:
         write(speed=to_plain(speed))
 

@@ -34,8 +34,9 @@ def of_measurement(
             per_token_s=speed.per_token_s,
             completion_s=speed.completion_s,
         )
-    if measurement.unfit is not None:
-        needed = float(max(measurement.unfit.needed_bytes, measurement.unfit.had_bytes + 1))
+    failed = measurement.out_of_memory
+    if failed is not None:
+        needed = float(max(failed.needed_bytes, failed.had_bytes + 1))
         return Candidate(
             **facts,
             evidence=MEASURED,

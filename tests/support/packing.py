@@ -111,7 +111,7 @@ MEASURED = {
     "quality": {
         "inside": {"perplexity": 3.5, "mean_nats": 0.02},
         "past": None,
-        "holes": [{"kind": "line", "holes": 40, "exact": 0.25, "reference_exact": 0.3}],
+        "fim": [{"kind": "line", "samples": 40, "exact": 0.25, "reference_exact": 0.3}],
     },
     "speed": {
         "threads": 4,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from packager.core.records import Estimate, Interval, MemoryParts, Variant, Workload
 from packager.core.results import (
     CurvePoint,
-    HolesScore,
+    FimScore,
     Measurement,
     Quality,
     Speed,
@@ -37,7 +37,7 @@ QUALITY = Quality(
     text_sha256="1" * 64,
     inside=SCORE,
     past=TextScore(2000, 8.1, 8.0, 0.06, 0.7, Interval(0.90, 0.92, 0.94)),
-    holes=(HolesScore("single-line", 20, 0.1, 0.15, 0.8, 0.5),),
+    fim=(FimScore("single-line", 20, 0.1, 0.15, 0.8, 0.5),),
 )
 SPEED = Speed(
     threads=2,

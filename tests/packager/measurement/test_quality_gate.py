@@ -11,15 +11,15 @@ from packager.checkpoint.reader import read_checkpoint
 from packager.checkpoint.reference import Reference
 from packager.checkpoint.tensors import open_tensors
 from packager.core.errors import UsageError
-from packager.core.settings import Extent
+from packager.core.settings import SampleSize
 from packager.formats.gguf import convert as gguf
-from packager.measurement.infill_samples import own_texts
+from packager.measurement.infill_samples import builtin_texts
 from packager.measurement.quality_gate import assess, wilson
 from tests.support.gguf_models import open_backend
 from tests.support.reference import eager_logits
 from tests.support.tiny import write_checkpoint
 
-EXTENT = Extent(text_tokens=512, stretch_tokens=96, holes_per_kind=4, middle_tokens=96)
+SAMPLE_SIZE = SampleSize(text_tokens=512, block_tokens=96, samples_per_kind=4, middle_tokens=96)
 
 
 class Changed:
@@ -57,34 +57,36 @@ def backend(checkpoint, tmp_path_factory):
 
 
 def test_float32_loses_nothing(reference, backend):
-    quality = assess(reference, backend, own_texts(), EXTENT)
+    quality = assess(reference, backend, builtin_texts(), SAMPLE_SIZE)
     for score in (quality.inside, quality.past):
         assert score.mean_nats < 1e-5 and score.p99_nats < 1e-4
         assert score.agreement.middle > 0.99
         assert score.perplexity == pytest.approx(score.reference_perplexity, rel=1e-3)
     assert quality.past.positions >= 512
-    assert {h.kind for h in quality.holes} == {"single-line", "multi-line", "random-span"}
-    assert sum(holes.same for holes in quality.holes) > 2.5  # of 3; a tie may go either way
-    for holes in quality.holes:
-        assert holes.exact == holes.reference_exact
-        assert 0 <= holes.similarity < 1
+    assert {h.kind for h in quality.fim} == {"single-line", "multi-line", "random-span"}
+    assert (
+        sum(score.same_as_checkpoint for score in quality.fim) > 2.5
+    )  # of 3; a tie may go either way
+    for score in quality.fim:
+        assert score.exact == score.reference_exact
+        assert 0 <= score.similarity < 1
 
 
 def test_other_choices_show_in_every_figure(reference, backend):
-    quality = assess(reference, Changed(backend, np.negative), own_texts(), EXTENT)
+    quality = assess(reference, Changed(backend, np.negative), builtin_texts(), SAMPLE_SIZE)
     assert quality.divergence_nats > 1
     assert quality.agreement < 0.05
     assert quality.inside.perplexity > quality.inside.reference_perplexity
-    assert all(holes.same == 0 for holes in quality.holes)
+    assert all(score.same_as_checkpoint == 0 for score in quality.fim)
 
 
 def test_figures_by_hand(checkpoint, reference, backend):
     """Perplexity and divergence against a plain computation with transformers."""
     even = Changed(backend, np.zeros_like)
-    quality = assess(reference, even, own_texts(), EXTENT)
+    quality = assess(reference, even, builtin_texts(), SAMPLE_SIZE)
     assert quality.inside.perplexity == pytest.approx(checkpoint.geometry.vocab)
-    text = dict(own_texts())["inventory.py"]
-    one = assess(reference, even, [("inventory.py", text)], EXTENT)
+    text = dict(builtin_texts())["inventory.py"]
+    one = assess(reference, even, [("inventory.py", text)], SAMPLE_SIZE)
     tokenizer_ids = [0, *_encode(checkpoint, text)][:96]
     logits = eager_logits(checkpoint.path, np.array(tokenizer_ids)).astype(np.float64)
     logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -111,4 +113,4 @@ def test_wilsons_interval():
 
 def test_no_text_is_an_error(reference, backend):
     with pytest.raises(UsageError, match="no text"):
-        assess(reference, backend, [("a.py", "")], EXTENT)
+        assess(reference, backend, [("a.py", "")], SAMPLE_SIZE)

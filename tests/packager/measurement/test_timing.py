@@ -57,13 +57,13 @@ def test_a_run_keeps_every_time(made):
 def test_out_of_memory_is_a_result(made):
     timing = run(made, memory_bytes=10 << 20)
     assert timing.speed is None
-    assert timing.unfit.had_bytes == 10 << 20 < timing.unfit.needed_bytes
-    assert "ended when it took more" in timing.unfit.what
+    assert timing.out_of_memory.had_bytes == 10 << 20 < timing.out_of_memory.needed_bytes
+    assert "ended when it took more" in timing.out_of_memory.what
 
 
 def test_the_devices_own_memory_counts_where_it_has_some(made):
     assert run(made, device_bytes=lambda pid: 12345).speed.memory_bytes == 12345
-    assert run(made, device_bytes=lambda pid: 9 * GIB).unfit.needed_bytes == 9 * GIB
+    assert run(made, device_bytes=lambda pid: 9 * GIB).out_of_memory.needed_bytes == 9 * GIB
 
 
 def test_the_systems_kill_is_a_result_too(made, monkeypatch):
@@ -72,8 +72,8 @@ def test_the_systems_kill_is_a_result_too(made, monkeypatch):
         return 7
 
     timing = run(made, device_bytes=kill)
-    assert timing.unfit.needed_bytes == 7
-    assert timing.unfit.what == "the system ended it"
+    assert timing.out_of_memory.needed_bytes == 7
+    assert timing.out_of_memory.what == "the system ended it"
 
 
 def test_another_failure_is_an_error(made, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from packager.cli.formatting import measurement_text, selection_text
 from packager.core.records import Limit
-from packager.core.results import Unfit
+from packager.core.results import OutOfMemory
 from packager.selection.candidates import of_estimate, of_measurement
 from tests.support.candidates import ALL, candidate, choose
 from tests.support.candidates import GIB as ONE_GIB
@@ -42,11 +42,13 @@ def test_an_estimate_stands_in_for_a_device_that_is_elsewhere():
 
 
 def test_running_out_of_memory_never_fits_what_there_was():
-    unfit = dataclasses.replace(MEASUREMENT, speed=None, unfit=Unfit(GIB, 2 * GIB, "it was ended"))
-    found = of(unfit)
+    failed = dataclasses.replace(
+        MEASUREMENT, speed=None, out_of_memory=OutOfMemory(GIB, 2 * GIB, "it was ended")
+    )
+    found = of(failed)
     assert found.memory_bytes.low > 2 * GIB
     assert found.per_token_s is None
-    assert "needed more than 1.00 GiB, had 2.00 GiB" in measurement_text(unfit)
+    assert "needed more than 1.00 GiB, had 2.00 GiB" in measurement_text(failed)
 
 
 @pytest.mark.parametrize(
