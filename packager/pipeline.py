@@ -1,6 +1,6 @@
-"""The hops in order, each resumed from its record: read, convert, measure, select, pack.
+"""The stages in order, each resumed from its record: plan, convert, measure, select, pack.
 
-Knows which hop needs what. Prints nothing; knows no flags.
+Knows which stage needs what. Prints nothing; knows no flags. `packager` has the same functions.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ import dataclasses
 import functools
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from packager import formats
 from packager.calibration.sources import read_named_sources, texts_sha256
 from packager.checkpoint.reference import Reference
 from packager.checkpoint.tensors import open_tensors
-from packager.core.errors import UsageError
+from packager.core.errors import SelectionError, UsageError
 from packager.core.hash_cache import combined_sha256
 from packager.core.record_store import Store
 from packager.core.records import (
@@ -31,6 +31,7 @@ from packager.core.records import (
 )
 from packager.core.results import Candidate, Measurement, Quality, Selection, WindowProof
 from packager.core.settings import ConvertSettings, DeviceSettings, JudgeSettings
+from packager.engine.target import Target, this_machine
 from packager.estimate.estimator import estimate
 from packager.measurement import quality_gate, timing
 from packager.measurement import window_proof as quality
@@ -40,6 +41,8 @@ from packager.selection import selector
 from packager.selection.candidates import of_measurement
 from runtimes import backends
 
+REPORT_NAME = "report.html"
+
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
@@ -47,6 +50,34 @@ class Assessment:
 
     proof: WindowProof
     quality: Quality
+
+
+@dataclass(frozen=True, slots=True)
+class PackOptions:
+    """What packing needs beside the settings; by default it packs the best for this machine.
+
+    target: where the bundle's packages run; None for here. licence_file: the model's licence,
+    where its folder holds none. variants: at most so many of those that fit. arguments: what the
+    manifest is to record of how the bundle was asked for.
+    """
+
+    target: Target | None = None
+    licence_file: Path | None = None
+    variants: int = 1
+    arguments: Mapping[str, object] = field(default_factory=dict)
+
+
+DEFAULT_PACK = PackOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A bundle and why it is what it is; measurements are of what it holds, the best first."""
+
+    folder: Path
+    report: Path
+    selection: Selection
+    measurements: tuple[Measurement, ...]
 
 
 def known_formats() -> list[str]:
@@ -218,10 +249,26 @@ def expect(checkpoint: Checkpoint, variant: Variant, settings: DeviceSettings) -
     )
 
 
-def choose(
+def measure_all(
+    checkpoint: Checkpoint,
+    variants: Sequence[Variant],
+    settings: DeviceSettings,
+    progress: Progress = no_progress,
+) -> list[Measurement]:
+    """Convert and measure every variant."""
+    return [
+        measure(checkpoint, convert(checkpoint, variant, settings, progress), settings, progress)
+        for variant in variants
+    ]
+
+
+def select(
     checkpoint: Checkpoint, measurements: Sequence[Measurement], settings: DeviceSettings
 ) -> Selection:
-    """Select within the budget and record why."""
+    """Select within the budget and record why.
+
+    Raises NothingFits or QualityError, both with every candidate and what would make it fit.
+    """
     candidates = [
         of_measurement(
             measurement,
@@ -261,6 +308,87 @@ def choose(
         )
 
     return Store(settings.out).resume("select", inputs, Selection, make)
+
+
+def select_with_report(
+    checkpoint: Checkpoint,
+    measurements: Sequence[Measurement],
+    settings: DeviceSettings,
+    *,
+    dated: bool = True,
+) -> tuple[Selection, Path]:
+    """Select, and write `out`/report.html even where nothing can be selected.
+
+    dated: the page has the day it was written.
+    """
+    from packager.report.from_selection import write_selection_report
+
+    page = settings.out / REPORT_NAME
+    try:
+        selection = select(checkpoint, measurements, settings)
+    except SelectionError as error:
+        write_selection_report(page, checkpoint, measurements, settings, error, dated=dated)
+        raise
+    write_selection_report(page, checkpoint, measurements, settings, selection, dated=dated)
+    return selection, page
+
+
+def pack(
+    checkpoint: Checkpoint,
+    measurements: Sequence[Measurement],
+    selection: Selection,
+    settings: DeviceSettings,
+    options: PackOptions = DEFAULT_PACK,
+    progress: Progress = no_progress,
+) -> Path:
+    """Pack the selection with its evidence to `out`/bundle; returns that folder.
+
+    Raises UsageError for what no bundle can carry, CheckpointError without a licence, DeviceError
+    where the installed engine is not the one that would be shipped.
+    """
+    from packager.bundle.build import pack_selection, packed_variants, prepare
+    from packager.report.from_selection import write_selection_report
+
+    target = options.target or this_machine()
+    taken = packed_variants(selection, options.variants)
+    formats = [variant.format for variant in taken]
+    wheels = prepare(checkpoint, formats, settings, target, options.licence_file, progress)
+    page = settings.out / REPORT_NAME  # without a day: the same inputs give the same bundle
+    write_selection_report(page, checkpoint, measurements, settings, selection, dated=False)
+    by_variant = {measurement.variant: measurement for measurement in measurements}
+    return pack_selection(
+        checkpoint,
+        [(convert(checkpoint, v, settings, progress), by_variant[v]) for v in taken],
+        selection,
+        settings,
+        wheels,
+        target=target,
+        licence_file=options.licence_file,
+        arguments=options.arguments,
+        report=page,
+        progress=progress,
+    )
+
+
+def build_bundle(
+    checkpoint: Checkpoint,
+    variants: Sequence[Variant],
+    settings: DeviceSettings,
+    options: PackOptions = DEFAULT_PACK,
+    progress: Progress = no_progress,
+) -> Built:
+    """All stages; what packing needs is checked before anything is converted."""
+    from packager.bundle.build import packed_variants, prepare
+
+    formats = [variant.format for variant in variants]
+    target = options.target or this_machine()
+    prepare(checkpoint, formats, settings, target, options.licence_file, progress)
+    measurements = measure_all(checkpoint, variants, settings, progress)
+    selection, page = select_with_report(checkpoint, measurements, settings, dated=False)
+    folder = pack(checkpoint, measurements, selection, settings, options, progress)
+    by_variant = {measurement.variant: measurement for measurement in measurements}
+    taken = packed_variants(selection, options.variants)
+    return Built(folder, page, selection, tuple(by_variant[variant] for variant in taken))
 
 
 @functools.lru_cache(maxsize=1)  # its states take memory: of one checkpoint, the one in hand

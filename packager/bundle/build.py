@@ -15,7 +15,7 @@ from packager.bundle.documents.provenance import calibration_sha256, provenance_
 from packager.bundle.pack import check_parts, pack
 from packager.core.errors import DeviceError, UsageError
 from packager.core.record_store import to_plain
-from packager.core.records import Artifact, Checkpoint, Progress
+from packager.core.records import Artifact, Checkpoint, Progress, Variant
 from packager.core.results import Candidate, Measurement, Selection
 from packager.core.settings import ConvertSettings, JudgeSettings
 from packager.engine.build import build_engine
@@ -96,10 +96,10 @@ def _check_engine(installed: dict[str, str], wheels: list[Path]) -> None:
     )
 
 
-def packed_variants(selection: Selection, most: int) -> list[Candidate]:
+def packed_variants(selection: Selection, most: int) -> list[Variant]:
     """The chosen one, and the best of the others that fit: `most` in all, the best first."""
-    behind = [r.candidate for r in selection.rejected if r.limit == ORDER]
-    return [selection.chosen, *behind][:most]
+    behind = [r.candidate.variant for r in selection.rejected if r.limit == ORDER]
+    return [selection.chosen.variant, *behind][:most]
 
 
 def pack_selection(
@@ -117,8 +117,8 @@ def pack_selection(
 ) -> Path:
     """Pack variants into `out`/bundle, with the evidence for each; returns the folder.
 
-    measured: the chosen variant, then the others, as packed_variants gives them. wheels: of each
-    format, as `prepare` gives them. arguments: of the command, for the manifest; see
+    measured: the chosen variant, then the others, the best first. wheels: of each format, as
+    `prepare` gives them. arguments: of the command, for the manifest; see
     provenance.py. report: the page that says why.
     """
     candidates = {r.candidate.variant: r.candidate for r in selection.rejected}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packager.core.errors import DeviceError, IntegrityError, OfflineError, StarpackError
-from packager.core.records import Progress
+from packager.core.records import Progress, no_progress
 
 PROMPT = "import os\n\ndef read_file(path):\n    with open("
 PREFIX = """\
@@ -40,7 +40,7 @@ class Trial:
     suffix: str
 
 
-def try_bundle(bundle: Path, installed: Path, progress: Progress) -> Trial:
+def try_bundle(bundle: Path, installed: Path, progress: Progress = no_progress) -> Trial:
     """Install the bundle to `installed` and let it generate and infill once each there."""
     progress("install", 0, 3)
     _run([bundle / "install", "--to", installed], "")

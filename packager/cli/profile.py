@@ -6,22 +6,21 @@ import argparse
 from pathlib import Path
 
 from packager import pipeline
-from packager.bundle.documents.provenance import recorded
 from packager.cli.convert import Report
 from packager.cli.formatting import measurement_text, selection_text
 from packager.cli.settings import checkpoint_of, settings_of, variants_of
-from packager.core.errors import QualityError, SelectionError, UsageError
+from packager.core.errors import QualityError, UsageError
 from packager.core.record_store import to_plain
 from packager.core.records import Checkpoint, Progress
-from packager.core.results import Measurement, Selection
 from packager.core.settings import DeviceSettings
+from packager.engine.target import read_target
 
 
 def profile(arguments: argparse.Namespace, progress: Progress) -> Report:
     """Prove the window of every variant, judge its quality, and time it where it is to run."""
     checkpoint = checkpoint_of(arguments, progress)
     settings = settings_of(arguments, checkpoint, progress)
-    measurements = _measure_all(arguments, checkpoint, settings, progress)
+    measurements = pipeline.measure_all(checkpoint, variants_of(arguments), settings, progress)
     notes = _notes(checkpoint, settings)
     text = "\n\n".join([*map(measurement_text, measurements), *notes])
     holds = all(measurement.proof.holds for measurement in measurements)
@@ -36,8 +35,8 @@ def select(arguments: argparse.Namespace, progress: Progress) -> Report:
     """Choose the best variant for the device within the budget, say why, and write report.html."""
     checkpoint = checkpoint_of(arguments, progress)
     settings = settings_of(arguments, checkpoint, progress)
-    measurements = _measure_all(arguments, checkpoint, settings, progress)
-    selection, page = _choose(checkpoint, measurements, settings)
+    measurements = pipeline.measure_all(checkpoint, variants_of(arguments), settings, progress)
+    selection, page = pipeline.select_with_report(checkpoint, measurements, settings)
     text = selection_text(selection, explain=arguments.explain)
     notes = _notes(checkpoint, settings)
     data = to_plain(selection) | {"report": str(page), "notes": notes}
@@ -69,93 +68,42 @@ def bundle(arguments: argparse.Namespace, progress: Progress) -> Report:
 
 
 def _pack(arguments: argparse.Namespace, progress: Progress) -> tuple[Report, Path]:
-    from packager.bundle.build import pack_selection, packed_variants, prepare
+    from packager.bundle.documents.provenance import recorded
     from packager.bundle.split_archive import check_flags, write_files
-    from packager.engine.target import read_target
 
     check_flags(arguments.archive, arguments.split)
-    target = read_target(arguments.target, arguments.target_python)
-    checkpoint, licence_file = checkpoint_of(arguments, progress), arguments.licence_file
-    settings = settings_of(arguments, checkpoint, progress)
-    formats = [variant.format for variant in variants_of(arguments)]
-    wheels = prepare(checkpoint, formats, settings, target, licence_file, progress)
-    measurements = _measure_all(arguments, checkpoint, settings, progress)
-    selection, page = _choose(checkpoint, measurements, settings, dated=False)
-    taken = packed_variants(selection, arguments.variants or 1)
-    by_variant = {measurement.variant: measurement for measurement in measurements}
-    chosen = by_variant[selection.chosen.variant]
-    folder = pack_selection(
-        checkpoint,
-        [
-            (pipeline.convert(checkpoint, c.variant, settings, progress), by_variant[c.variant])
-            for c in taken
-        ],
-        selection,
-        settings,
-        wheels,
-        target=target,
-        licence_file=licence_file,
-        arguments=recorded(arguments),
-        report=page,
-        progress=progress,
+    options = pipeline.PackOptions(
+        target=read_target(arguments.target, arguments.target_python),
+        licence_file=arguments.licence_file,
+        variants=arguments.variants or 1,
+        arguments=recorded(vars(arguments)),
     )
-    notes = _notes(checkpoint, settings)
+    checkpoint = checkpoint_of(arguments, progress)
+    settings = settings_of(arguments, checkpoint, progress)
+    built = pipeline.build_bundle(checkpoint, variants_of(arguments), settings, options, progress)
+    notes, chosen = _notes(checkpoint, settings), built.measurements[0]
     text = [
         measurement_text(chosen),
-        selection_text(selection, explain=False),
+        selection_text(built.selection, explain=False),
         *notes,
-        f"report: {page}",
-        f"bundle: {folder}",
+        f"report: {built.report}",
+        f"bundle: {built.folder}",
     ]
-    names = [candidate.name for candidate in taken]
+    names = [measurement.variant.name for measurement in built.measurements]
     if len(names) > 1:
         text.append(f"variants in it, the best first: {', '.join(names)}")
     data = {
-        "bundle": str(folder),
+        "bundle": str(built.folder),
         "variants": names,
         "measurement": to_plain(chosen),
-        "selection": to_plain(selection),
-        "report": str(page),
+        "selection": to_plain(built.selection),
+        "report": str(built.report),
         "notes": notes,
     }
     if arguments.archive:
-        data["archive"] = write_files(folder, arguments.archive, arguments.split, progress)
+        data["archive"] = write_files(built.folder, arguments.archive, arguments.split, progress)
         text.append("\n".join(["archive:", *data["archive"]]))
-    return Report(data, "\n\n".join(text)), folder
-
-
-def _measure_all(
-    arguments: argparse.Namespace,
-    checkpoint: Checkpoint,
-    settings: DeviceSettings,
-    progress: Progress,
-) -> list[Measurement]:
-    return [
-        pipeline.measure(
-            checkpoint, pipeline.convert(checkpoint, v, settings, progress), settings, progress
-        )
-        for v in variants_of(arguments)
-    ]
-
-
-def _choose(
-    checkpoint: Checkpoint,
-    measurements: list[Measurement],
-    settings: DeviceSettings,
-    *,
-    dated: bool = True,
-) -> tuple[Selection, Path]:
-    """Select, and write the report in either case; for a bundle without the day it was written."""
-    from packager.report.from_selection import write_selection_report
-
-    page = settings.out / "report.html"
-    try:
-        selection = pipeline.choose(checkpoint, measurements, settings)
-    except SelectionError as error:
-        write_selection_report(page, checkpoint, measurements, settings, error, dated=dated)
-        raise
-    write_selection_report(page, checkpoint, measurements, settings, selection, dated=dated)
-    return selection, page
+    return Report(data, "\n\n".join(text)), built.folder
 
 
 def _notes(checkpoint: Checkpoint, settings: DeviceSettings) -> list[str]:

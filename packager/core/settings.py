@@ -11,6 +11,7 @@ from pathlib import Path
 
 from packager.core.records import Budget, Device
 from runtimes.contract import BackendOptions
+from runtimes.host.limits import default_threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class JudgeSettings(ConvertSettings):
     """
 
     context_tokens: int
-    threads: int
+    threads: int = field(default_factory=default_threads)
     provider: str = "cpu"
     gpu_layers: int = 0
     held_out: Path | None = None

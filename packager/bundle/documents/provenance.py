@@ -6,7 +6,6 @@ says where the output went, so that the same inputs give the same bytes.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -56,12 +55,11 @@ def calibration_sha256(format: str, calibrations: Mapping[str, Path]) -> str | N
     )
 
 
-def recorded(arguments: argparse.Namespace) -> dict[str, Any]:
+def recorded(arguments: Mapping[str, object]) -> dict[str, Any]:
     """The flags of a command that have a say in what is made, those left at nothing aside."""
-    values = vars(arguments).items()
     return {
-        name: _plain(Path(value) if name in NAMES_OR_FILES else value)
-        for name, value in sorted(values)
+        name: _plain(Path(str(value)) if name in NAMES_OR_FILES else value)
+        for name, value in sorted(arguments.items())
         if name not in NOT_RECORDED and value not in (None, False, [], ())
     }
 

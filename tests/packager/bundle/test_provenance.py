@@ -24,7 +24,7 @@ def test_flags_without_places(tmp_path: Path) -> None:
     common = [str(tmp_path / "star"), "--formats", "gguf:Q8_0,onnx", "--threads", "3"]
     common += ["--budget", str(tmp_path / "budget.json"), "--licence-file", "/home/me/terms.txt"]
     found = [
-        recorded(parser().parse_args([command, *common, "--out", str(tmp_path / out), *more]))
+        recorded(vars(parser().parse_args([command, *common, "--out", str(tmp_path / out), *more])))
         for command, out, more in (("pack", "a", []), ("bundle", "b", ["--json"]))
     ]
     assert found[0] == found[1]

@@ -187,9 +187,9 @@ def test_those_that_fit_are_packed_the_best_first() -> None:
     every, budget = [coarse, large, middle, unproved, fine], Budget(divergence_nats=0.5)
     selection = select(every, budget, "here", 2**34)
     for most in (1, 2, 9):
-        assert build.packed_variants(selection, most) == [fine, middle][:most]
+        assert build.packed_variants(selection, most) == [c.variant for c in (fine, middle)][:most]
     selection = select(every, budget, "here", 2**34, accept=["quality"])
-    assert build.packed_variants(selection, 9) == [fine, middle, coarse]
+    assert build.packed_variants(selection, 9) == [c.variant for c in (fine, middle, coarse)]
     (rejected,) = [r for r in selection.rejected if r.candidate is coarse]
     assert "quality: it diverges by 0.9 nats" in rejected.others[0]
 
@@ -203,7 +203,7 @@ def test_a_selection_is_packed_with_the_figures_of_each(tmp_path: Path, monkeypa
     measured[2] = replace(measured[2], quality=worse, speed=None)  # the device is elsewhere
     candidates = [of_measurement(m, parameters=1, context_tokens=4096) for m in measured]
     selection = select(candidates, Budget(), "card", 2**34, accept=["uncalibrated"])
-    chosen = [candidate.variant for candidate in build.packed_variants(selection, 3)]
+    chosen = build.packed_variants(selection, 3)
     by_variant = {m.variant: m for m in measured}
     wheel = write_wheel(tmp_path / "onnx", package="only_onnx")
     (tmp_path / "report.html").write_text("why")
