@@ -126,11 +126,11 @@ def convert(
             checkpoint, variant, folder, calibration=calibration, progress=progress
         )
 
-    def sound(artifact: Artifact) -> bool:
+    def valid(artifact: Artifact) -> bool:
         files = ((artifact.path / entry.path, entry.bytes) for entry in artifact.files)
         return all(file.is_file() and file.stat().st_size == size for file, size in files)
 
-    return store.resume("convert", inputs, Artifact, make, sound=sound)
+    return store.resume("convert", inputs, Artifact, make, valid=valid)
 
 
 def assess(

@@ -1,1 +1,1 @@
-"""What every room shares: errors, records, files that are whole or absent."""
+"""What every room shares: errors, records, files that are complete or absent."""

@@ -1,4 +1,4 @@
-"""Outputs that are whole or absent, and the hashes that prove what they are."""
+"""Outputs that are complete or absent, and the hashes that prove what they are."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def cache_folder() -> Path:
 def atomic_folder(out: Path) -> Iterator[Path]:
     """A folder to fill; it becomes `out` when the block ends well, and vanishes otherwise.
 
-    What an earlier run has left that was killed is deleted first.
+    Partial folders of earlier runs that were killed are deleted first.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    _clear_left_overs(out)
+    _clear_partial(out)
     partial = _folder_beside(out)
     lock = os.open(partial, os.O_RDONLY)
     try:
@@ -50,24 +50,24 @@ def atomic_folder(out: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def _clear_left_overs(out: Path) -> None:
+def _clear_partial(out: Path) -> None:
     """Delete the partial folders of `out` that nobody works on any more.
 
     One of them may hold the old folder itself, put aside when its replacement was killed.
     """
     random = "?" * 8  # as tempfile names them
-    for left in out.parent.glob(f"{glob.escape(out.name)}.{random}{PARTIAL}"):
+    for found in out.parent.glob(f"{glob.escape(out.name)}.{random}{PARTIAL}"):
         try:
-            lock = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            lock = os.open(found, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError:
             continue  # gone meanwhile, or a file
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if time.time() - os.fstat(lock).st_mtime < YOUNG_S:
                 continue
-            if (left / "old").is_dir() and not os.path.lexists(out):
-                (left / "old").rename(out)
-            shutil.rmtree(left, ignore_errors=True)
+            if (found / "old").is_dir() and not os.path.lexists(out):
+                (found / "old").rename(out)
+            shutil.rmtree(found, ignore_errors=True)
         except BlockingIOError:
             continue
         finally:
@@ -113,12 +113,12 @@ def _replace(partial: Path, out: Path) -> None:
 
 
 def write_json(file: Path, value: object) -> None:
-    """Write `value` as JSON, whole or not at all."""
+    """Write `value` as JSON, all of it or nothing."""
     write_text(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write `text` in UTF-8, whole or not at all; the folder is made where it is not there."""
+    """Write `text` in UTF-8, all of it or nothing; the folder is made where it is missing."""
     with atomic_file(file) as stream:
         stream.write(text.encode())
 

@@ -8,7 +8,7 @@ from typing import Any
 from packager.core.errors import IntegrityError, data_errors_as
 from packager.core.strict_json import read_object
 
-REMEDY = "install starpack again, or use a whole checkout"
+REMEDY = "install starpack again, or use a complete checkout"
 
 
 def profiles_folder() -> Path:

@@ -1,4 +1,4 @@
-"""Records on disk: every finished hop writes one, keyed by its inputs, and is never redone.
+"""Records on disk: every finished stage writes one, keyed by its inputs, and is never redone.
 
 Law: `from_plain(type(record), to_plain(record)) == record`.
 """
@@ -75,22 +75,22 @@ class Store:
 
     def resume(
         self,
-        hop: str,
+        stage: str,
         inputs: Mapping[str, Any],
         kind: type[Record],
         make: Callable[[], Record],
         *,
-        sound: Callable[[Record], bool] = lambda record: True,
+        valid: Callable[[Record], bool] = lambda record: True,
     ) -> Record:
-        """The record of this hop for these inputs: the one on disk if `sound`, or a new one."""
-        file = self.out / "records" / f"{hop}-{self.key(inputs)}.json"
+        """The record of this stage for these inputs: the one on disk if `valid`, or a new one."""
+        file = self.out / "records" / f"{stage}-{self.key(inputs)}.json"
         if file.is_file():
             try:
                 record = from_plain(kind, read_object(file, MAX_RECORD_BYTES)["result"])
-                if sound(record):
+                if valid(record):
                     return record
             except (DataError, KeyError, ValueError):
                 pass  # a record of another version, or damaged: made again
         record = make()
-        write_json(file, {"hop": hop, "inputs": to_plain(inputs), "result": to_plain(record)})
+        write_json(file, {"stage": stage, "inputs": to_plain(inputs), "result": to_plain(record)})
         return record

@@ -1,4 +1,4 @@
-"""The nouns that pass between the packager's hops: frozen, with their units in their names."""
+"""The records that pass between the packager's stages: frozen, with units in their names."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A StarCoder2 folder that was read and found sound; tensors stay on disk.
+    """A StarCoder2 folder that was read and is valid; tensors stay on disk.
 
     sha256 covers config, tokenizer and weights (and the adapter); empty if hashing was not asked
     for. dtype is "float32", "bfloat16", "float16" or "mixed".
@@ -176,6 +176,11 @@ class Limit:
     p50: float
     p90: float
 
+    @property
+    def interval(self) -> Interval:
+        """The median, with the slow tenth as its upper bound."""
+        return Interval(self.p50, self.p50, self.p90)
+
 
 @dataclass(frozen=True, slots=True)
 class Workload:
@@ -191,8 +196,8 @@ class Budget:
     """What a request is like and what it may take; None means no limit.
 
     memory_bytes caps what the device has, memory_reserve_bytes is kept free of it.
-    divergence_nats (mean, from the unquantised checkpoint) and agreement (share of equal first
-    choices) are the quality floor.
+    divergence_nats (mean, from the unquantised checkpoint) and agreement (top-1) are the
+    quality floor.
     """
 
     name: str = "none"
@@ -209,11 +214,21 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """What is likely, and between which ends nine of ten lie."""
+    """A point estimate, and the bounds between which nine of ten lie."""
 
     low: float
     middle: float
     high: float
+
+    @property
+    def limit(self) -> Limit:
+        """The point estimate for the median, the upper bound for the slow tenth."""
+        return Limit(self.middle, self.high)
+
+
+def exactly(value: float) -> Interval:
+    """The interval of what was measured, or needs no estimate."""
+    return Interval(value, value, value)
 
 
 @dataclass(frozen=True, slots=True)

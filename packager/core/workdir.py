@@ -1,7 +1,7 @@
-"""Unfinished work in a folder that a later run of the same inputs goes on from.
+"""Unfinished work in a folder: an interrupted run resumes with the next one of the same inputs.
 
-The folder lies beside the result and is named by what went into it. What other versions have left
-behind is removed by the next run. Knows nothing of formats.
+The folder lies beside the result and is named by what went into it. A run removes what other
+versions left behind. Knows nothing of formats.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def work_folder(out: Path, writer: tuple[str, int], inputs: Mapping[str, object]
 
     writer: the format and its version. Raises UsageError where another run has it.
     """
-    if not inputs["checkpoint"]:  # without a hash it cannot be told from others': kept by nobody
+    if not inputs["checkpoint"]:  # without a hash it cannot be told from others': not kept
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(PARTIAL, f"{out.name}.", out.parent) as temporary:
             yield Path(temporary)
@@ -90,10 +90,10 @@ def _locked(lock: TextIO) -> bool:
 
 
 def _remove_useless(parent: Path, writer: tuple[str, int]) -> None:
-    """Remove work of this format's other versions, which nothing goes on from, unless a run has it.
+    """Remove work of this format's other versions, which nothing resumes, unless a run has it.
 
-    Work of this version on other inputs stays: the same command goes on from there. A folder with
-    anything in it that a run does not write is somebody else's.
+    Work of this version on other inputs stays: the same command resumes it. A folder that holds
+    anything a run does not write is somebody else's.
     """
     for folder in parent.glob("*.work"):
         with suppress(FileNotFoundError, NotADirectoryError):  # another run may remove it too

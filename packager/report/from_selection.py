@@ -113,8 +113,7 @@ def _reasons(rejection: Rejection) -> tuple[Reason, ...]:
 
 
 def _interval(limit: Limit | None) -> Interval | None:
-    """The median, and the slow tenth as its bad end."""
-    return None if limit is None else Interval(limit.p50, limit.p50, limit.p90)
+    return None if limit is None else limit.interval
 
 
 def _limits(budget: Budget, memory_bytes: int) -> Iterable[BudgetLimit]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from packager.core.records import Estimate, Interval, Limit
+from packager.core.records import Estimate, exactly
 from packager.core.results import Candidate, Measurement, WindowProof
 
 MEASURED = "measured here"
@@ -29,7 +29,7 @@ def of_measurement(
         return Candidate(
             **facts,
             evidence=MEASURED,
-            memory_bytes=Interval(memory, memory, memory),
+            memory_bytes=exactly(memory),
             first_token_s=speed.first_token_s,
             per_token_s=speed.per_token_s,
             completion_s=speed.completion_s,
@@ -40,7 +40,7 @@ def of_measurement(
         return Candidate(
             **facts,
             evidence=MEASURED,
-            memory_bytes=Interval(needed, needed, needed),
+            memory_bytes=exactly(needed),
             first_token_s=None,
             per_token_s=None,
             completion_s=None,
@@ -67,16 +67,11 @@ def _estimated(estimate: Estimate) -> dict[str, object]:
     return dict(
         evidence=estimate.evidence,
         memory_bytes=estimate.memory_bytes,
-        first_token_s=_bad_end(estimate.first_token_s),
-        per_token_s=_bad_end(estimate.per_token_s),
-        completion_s=_bad_end(estimate.completion_s),
+        first_token_s=estimate.first_token_s.limit,
+        per_token_s=estimate.per_token_s.limit,
+        completion_s=estimate.completion_s.limit,
         outside=estimate.outside,
     )
-
-
-def _bad_end(interval: Interval) -> Limit:
-    """What is likely stands for the median, the bad end for the slow tenth."""
-    return Limit(interval.middle, interval.high)
 
 
 def _blocked(proof: WindowProof) -> str:

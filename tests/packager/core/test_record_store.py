@@ -108,7 +108,7 @@ def test_a_record_that_is_damaged_or_whose_files_are_gone_is_made_again(tmp_path
         return artifact(tmp_path)
 
     written = file.read_text()
-    twice = written.replace('"hop":', '"hop": "plan", "hop":')
+    twice = written.replace('"stage":', '"stage": "plan", "stage":')
     of_text = written.replace('"bytes": 3', '"bytes": "3"')
     of_another_version = written.replace('"bytes": 3', '"bytes": 3, "crc": 1')
     damages = ("{", "{}", "[]", '{"result": {"variant": 3}}', '{"result": {"x": 1}}')
@@ -117,5 +117,5 @@ def test_a_record_that_is_damaged_or_whose_files_are_gone_is_made_again(tmp_path
         file.write_text(damage)
         assert store.resume("convert", {}, Artifact, make) == artifact(tmp_path)
     assert len(calls) == 8
-    store.resume("convert", {}, Artifact, make, sound=lambda record: False)
+    store.resume("convert", {}, Artifact, make, valid=lambda record: False)
     assert len(calls) == 9
