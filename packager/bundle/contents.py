@@ -10,12 +10,12 @@ from pathlib import Path
 import runtimes
 from packager.bundle.artifacts import Packed
 from packager.bundle.documents.licensing import (
-    CARD_NAME,
     check_full_text,
     model_name,
     own_licence,
 )
 from packager.bundle.documents.model_card import ORIGINAL_CARD_NAME
+from packager.checkpoint.model_card import CARD_NAME
 from packager.core.atomic import sha256_file
 from packager.core.errors import CheckpointError, UsageError
 from packager.core.records import Checkpoint

@@ -3,7 +3,7 @@
 HEAVY = {
     "cyclonedx": {"packager/bundle/documents/sbom.py"},
     "h11": {"runtimes/server/listen.py"},
-    "huggingface_hub": {"packager/checkpoint/hub.py"},
+    "huggingface_hub": {"packager/checkpoint/hub.py", "packager/checkpoint/model_card.py"},
     "llama_cpp": {"runtimes/backends/gguf/engine.py"},
     "model_signing": {"packager/bundle/signing.py"},
     "onnx": {"packager/formats/onnx/nodes.py"},

@@ -15,11 +15,10 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from packager.bundle.archive import source_date_epoch
+from packager.checkpoint.model_card import declared_licence
 from packager.core.errors import CheckpointError, IntegrityError
 from packager.core.records import Artifact, Checkpoint
 
-CARD_NAME = "README.md"  # the checkpoint's model card, as the Hugging Face hub has it
-MAX_CARD_BYTES = 1024 * 1024  # guessed: cards are a few kilobytes
 NO_MARKUP = re.compile(r"[^\w. -]")  # a backtick or line break in a name would spoil a text
 RESTRICTED = re.compile(r"open-?rail|\brail\b", re.IGNORECASE)
 WHOLE = (r"attachment\s+a\b", r"use\s+restrictions", r"limitation\s+of\s+liability")
@@ -31,16 +30,9 @@ def model_name(checkpoint: Checkpoint) -> str:
     return NO_MARKUP.sub("_", checkpoint.path.resolve().name)
 
 
-def declared_licence(checkpoint: Checkpoint) -> str | None:
-    """The `license` in the front matter of the model's card, if it has one."""
-    front = re.match(r"---\s*\n(.*?)\n---\s*\n", _card(checkpoint), re.DOTALL)
-    found = front and re.search(r"^license:[ \t]*['\"]?([\w.+-]+)", front[1], re.MULTILINE)
-    return found[1] if found else None
-
-
 def check_full_text(checkpoint: Checkpoint, files: Sequence[Path]) -> None:
     """A licence with use restrictions has to be there in full; raises CheckpointError."""
-    declared = declared_licence(checkpoint) or ""
+    declared = declared_licence(checkpoint.path) or ""
     if not RESTRICTED.search(declared):
         return
     text = "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
@@ -99,13 +91,6 @@ def notice(artifacts: Sequence[Artifact], checkpoint: Checkpoint, starpack_versi
         "Neither the model's authors nor the licensors endorse this bundle.",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _card(checkpoint: Checkpoint) -> str:
-    file = checkpoint.path / CARD_NAME
-    if not file.is_file() or file.stat().st_size > MAX_CARD_BYTES:
-        return ""
-    return file.read_text(encoding="utf-8", errors="replace")
 
 
 def own_licence() -> Path:

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from packager.bundle.artifacts import Packed
-from packager.bundle.documents.licensing import declared_licence, model_name
+from packager.bundle.documents.licensing import model_name
 from packager.bundle.figures import figures
+from packager.checkpoint.model_card import declared_licence
 from packager.core.records import Artifact, Checkpoint
 from runtimes.bundle.baseline import read_promise
 
@@ -26,7 +27,7 @@ METHODS = {
 def model_card(parts: Sequence[Packed], checkpoint: Checkpoint) -> str:
     """The text of MODEL_CARD.md; of several variants, the first is the one that it is about."""
     name, variant = model_name(checkpoint), parts[0].artifact.variant
-    licence = declared_licence(checkpoint)
+    licence = declared_licence(checkpoint.path)
     sections = [
         _front_matter(licence),
         f"# {name} as {variant.format} {variant.recipe}\n\n"

@@ -23,9 +23,10 @@ from packageurl import PackageURL
 
 from packager.bundle.archive import source_date_epoch
 from packager.bundle.artifacts import Packed
-from packager.bundle.documents.licensing import declared_licence, model_name
+from packager.bundle.documents.licensing import model_name
 from packager.bundle.documents.wheel_metadata import WheelFacts
 from packager.bundle.figures import figures
+from packager.checkpoint.model_card import declared_licence
 from packager.core.records import Checkpoint
 
 SBOM_NAME = "sbom.cdx.json"
@@ -84,7 +85,7 @@ def bill_of_materials(
 
 def _model(part: Packed, checkpoint: Checkpoint, earlier: Sequence[Packed]) -> Component:
     """The first has the name MODEL_REF; files that an earlier one has are listed there alone."""
-    artifact, licence = part.artifact, declared_licence(checkpoint)
+    artifact, licence = part.artifact, declared_licence(checkpoint.path)
     ref = f"{MODEL_REF}-{artifact.variant.name}" if earlier else MODEL_REF
     files = [
         Component(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter, Keys, Tok
 
 from packager.calibration.imatrix import read_importance
 from packager.checkpoint.json_files import read_object
+from packager.checkpoint.model_card import declared_licence
 from packager.checkpoint.shapes import GeometryShapes, Shapes
 from packager.checkpoint.tensors import TensorSource, open_tensors
 from packager.checkpoint.tokenizer import MAX_TOKENIZER_BYTES, TOKENIZER_NAME
@@ -113,7 +113,7 @@ def convert(
         "calibration": calibration and calibration_sha256(calibration),
         "slab_bytes": SLAB_BYTES,
         # what the header tells beside what follows from the weights
-        "told": [checkpoint.path.name, checkpoint.revision, licence_name(checkpoint.path)],
+        "told": [checkpoint.path.name, checkpoint.revision, declared_licence(checkpoint.path)],
     }
     with work_folder(out, ("gguf", VERSION), inputs) as work:
         file = work / FILE_NAME
@@ -197,7 +197,7 @@ def write_header(
     writer = GGUFWriter(file, ARCHITECTURE)
     geometry = checkpoint.geometry
     writer.add_name(checkpoint.path.name)
-    if licence := licence_name(checkpoint.path):
+    if licence := declared_licence(checkpoint.path):
         writer.add_license(licence)
     writer.add_file_type(ggml.RECIPES[variant.recipe].file_type)
     writer.add_quantization_version(GGML_QUANT_VERSION)
@@ -259,16 +259,6 @@ def _add_tokenizer(writer: GGUFWriter, checkpoint: Checkpoint) -> None:
     # llama.cpp looks these two up by names that StarCoder2 does not use
     writer.add_uint32(Keys.Tokenizer.FIM_REP_ID, special.repo_name)
     writer.add_uint32(Keys.Tokenizer.FIM_SEP_ID, special.file_sep)
-
-
-def licence_name(folder: Path) -> str | None:
-    """The `license:` of the model card's front matter, if there is one."""
-    card = folder / "README.md"
-    if not card.is_file():
-        return None
-    head = card.read_text(encoding="utf-8", errors="replace")[:20_000]
-    found = re.match(r"---\n(?:.*\n)*?license: *([\w.+-]+) *\n(?:.*\n)*?---", head)
-    return found[1] if found else None
 
 
 def write_tensors(

@@ -183,11 +183,11 @@ def test_the_real_text_is_whole(checkpoint: Checkpoint) -> None:
 
 def test_the_demo_has_a_licence_of_its_own(checkpoint: Checkpoint) -> None:
     from packager.bundle.contents import model_licences
-    from packager.bundle.documents.licensing import declared_licence
+    from packager.checkpoint.model_card import declared_licence
 
     demo = replace(checkpoint, path=ROOT / "examples" / "demo")
     (text,) = model_licences(demo, None)
-    assert "Apache License" in text.read_text() and declared_licence(demo) == "apache-2.0"
+    assert "Apache License" in text.read_text() and declared_licence(demo.path) == "apache-2.0"
 
 
 def write_any_wheel(file: Path, metadata: str, **texts: str) -> Path:
