@@ -1,4 +1,4 @@
-"""Commands on bundles that are packed: archive them, split and join, unpack, compare, check."""
+"""Commands on packed bundles: archive, unpack, join, compare, sign, verify. Prints nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from packager.bundle.split_archive import (
     parse_size,
     write_files,
 )
-from packager.cli.convert import Command, Report
+from packager.cli.result import Command, CommandResult
 from packager.core.errors import UsageError
 from packager.core.record_store import to_plain
 from packager.core.records import Progress
@@ -59,34 +59,44 @@ def add_commands(add: Callable[[str, Command], argparse.ArgumentParser]) -> None
     sub.add_argument("new", type=Path, help="folder of the bundle to come")
     sub.add_argument("--out", type=Path, required=True, metavar="DELTA", help="folder to write")
     add_archive_flags(sub)
+    sub = add("verify", verify)
+    sub.add_argument("bundle", type=Path, help="folder of a bundle")
+    sub.add_argument(
+        "--public-key", type=Path, metavar="FILE", help="check that its owner signed the bundle"
+    )
+    sub = add("sign", sign)
+    sub.add_argument("bundle", type=Path, help="folder of a bundle")
+    sub.add_argument(
+        "--key", type=Path, required=True, metavar="FILE", help="your private key, in PEM"
+    )
 
 
-def archive(arguments: argparse.Namespace, progress: Progress) -> Report:
+def archive(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
     """Write a bundle or delta as one file, or in volumes.
 
     The same bundle gives the same bytes; SOURCE_DATE_EPOCH is the time of every file in it.
     """
     files = write_files(arguments.bundle, arguments.out, arguments.split, progress)
-    return Report({"files": files}, "\n".join(files))
+    return CommandResult({"files": files}, "\n".join(files))
 
 
-def unpack(arguments: argparse.Namespace, progress: Progress) -> Report:
+def unpack(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
     """Unpack the archive of a bundle or delta, and check every byte."""
     out = unpack_archive(arguments.archive, arguments.out, progress)
-    return Report({"bundle": str(out)}, f"unpacked and checked: {out}")
+    return CommandResult({"bundle": str(out)}, f"unpacked and checked: {out}")
 
 
-def join(arguments: argparse.Namespace, progress: Progress) -> Report:
+def join(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
     """Join the volumes of an archive; name those that are damaged or missing, and go on later."""
     index: Path = arguments.index
     if not index.name.endswith(INDEX):
         raise UsageError("not an index of volumes", where=index, expected=f"NAME.tar{INDEX}")
     out = arguments.out or index.with_name(index.name.removesuffix(INDEX))
     join_volumes(index, arguments.folders, out, progress)
-    return Report({"archive": str(out)}, f"joined: {out}")
+    return CommandResult({"archive": str(out)}, f"joined: {out}")
 
 
-def diff(arguments: argparse.Namespace, progress: Progress) -> Report:
+def diff(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
     """Write only what of the bundle NEW the bundle OLD does not have.
 
     Its `install` takes an installed OLD to NEW.
@@ -101,7 +111,43 @@ def diff(arguments: argparse.Namespace, progress: Progress) -> Report:
         files = write_files(arguments.out, arguments.archive, arguments.split, progress)
         data |= {"archive": files}
         lines += files
-    return Report(data, "\n".join(lines))
+    return CommandResult(data, "\n".join(lines))
+
+
+def sign(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
+    """Sign a bundle with an elliptic curve key, offline.
+
+    The signature covers every file of the bundle and is kept in it, as bundle.json.sig. To make a
+    key: openssl ecparam -name prime256v1 -genkey -noout -out release.pem; for those who verify:
+    openssl pkey -in release.pem -pubout -out release.pub.
+    """
+    from packager.bundle.signing import sign_bundle
+
+    signature = sign_bundle(arguments.bundle, arguments.key, progress)
+    return CommandResult({"signature": str(signature)}, f"signed: {signature}")
+
+
+def verify(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
+    """Check every byte of a bundle against its manifest, and its signature against a key."""
+    from packager.bundle.signing import check_signature
+    from runtimes.bundle.open import verify_files
+    from runtimes.trust.manifest import read_manifest
+
+    manifest = read_manifest(arguments.bundle)
+    verify_files(arguments.bundle, manifest, progress=lambda d, t: progress("verify", d, t))
+    signed = ""
+    if arguments.public_key is not None:
+        check_signature(arguments.bundle, arguments.public_key)
+        signed = f"; signed with the key of {arguments.public_key}"
+    data = {
+        "bundle": str(arguments.bundle),
+        "files": len(manifest.files),
+        "bytes": sum(entry.bytes for entry in manifest.files),
+        "verified": True,
+        "signed": bool(signed),
+    }
+    text = f"{data['files']} files, {data['bytes']} bytes: every one as packed{signed}"
+    return CommandResult(data, text)
 
 
 def _size(text: str) -> int:

@@ -1,11 +1,11 @@
-"""What `starpack device ...` does: arguments in, a Report out. Prints nothing."""
+"""What `starpack device ...` does: arguments in, a result out."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
-from packager.cli.convert import Report
+from packager.cli.result import CommandResult
 from packager.core.record_store import to_plain
 from packager.core.records import Device, Progress
 from packager.devices.database import device_of, list_devices, read_device
@@ -26,7 +26,7 @@ UNITS = {
 }
 
 
-def list_all(arguments: argparse.Namespace, progress: Progress) -> Report:
+def list_all(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
     """List the devices that starpack knows."""
     devices = list_devices()
     rows = [HEADINGS, *map(_row, devices)]
@@ -37,20 +37,20 @@ def list_all(arguments: argparse.Namespace, progress: Progress) -> Report:
         + f"  {row[-1]}"
         for row in rows
     ]
-    return Report({"devices": to_plain(devices)}, "\n".join(lines))
+    return CommandResult({"devices": to_plain(devices)}, "\n".join(lines))
 
 
-def show(arguments: argparse.Namespace, progress: Progress) -> Report:
+def show(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
     """Show what is known of a device, and where each figure comes from."""
     data = read_device(arguments.device)
-    return Report(data, _shown(data))
+    return CommandResult(data, _shown(data))
 
 
-def detect(arguments: argparse.Namespace, progress: Progress) -> Report:
+def detect(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
     """Describe this machine's GPU, or else its CPU, in a device file; a CPU is measured (10 s)."""
     data = detect_device(arguments.kind, arguments.index, progress)
     write_device(data, arguments.out)
-    return Report(
+    return CommandResult(
         {"file": str(arguments.out), "device": data}, f"{_shown(data)}\nwritten: {arguments.out}"
     )
 

@@ -1,4 +1,4 @@
-"""What `starpack estimate ...` and `starpack device calibrate` do: arguments in, a Report out."""
+"""What `starpack estimate ...` and `starpack device calibrate` do: arguments in, a result out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from packager import pipeline
 from packager.checkpoint.reader import read_checkpoint
-from packager.cli.convert import Report
+from packager.cli.result import CommandResult
 from packager.core.errors import QualityError, UsageError
 from packager.core.package_data import profiles_folder
 from packager.core.record_store import to_plain
@@ -29,7 +29,7 @@ GIB = 1 << 30
 HEADINGS = ("variant", "memory GiB", "first token ms", "per token ms", "completion ms", "evidence")
 
 
-def run(arguments: argparse.Namespace, progress: Progress) -> Report:
+def run(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
     """Estimate what variants of a model take on a device, without any of its weights."""
     model, device = _model(arguments.model), load_device(arguments.device)
     budget = _within(load_budget(arguments.budget), model)
@@ -48,10 +48,12 @@ def run(arguments: argparse.Namespace, progress: Progress) -> Report:
     ]
     lines += [f"outside: {e.variant.name}: {e.outside}" for e in found if e.outside]
     lines += [f"note: {model.name}: {note}" for note in model.notes]
-    return Report({"estimates": to_plain(found), "notes": list(model.notes)}, "\n".join(lines))
+    return CommandResult(
+        {"estimates": to_plain(found), "notes": list(model.notes)}, "\n".join(lines)
+    )
 
 
-def check(arguments: argparse.Namespace, progress: Progress) -> Report:
+def check(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
     """Replay published measurements on devices that the fit has not seen (about 10 s)."""
     progress("validate", 0, 1)
     found = validate()
@@ -76,10 +78,10 @@ def check(arguments: argparse.Namespace, progress: Progress) -> Report:
     if arguments.write:
         lines.append("written: the constants, fitted on all rows, and the intervals")
     data = to_plain(found) | {"failures": found.failures}
-    return Report(data, "\n".join(lines), QualityError.exit_code if found.failures else 0)
+    return CommandResult(data, "\n".join(lines), QualityError.exit_code if found.failures else 0)
 
 
-def calibrate(arguments: argparse.Namespace, progress: Progress) -> Report:
+def calibrate(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
     """Time small models on this machine, and keep in a device's file what they show (a minute)."""
     file = find_device(arguments.device)
     if file.is_relative_to(profiles_folder()):
@@ -107,7 +109,7 @@ def calibrate(arguments: argparse.Namespace, progress: Progress) -> Report:
         *_aligned(rows),
         f"written: {file}",
     ]
-    return Report({"file": str(file), "calibration": asdict(found)}, "\n".join(lines))
+    return CommandResult({"file": str(file), "calibration": asdict(found)}, "\n".join(lines))
 
 
 def _within(budget: Budget, model: Model) -> Budget:

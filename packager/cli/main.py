@@ -74,7 +74,3 @@ class _Bars:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
-
-
-if __name__ == "__main__":
-    sys.exit(main())

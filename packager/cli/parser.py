@@ -8,8 +8,18 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from packager.cli import bundle, device, estimate, flags, plan, profile, quality, signing
-from packager.cli import convert as commands
+from packager.cli import (
+    bundle,
+    checkpoint,
+    convert,
+    device,
+    estimate,
+    flags,
+    plan,
+    profile,
+    quality,
+)
+from packager.cli.result import Command
 
 DESCRIPTION = """\
 Turn a StarCoder2 checkpoint into a self-contained bundle that generates and infills offline,
@@ -58,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     commands_at = top.add_subparsers(metavar="COMMAND", required=True)
 
     def add(
-        name: str, command: commands.Command, at: argparse._SubParsersAction = commands_at
+        name: str, command: Command, at: argparse._SubParsersAction = commands_at
     ) -> argparse.ArgumentParser:
         text = textwrap.dedent(command.__doc__ or "")
         sub = at.add_parser(name, help=text.split("\n")[0], description=text)
@@ -69,21 +79,21 @@ def parser() -> argparse.ArgumentParser:
     _add_making(add)
     _add_choosing(add)
     _add_devices(commands_at, add)
-    _add_bundles(add)
+    bundle.add_commands(add)
     return top
 
 
 def _add_making(add: Add) -> None:
     """Checkpoints, engines and conversion."""
-    flags.add_model(add("inspect", commands.inspect))
-    sub = add("fetch", commands.fetch)
+    flags.add_model(add("inspect", checkpoint.inspect))
+    sub = add("fetch", checkpoint.fetch)
     sub.add_argument("repo", metavar="ORG/NAME", help="repository on the Hugging Face hub")
     sub.add_argument("--revision", required=True, help="branch, tag or commit; a commit is kept")
     sub.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
-    sub = add("wheels", commands.wheels)
+    sub = add("wheels", convert.wheels)
     sub.add_argument("--cuda", action="store_true", help="the CUDA build; needs nvcc and an hour")
     flags.add_out(sub)
-    sub = add("calibrate", commands.calibrate)
+    sub = add("calibrate", convert.calibrate)
     flags.add_model(sub)
     sub.add_argument("--sources", type=Path, required=True, help="folder of source code")
     sub.add_argument(
@@ -93,7 +103,7 @@ def _add_making(add: Add) -> None:
         "--length", type=flags.count(1, 131_072), default=2048, help="tokens in each (2048)"
     )
     sub.add_argument("--out", type=Path, required=True, help="file to write")
-    sub = add("convert", commands.convert)
+    sub = add("convert", convert.convert)
     flags.add_model(sub)
     flags.add_formats(sub)
 
@@ -169,15 +179,6 @@ def _add_devices(at: argparse._SubParsersAction, add: Add) -> None:
     sub.add_argument("--budget", help=flags.BUDGET_HELP)
     sub = add("validate", estimate.check, estimates_at)
     sub.add_argument("--write", action="store_true", help="keep the constants as fitted anew")
-
-
-def _add_bundles(add: Add) -> None:
-    """What is done with a bundle."""
-    sub = add("verify", commands.verify)
-    sub.add_argument("bundle", type=Path, help="folder of a bundle")
-    signing.add_key(sub)
-    signing.add_commands(add)
-    bundle.add_commands(add)
 
 
 def _version() -> str:

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from packager import pipeline
-from packager.cli.convert import Report
 from packager.cli.formatting import selection_text, times
+from packager.cli.result import CommandResult
 from packager.cli.settings import accepted
 from packager.core.atomic import write_text
 from packager.core.errors import SelectionError
@@ -36,14 +36,14 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def plan(arguments: argparse.Namespace, progress: Progress) -> Report:
+def plan(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
     """Choose a model and a recipe for a device from estimates alone: nothing is converted."""
     device, budget = load_device(arguments.device), load_budget(arguments.budget)
     selection = _select(_Planner(arguments), device, budget, arguments)
-    return Report(to_plain(selection), selection_text(selection, explain=arguments.explain))
+    return CommandResult(to_plain(selection), selection_text(selection, explain=arguments.explain))
 
 
-def matrix(arguments: argparse.Namespace, progress: Progress) -> Report:
+def matrix(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
     """Answer `plan` for every device and budget, in one table."""
     devices = list_devices() if arguments.devices == ["all"] else [
         load_device(name) for name in arguments.devices
@@ -55,7 +55,7 @@ def matrix(arguments: argparse.Namespace, progress: Progress) -> Report:
         rows += [_row(planner, device, budget, arguments) for budget in budgets]
     if arguments.csv is not None:
         write_text(arguments.csv, _csv(rows))
-    return Report({"rows": rows}, _columns(rows))
+    return CommandResult({"rows": rows}, _columns(rows))
 
 
 class _Planner:

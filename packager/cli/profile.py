@@ -1,4 +1,4 @@
-"""The commands that measure, judge, select and pack: arguments in, a Report out. Prints nothing."""
+"""The commands that measure, judge, select and pack: arguments in, a result out."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from packager import pipeline
-from packager.cli.convert import Report
 from packager.cli.formatting import measurement_text, selection_text
+from packager.cli.result import CommandResult
 from packager.cli.settings import checkpoint_of, settings_of, variants_of
 from packager.core.errors import QualityError, UsageError
 from packager.core.record_store import to_plain
@@ -16,7 +16,7 @@ from packager.core.settings import DeviceSettings
 from packager.engine.target import read_target
 
 
-def profile(arguments: argparse.Namespace, progress: Progress) -> Report:
+def profile(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
     """Prove the window of every variant, judge its quality, and time it where it is to run."""
     checkpoint = checkpoint_of(arguments, progress)
     settings = settings_of(arguments, checkpoint, progress)
@@ -24,14 +24,14 @@ def profile(arguments: argparse.Namespace, progress: Progress) -> Report:
     notes = _notes(checkpoint, settings)
     text = "\n\n".join([*map(measurement_text, measurements), *notes])
     holds = all(measurement.proof.holds for measurement in measurements)
-    return Report(
+    return CommandResult(
         {"measurements": to_plain(measurements), "notes": notes},
         text,
         exit_code=0 if holds else QualityError.exit_code,
     )
 
 
-def select(arguments: argparse.Namespace, progress: Progress) -> Report:
+def select(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
     """Choose the best variant for the device within the budget, say why, and write report.html."""
     checkpoint = checkpoint_of(arguments, progress)
     settings = settings_of(arguments, checkpoint, progress)
@@ -40,15 +40,15 @@ def select(arguments: argparse.Namespace, progress: Progress) -> Report:
     text = selection_text(selection, explain=arguments.explain)
     notes = _notes(checkpoint, settings)
     data = to_plain(selection) | {"report": str(page), "notes": notes}
-    return Report(data, "\n\n".join([text, *notes, f"report: {page}"]))
+    return CommandResult(data, "\n\n".join([text, *notes, f"report: {page}"]))
 
 
-def pack(arguments: argparse.Namespace, progress: Progress) -> Report:
+def pack(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
     """Convert, measure, select, and pack the best variant."""
     return _pack(arguments, progress)[0]
 
 
-def bundle(arguments: argparse.Namespace, progress: Progress) -> Report:
+def bundle(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
     """Pack, then install the bundle and let it answer: the whole way."""
     from packager.bundle.smoke_test import try_bundle
 
@@ -64,10 +64,10 @@ def bundle(arguments: argparse.Namespace, progress: Progress) -> Report:
         f"--- generate ---\n{trial.prompt}[{trial.completion}]",
         f"--- infill ---\n{trial.prefix}[{trial.middle}]{trial.suffix}",
     ]
-    return Report(packed.data | {"trial": to_plain(trial)}, "\n\n".join(shown))
+    return CommandResult(packed.data | {"trial": to_plain(trial)}, "\n\n".join(shown))
 
 
-def _pack(arguments: argparse.Namespace, progress: Progress) -> tuple[Report, Path]:
+def _pack(arguments: argparse.Namespace, progress: Progress) -> tuple[CommandResult, Path]:
     from packager.bundle.documents.provenance import recorded
     from packager.bundle.split_archive import check_flags, write_files
 
@@ -103,7 +103,7 @@ def _pack(arguments: argparse.Namespace, progress: Progress) -> tuple[Report, Pa
     if arguments.archive:
         data["archive"] = write_files(built.folder, arguments.archive, arguments.split, progress)
         text.append("\n".join(["archive:", *data["archive"]]))
-    return Report(data, "\n\n".join(text)), built.folder
+    return CommandResult(data, "\n\n".join(text)), built.folder
 
 
 def _notes(checkpoint: Checkpoint, settings: DeviceSettings) -> list[str]:

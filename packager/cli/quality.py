@@ -7,8 +7,8 @@ from typing import Any
 
 from packager import pipeline
 from packager.checkpoint.tokenizer import TOKENIZER_NAME
-from packager.cli.convert import Report
 from packager.cli.formatting import proof_lines, quality_lines
+from packager.cli.result import CommandResult
 from packager.cli.settings import checkpoint_of, judging_of, variants_of
 from packager.core.errors import QualityError, UsageError
 from packager.core.record_store import to_plain
@@ -20,7 +20,7 @@ from runtimes.generation.runtime import Runtime
 from runtimes.prompts.tokenizer import Tokenizer
 
 
-def quality(arguments: argparse.Namespace, progress: Progress) -> Report:
+def quality(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
     """Prove the window of every variant and compare it with the checkpoint on held-out code.
 
     With --infilling also fills the holes of a file in the public HumanEval-infilling format.
@@ -44,7 +44,7 @@ def quality(arguments: argparse.Namespace, progress: Progress) -> Report:
         found.append(record)
         texts.append("\n".join(lines))
     exit_code = 0 if holds else QualityError.exit_code
-    return Report({"variants": found}, "\n\n".join(texts), exit_code)
+    return CommandResult({"variants": found}, "\n\n".join(texts), exit_code)
 
 
 def _infill(
