@@ -30,7 +30,7 @@ import numpy as np
 from benchmarks.dequantised import Dequantised
 from benchmarks.long_run import CHUNK_TOKENS, Job, check_tokens, compare, ids_of
 from benchmarks.rope_angles import angle_errors
-from packager.calibration.sequences import Sampling
+from packager.calibration.sequences import SequenceOptions
 from packager.checkpoint.reader import read_checkpoint
 from packager.checkpoint.reference import final_states, head_logits
 from packager.checkpoint.tensors import TensorSource, open_tensors
@@ -45,7 +45,7 @@ SIZE, LAYERS = "3b", 4
 TOKENS, DEEP_TOKENS = 131_072, 100_000  # specified: what is asked for
 MB = 1e6
 # Enough for 12,288 columns, no more: how well it is calibrated is not the question here.
-SAMPLING = Sampling(sequences=26, length_tokens=512, long_sequences=0)
+SAMPLING = SequenceOptions(sequences=26, length_tokens=512, long_sequences=0)
 SOURCES = Path(__file__).parents[1] / "examples/demo/calibration"
 ORIGINAL, OFF_BY_ONE, DEQUANTISED = "original", "off by one", "dequantised"
 

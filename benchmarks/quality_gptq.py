@@ -39,7 +39,7 @@ from benchmarks.dequantised import Dequantised
 from benchmarks.structured_model import write_structured
 from examples.corpus import SourceFile, load_corpus
 from examples.evaluate_demo import Gap, draw_gaps
-from packager.calibration.sequences import Sampling, draw_sequences
+from packager.calibration.sequences import SequenceOptions, draw_sequences
 from packager.checkpoint.reader import read_checkpoint
 from packager.checkpoint.tensors import TensorSource, open_tensors
 from packager.core.records import Checkpoint
@@ -185,7 +185,7 @@ def follow(logs: np.ndarray, middle: list[int]) -> Followed:
 def candidates(
     checkpoint: Checkpoint,
     recipe: str,
-    sampling: Sampling,
+    sampling: SequenceOptions,
     sources: Path,
     out: Path,
     peer: Path | None,
@@ -255,7 +255,7 @@ def compare(model: Path, arguments: argparse.Namespace, folder: Path) -> dict[st
     """Scores of all candidates for one checkpoint, by name."""
     checkpoint = read_checkpoint(model)
     judge = Judge(checkpoint, load_corpus()[1])
-    sampling = Sampling(seed=arguments.seed)
+    sampling = SequenceOptions(seed=arguments.seed)
     out = folder / f"{model.name}-{arguments.recipe}-{arguments.seed}"
     out.mkdir(exist_ok=True)
     scores: dict[str, Score] = {}

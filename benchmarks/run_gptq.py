@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.harness import make_checkpoint
-from packager.calibration.sequences import Sampling
+from packager.calibration.sequences import SequenceOptions
 from packager.checkpoint.reader import read_checkpoint
 from packager.formats.gptq import convert as gptq
 
@@ -110,7 +110,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         model, out = Path(scratch) / "model", Path(scratch) / "gptq"
         make_checkpoint(model, **SHAPE)
-        sampling = Sampling(sequences=26, length_tokens=512, long_sequences=0)
+        sampling = SequenceOptions(sequences=26, length_tokens=512, long_sequences=0)
         sources = Path(__file__).parents[1] / "examples/demo/calibration"
         gptq.convert(
             read_checkpoint(model), gptq.variant("w4g128"), out,

@@ -47,7 +47,7 @@ class Batches:
 def draw_batches(
     checkpoint: Checkpoint, texts: list[str], *, sequences: int, length_tokens: int
 ) -> Batches:
-    """Draw `sequences` stretches of `length_tokens` ids from the shuffled, joined texts.
+    """Draw `sequences` chunks of `length_tokens` ids from the shuffled, joined texts.
 
     A text with a character that the model has no token for is left out. Raises UsageError where
     there is too little text.
@@ -115,7 +115,7 @@ def check_place(file: Path) -> None:
 
 
 def write_importance(file: Path, importance: Mapping[str, np.ndarray], batches: Batches) -> None:
-    """Write llama.cpp's importance file, whole or not at all; keys are GGUF names.
+    """Write llama.cpp's importance file, all of it or nothing; keys are GGUF names.
 
     Raises UsageError where it cannot be written; see check_place.
     """

@@ -1,7 +1,7 @@
 """Sequences of ids to calibrate a quantiser on, drawn from a folder of sources.
 
-Languages take turns, so that none dominates while others last; a share of the texts is arranged for
-filling in the middle, as the model was trained; some sequences are longer than the window. Seeded:
+Languages take turns, so that none dominates while others last. A fraction of the texts is arranged
+for infilling (FIM), as the model was trained. Some sequences are longer than the window. Seeded:
 equal text and settings give equal ids. Knows nothing of formats.
 """
 
@@ -22,12 +22,12 @@ from packager.core.records import Checkpoint
 from runtimes.contract import SpecialIds
 from runtimes.prompts.tokenizer import Tokenizer
 
-LEAST_TOKENS = 16  # guessed: what is shorter is not worth splitting into prefix, middle and suffix
+MIN_TOKENS = 16  # guessed: anything shorter is not worth splitting into prefix, middle and suffix
 CONTROL_IDS = 3  # that one text in the fill-in-the-middle arrangement has more
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
+class SequenceOptions:
     """How sequences are drawn. Lengths are cut to the model's context.
 
     Guessed: about 60,000 tokens, five times what the widest matrix of StarCoder2-3B has columns;
@@ -37,7 +37,7 @@ class Sampling:
     sequences: int = 24
     length_tokens: int = 2048
     long_sequences: int = 2
-    infill_share: float = 0.5
+    infill_fraction: float = 0.5
     seed: int = 0
 
     def lengths(self, checkpoint: Checkpoint) -> list[int]:
@@ -54,12 +54,12 @@ def sources_sha256(folder: Path) -> str:
 
 
 def draw_sequences(
-    checkpoint: Checkpoint, folder: Path, sampling: Sampling, least_tokens: int
+    checkpoint: Checkpoint, folder: Path, sampling: SequenceOptions, min_tokens: int
 ) -> tuple[list[np.ndarray], str]:
     """Sequences of ids int64 (T,), and the SHA-256 of the texts.
 
     Fewer or shorter than asked for where the text ends; UsageError where that leaves less than
-    `least_tokens` in all. A text with a character that the model has no token for is left out.
+    `min_tokens` in all. A text with a character that the model has no token for is left out.
     """
     files = read_source_files(folder)
     tokenizer = Tokenizer(checkpoint.path / TOKENIZER_NAME, checkpoint.special_ids)
@@ -68,11 +68,11 @@ def draw_sequences(
     sequences = [drawer.sequence(length) for length in lengths]
     sequences = [sequence for sequence in sequences if len(sequence)]
     tokens = sum(map(len, sequences))
-    if tokens < least_tokens:
+    if tokens < min_tokens:
         raise UsageError(
             f"only {tokens} tokens were drawn to calibrate on, of {sum(lengths)} asked for",
             where=folder,
-            expected=f"at least {least_tokens}, as the widest matrix of the model has columns",
+            expected=f"at least {min_tokens}, as the widest matrix of the model has columns",
             remedy="name a folder with more source code with --sources DIR",
         )
     return sequences, texts_sha256(files)
@@ -104,9 +104,9 @@ class _Drawer:
         files: list[tuple[str, str]],
         tokenizer: Tokenizer,
         ids: SpecialIds,
-        sampling: Sampling,
+        sampling: SequenceOptions,
     ) -> None:
-        self.ids, self.share, self.drawn = ids, sampling.infill_share, 0
+        self.ids, self.fraction, self.drawn = ids, sampling.infill_fraction, 0
         self.random = random.Random(sampling.seed)
         by_language: defaultdict[str, list[str]] = defaultdict(list)
         for suffix, text in files:
@@ -120,9 +120,9 @@ class _Drawer:
     def sequence(self, length: int) -> np.ndarray:
         """Texts of one language with an end after each; of the next too where it runs out.
 
-        At most `length` ids; up to LEAST_TOKENS + CONTROL_IDS less where texts are arranged.
+        At most `length` ids; up to MIN_TOKENS + CONTROL_IDS less where texts are arranged.
         """
-        infill = int((self.drawn + 1) * self.share) > int(self.drawn * self.share)
+        infill = int((self.drawn + 1) * self.fraction) > int(self.drawn * self.fraction)
         self.drawn += 1
         found: list[int] = []
         for ids, ended in self._texts(length, found, CONTROL_IDS if infill else 0):
@@ -136,14 +136,14 @@ class _Drawer:
     def _texts(
         self, length: int, found: list[int], control: int
     ) -> Iterator[tuple[list[int], bool]]:
-        """Stretches of texts until `found`, which the caller fills, has no room for another.
+        """Chunks of texts until `found`, which the caller fills, has no space for another.
 
         With each, whether its text ends there. control: the ids that the caller puts beside each.
         """
-        least = 1 if control == 0 else LEAST_TOKENS
+        shortest = 1 if control == 0 else MIN_TOKENS
         while self.languages:
             limit = length - len(found) - control
-            if limit < least:
+            if limit < shortest:
                 return
             ids = self.languages[0].take(limit)
             if ids:

@@ -186,7 +186,12 @@ def _geometry(config: dict[str, object], counts: dict[str, int], file: Path) -> 
     hidden, heads = counts["hidden_size"], counts["num_attention_heads"]
     kv_heads, layers = counts["num_key_value_heads"], counts["num_hidden_layers"]
     if hidden % heads or (hidden // heads) % 2:
-        raise _bad(file, "num_attention_heads", heads, f"an even share of hidden_size {hidden}")
+        raise _bad(
+            file,
+            "num_attention_heads",
+            heads,
+            f"a divisor of hidden_size {hidden} that gives an even head_dim",
+        )
     if heads % kv_heads:
         raise _bad(file, "num_key_value_heads", kv_heads, f"a divisor of the {heads} heads")
     if layers > MAX_LAYERS:

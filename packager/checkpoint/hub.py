@@ -129,7 +129,7 @@ def _choose(siblings: Sequence[Any], repo: str) -> list[Any]:
 
 
 def _remove_others(folder: Path, kept: set[str]) -> None:
-    """Drop the hub's notes for going on, and what an earlier call took of another revision."""
+    """Remove the hub's notes for resuming, and what an earlier call took of another revision."""
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
@@ -164,7 +164,7 @@ def _explained(repo: str, revision: str) -> Iterator[None]:
         raise Cancelled(
             "the download was interrupted",
             where=where,
-            remedy="run the same command again: it goes on where it stopped",
+            remedy="run the same command again: it resumes",
         ) from None
     except errors.GatedRepoError as error:
         raise UsageError(
@@ -194,7 +194,7 @@ def _explained(repo: str, revision: str) -> Iterator[None]:
         raise OfflineError(
             f"the hub could not be reached: {error}",
             where=where,
-            expected="a network, and room on the disk",
-            remedy="run the same command again where there is a network: it goes on where it "
-            "stopped; or copy the checkpoint's folder here by other means",
+            expected="a network, and free space on the disk",
+            remedy="run the same command again where there is a network: it resumes; or "
+            "copy the checkpoint's folder here by other means",
         ) from error

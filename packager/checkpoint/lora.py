@@ -138,7 +138,7 @@ def merge_adapter(base: TensorSource, folder: Path) -> MergedTensors:
     """The base's tensors with the LoRA of `folder` merged as they are read.
 
     Raises CheckpointError for anything that would make the result differ from PEFT's own: an
-    option that is not implemented, a tensor that is missing, left over or misshapen.
+    option that is not implemented, a tensor that is missing, unknown or misshapen.
     """
     config = read_adapter_config(folder)
     adapter = open_file(_weights(folder))
@@ -210,7 +210,7 @@ def _check_replaced(
     replaced: dict[str, str],
     adapted: set[str],
 ) -> None:
-    """Whole tensors in the adapter: just those that modules_to_save and bias announce."""
+    """Complete tensors in the adapter: just those that modules_to_save and bias announce."""
     saved = config.modules_to_save
     for name, stored in replaced.items():
         module = _module(name)
@@ -225,14 +225,13 @@ def _check_replaced(
             raise _bad(adapter, f"{stored} has shape {adapter.shape(stored)}", f"{shape}")
     for item in saved:
         if not any(_module(name).endswith(item) for name in replaced):
-            raise _bad(adapter, f"no tensor of modules_to_save {item!r}", "its whole tensors")
+            raise _bad(adapter, f"no tensor of modules_to_save {item!r}", "its complete tensors")
     for name in base.names():
         module, _, kind = name.rpartition(".")
         wanted = kind == "bias" and (
             config.bias == "all" or (config.bias == "lora_only" and module in adapted)
         )
-        whole = module.endswith(saved)
-        if (wanted or whole) and name not in replaced:
+        if (wanted or module.endswith(saved)) and name not in replaced:
             raise _bad(
                 adapter,
                 f"{name} was trained but is not stored",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from packager.checkpoint.shapes import EMBEDDING, HEAD
 from packager.checkpoint.tensors import Floats, TensorSource
 from packager.core.records import Checkpoint, Geometry, Progress, no_progress
 from runtimes.backends.own_cache.rope import rope_tables
@@ -37,8 +38,7 @@ def final_states(
     `window` replaces the checkpoint's, to show what losing it would do.
     """
     geometry, window = checkpoint.geometry, window or checkpoint.window
-    embedding = "model.embed_tokens.weight"
-    states = [gather_rows(tensors, embedding, ids) for ids in sequences]
+    states = [gather_rows(tensors, EMBEDDING, ids) for ids in sequences]
     for layer in range(geometry.layers):
         progress("reference", layer, geometry.layers)
         weights = _Layer(tensors, layer, observe)
@@ -80,8 +80,8 @@ class Reference:
 
 
 def head_logits(checkpoint: Checkpoint, tensors: TensorSource, states: Floats) -> Floats:
-    """Logits (T, vocab) of final states (T, hidden), the head read in stretches of rows."""
-    name = "model.embed_tokens.weight" if checkpoint.geometry.tied else "lm_head.weight"
+    """Logits (T, vocab) of final states (T, hidden), the head read in blocks of rows."""
+    name = EMBEDDING if checkpoint.geometry.tied else HEAD
     vocab = checkpoint.geometry.vocab
     logits = np.empty((len(states), vocab), np.float32)
     for start in range(0, vocab, 4096):
@@ -165,7 +165,7 @@ def _layer_norm(x: Floats, weight: Floats, bias: Floats, eps: float) -> Floats:
 
 
 def _gelu(x: Floats) -> Floats:
-    """The tanh form, as `gelu_pytorch_tanh`, in stretches whose powers stay in the caches."""
+    """The tanh form, as `gelu_pytorch_tanh`, in blocks whose powers stay in the caches."""
     out = np.empty_like(x)
     for start in range(0, len(x), GELU_BLOCK):
         rows = slice(start, start + GELU_BLOCK)

@@ -1,7 +1,7 @@
 """Safetensors files as a lazy source of float32 arrays; headers are not trusted.
 
 Format: https://github.com/huggingface/safetensors (8 bytes of little-endian header length, a JSON
-header, one data buffer without holes). Parsed here because the library's numpy front end has no
+header, one data buffer without gaps). Parsed here because the library's numpy front end has no
 bfloat16. A file is mapped block by block, so that its pages do not add up in memory. Knows nothing
 of models.
 """
@@ -223,7 +223,7 @@ def read_header(file: Path, *, codes: bool = False) -> dict[str, Entry]:
     end = 0
     for name, begin, stop, dtype, shape in spans:
         if begin != end:
-            fault = "overlaps the tensor before it" if begin < end else "leaves a hole before it"
+            fault = "overlaps the tensor before it" if begin < end else "leaves a gap before it"
             raise _bad_file(file, f"{name} {fault}: it starts at {begin}, not at {end}")
         entries[name] = Entry(file, dtype, shape, 8 + length + begin)
         end = stop
@@ -249,9 +249,9 @@ def _span(
         )
     dtype, item_type = dtypes[value["dtype"]]
     shape, offsets = value["shape"], value["data_offsets"]
-    if not _whole(shape, least=1) or not 1 <= len(shape) <= 2:
+    if not _are_integers(shape, minimum=1) or not 1 <= len(shape) <= 2:
         raise _bad_file(file, f"{name} has shape {shape!r}")
-    if not _whole(offsets, least=0) or len(offsets) != 2:
+    if not _are_integers(offsets, minimum=0) or len(offsets) != 2:
         raise _bad_file(file, f"{name} has data_offsets {offsets!r}")
     needed = math.prod(shape) * item_type.itemsize
     if offsets[1] - offsets[0] != needed:
@@ -261,8 +261,8 @@ def _span(
     return name, offsets[0], offsets[1], dtype, tuple(shape)
 
 
-def _whole(value: object, least: int) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(v) is int and least <= v < 2**63 for v in value)
+def _are_integers(value: object, minimum: int) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(v) is int and minimum <= v < 2**63 for v in value)
 
 
 def _check_metadata(file: Path, metadata: object) -> None:
@@ -337,7 +337,7 @@ def _contradiction(index: Path, what: str) -> CheckpointError:
 
 def _bad_file(file: Path, what: str) -> CheckpointError:
     return CheckpointError(
-        f"{file.name} is not a sound safetensors file: {what}",
+        f"{file.name} is not a valid safetensors file: {what}",
         where=file,
         expected="a header that describes every byte of the data exactly once",
         remedy="the file is damaged or incomplete: fetch it again",

@@ -46,7 +46,7 @@ class ModelTensors:
 
 
 def open_tensors(checkpoint: Checkpoint) -> ModelTensors:
-    """The tensors of a checkpoint that read_checkpoint found sound; no weight is read yet.
+    """The tensors of a valid checkpoint (read_checkpoint); no weight is read yet.
 
     Raises CheckpointError where the files no longer are what they were.
     """

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from packager.calibration.sequences import Sampling
+from packager.calibration.sequences import SequenceOptions
 from packager.checkpoint.reader import read_checkpoint
 from packager.core.records import Checkpoint
 from packager.formats.gptq import convert as gptq
@@ -22,7 +22,7 @@ from tests.support.tiny import write_checkpoint, write_weights
 torch = pytest.importorskip("torch")
 backend_module = pytest.importorskip("runtimes.backends.gptq.backend")
 
-SAMPLING = Sampling(sequences=4, length_tokens=160, long_sequences=1)
+SAMPLING = SequenceOptions(sequences=4, length_tokens=160, long_sequences=1)
 ARRAYS = ("qweight", "qzeros", "scales", "g_idx")
 
 

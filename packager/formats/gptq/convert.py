@@ -20,7 +20,7 @@ from types import ModuleType
 
 import numpy as np
 
-from packager.calibration.sequences import Sampling, draw_sequences, sources_sha256
+from packager.calibration.sequences import SequenceOptions, draw_sequences, sources_sha256
 from packager.checkpoint.config import CONFIG_NAME
 from packager.checkpoint.json_files import read_object
 from packager.checkpoint.safetensors_reader import SINGLE_NAME
@@ -87,7 +87,7 @@ def convert(
     *,
     calibration: Path | None = None,
     progress: Progress = no_progress,
-    sampling: Sampling | None = None,
+    sampling: SequenceOptions | None = None,
 ) -> Artifact:
     """Write the artifact's files; the folder appears when they are whole.
 
@@ -100,7 +100,7 @@ def convert(
             expected="a folder of the kind of code that the model is to write",
             remedy="name one with --sources DIR",
         )
-    recipe, sampling = parse(variant.recipe), sampling or Sampling()
+    recipe, sampling = parse(variant.recipe), sampling or SequenceOptions()
     run, tensors, geometry = _run_module(), open_tensors(checkpoint), checkpoint.geometry
     _check_shapes(checkpoint, recipe)
     for name in tensors.names():  # now, not after hours
@@ -108,14 +108,14 @@ def convert(
             for _ in _half_rows(tensors, name):
                 pass
     sequences, sources = draw_sequences(
-        checkpoint, calibration, sampling, least_tokens=max(geometry.hidden, geometry.ffn)
+        checkpoint, calibration, sampling, min_tokens=max(geometry.hidden, geometry.ffn)
     )
     calibrated = {
         "sources_sha256": sources,
         "sequences": len(sequences),
         "tokens": sum(map(len, sequences)),
         "longest_tokens": max(map(len, sequences)),
-        "infill_share": sampling.infill_share,
+        "infill_share": sampling.infill_fraction,
         "seed": sampling.seed,
     }
     inputs = {

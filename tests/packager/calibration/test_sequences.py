@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from packager.calibration.sequences import Sampling, draw_sequences, sources_sha256
+from packager.calibration.sequences import SequenceOptions, draw_sequences, sources_sha256
 from packager.checkpoint.reader import read_checkpoint
 from packager.core.records import Checkpoint
 from tests.support.tiny import write_checkpoint
 
-SAMPLING = Sampling(sequences=10, length_tokens=100, long_sequences=2)
+SAMPLING = SequenceOptions(sequences=10, length_tokens=100, long_sequences=2)
 END, PREFIX, MIDDLE, SUFFIX = range(4)
 
 
@@ -36,16 +36,18 @@ def sources(tmp_path: Path) -> Path:
     return folder
 
 
-def draw(checkpoint: Checkpoint, sources: Path, sampling: Sampling = SAMPLING) -> list[np.ndarray]:
+def draw(
+    checkpoint: Checkpoint, sources: Path, sampling: SequenceOptions = SAMPLING
+) -> list[np.ndarray]:
     return draw_sequences(checkpoint, sources, sampling, 1)[0]
 
 
 def test_lengths_go_past_the_window_and_not_past_the_context(checkpoint, sources):
-    plain = Sampling(10, 100, 2, infill_share=0.0)
+    plain = SequenceOptions(10, 100, 2, infill_fraction=0.0)
     assert [len(ids) for ids in draw(checkpoint, sources, plain)] == [192] * 2 + [100] * 10
     for ids, longest in zip(draw(checkpoint, sources), [192] * 2 + [100] * 10, strict=True):
         assert longest - 20 < len(ids) <= longest
-    longer = Sampling(sequences=1, length_tokens=5000, long_sequences=1)
+    longer = SequenceOptions(sequences=1, length_tokens=5000, long_sequences=1)
     assert longer.lengths(checkpoint) == [192, checkpoint.context_tokens]
 
 
@@ -75,13 +77,15 @@ def test_half_of_the_sequences_are_arranged_for_filling_in(checkpoint, sources):
         assert ids[0] == PREFIX
     plain = [ids for ids in drawn if PREFIX not in ids]
     assert all(set(ids[ids < 38].tolist()) <= {END} for ids in plain)
-    assert not any(PREFIX in ids for ids in draw(checkpoint, sources, Sampling(4, 100, 2, 0.0)))
+    assert not any(
+        PREFIX in ids for ids in draw(checkpoint, sources, SequenceOptions(4, 100, 2, 0.0))
+    )
 
 
 def test_equal_seeds_give_equal_ids_and_others_do_not(checkpoint, sources):
     once, again = draw(checkpoint, sources), draw(checkpoint, sources)
     assert all(np.array_equal(a, b) for a, b in zip(once, again, strict=True))
-    other = draw(checkpoint, sources, Sampling(10, 100, 2, seed=1))
+    other = draw(checkpoint, sources, SequenceOptions(10, 100, 2, seed=1))
     assert not all(np.array_equal(a, b) for a, b in zip(once, other, strict=True))
 
 
@@ -89,7 +93,7 @@ def test_a_text_is_drawn_once_and_its_end_is_the_last(checkpoint, tmp_path):
     folder = tmp_path / "few"
     folder.mkdir()
     (folder / "a.py").write_text("p" * 150)
-    drawn = draw(checkpoint, folder, Sampling(4, 100, 0, 0.0))
+    drawn = draw(checkpoint, folder, SequenceOptions(4, 100, 0, 0.0))
     assert [len(ids) for ids in drawn] == [100, 51]
     ids = np.concatenate(drawn)
     assert (ids[:-1] > 38).all() and ids[-1] == END

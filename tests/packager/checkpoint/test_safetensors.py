@@ -95,8 +95,8 @@ MALFORMED = {
     "truncated": ({"a": F}, bytes(7), None, "truncated: 7 bytes held, 8 described"),
     "trailing": ({"a": F}, bytes(9), None, "bytes that no tensor owns"),
     "overlap": ({"a": F, "b": entry(4, 12, [2])}, bytes(12), None, "b overlaps the tensor"),
-    "hole": ({"a": F, "b": entry(12, 20, [2])}, bytes(20), None, "b leaves a hole"),
-    "hole first": ({"a": entry(4, 12, [2])}, bytes(12), None, "a leaves a hole"),
+    "gap": ({"a": F, "b": entry(12, 20, [2])}, bytes(20), None, "b leaves a gap"),
+    "gap first": ({"a": entry(4, 12, [2])}, bytes(12), None, "a leaves a gap"),
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from packager.calibration.sequences import Sampling, draw_sequences
+from packager.calibration.sequences import SequenceOptions, draw_sequences
 from packager.checkpoint.reader import read_checkpoint
 from packager.checkpoint.reference import final_states
 from packager.checkpoint.reference import windowed_attention as reference_attention
@@ -29,7 +29,7 @@ from tests.support.tiny import set_config, write_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SAMPLING = Sampling(sequences=4, length_tokens=160, long_sequences=2)
+SAMPLING = SequenceOptions(sequences=4, length_tokens=160, long_sequences=2)
 SHAPE = dict(window=128, layers=3, seed=1)
 FILES = ["config.json", "model.safetensors", "quantize_config.json"]
 
@@ -135,7 +135,7 @@ def test_the_quantised_model_is_nearer_than_rounding_to_nearest(
     artifact = convert(checkpoint, tmp_path / "out", sources, recipe)
     wanted = gptq.parse(recipe)
     tensors = open_tensors(checkpoint)
-    ids = draw_sequences(checkpoint, sources, Sampling(1, 200, 0, seed=7), 1)[0][0]
+    ids = draw_sequences(checkpoint, sources, SequenceOptions(1, 200, 0, seed=7), 1)[0][0]
     names = matrices(checkpoint)
     ours = {name: dequantized(artifact, name, wanted.bits) for name in names}
     nearest = {

@@ -12,7 +12,7 @@ from tests.support.tiny import write_checkpoint
 MEMORY = """
 import sys
 from pathlib import Path
-from packager.calibration.sequences import Sampling
+from packager.calibration.sequences import SequenceOptions
 from packager.checkpoint.reader import read_checkpoint
 from packager.formats.gptq import convert as gptq
 model, sources, out = map(Path, sys.argv[1:])
@@ -23,7 +23,7 @@ def look(*step):  # anonymous memory: how much of the libraries is resident is n
     peak = max(peak, int(status.split("RssAnon:")[1].split()[0]))
 gptq.convert(
     read_checkpoint(model), gptq.variant("w4g128"), out, calibration=sources,
-    sampling=Sampling(2, 400, 1), progress=look,
+    sampling=SequenceOptions(2, 400, 1), progress=look,
 )
 print(peak)
 """
