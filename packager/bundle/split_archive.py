@@ -1,35 +1,47 @@
 """An archive in numbered volumes, for media that are smaller than it.
 
-NAME.tar.001 ...        at most so many bytes each
-NAME.tar.index.json     their names, sizes and SHA-256; written last
-join.py                 joins them, where there is no starpack (see files/join.py)
+NAME.tar.001 ...    at most so many bytes each; `cat NAME.tar.* > NAME.tar` joins them
+SHA256SUMS          of each volume and of NAME.tar, for `sha256sum -c`; written last
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from packager.bundle.archive import write_archive
-from packager.bundle.files import join as joining
 from packager.core.atomic import atomic_file
 from packager.core.errors import IntegrityError, UsageError
 from packager.core.records import Progress, no_progress
-from runtimes.trust.entries import FileEntry
 
-INDEX = ".index.json"
-INDEX_VERSION = 1
+SUMS_NAME = "SHA256SUMS"
+MAX_SUMS_BYTES = 1024 * 1024
 MAX_VOLUMES = 999  # three digits
 MIN_VOLUME_BYTES = 4096  # guessed: less can only be a slip
+BLOCK_BYTES = 1 << 20
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+_LINE = re.compile(r"([0-9a-f]{64}) [ *]([^/\\\0]+)")  # as coreutils write it, for plain names
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What SHA256SUMS lists: the archive's name and hash, and (name, hash) of each volume."""
+
+    name: str
+    sha256: str
+    volumes: tuple[tuple[str, str], ...]
+
+    def text(self) -> str:
+        """As `sha256sum` writes it."""
+        lines = [f"{sha256}  {name}\n" for name, sha256 in self.volumes]
+        return "".join(lines) + f"{self.sha256}  {self.name}\n"
 
 
 def parse_size(text: str) -> int:
@@ -63,63 +75,117 @@ def write_files(
     with volumes(archive, volume_bytes) as stream:
         write_archive(folder, stream, progress)
     parts = sorted(archive.parent.glob(f"{archive.name}.[0-9][0-9][0-9]"))
-    others = archive.with_name(archive.name + INDEX), archive.with_name("join.py")
-    return [str(file) for file in (*parts, *others)]
+    return [str(file) for file in (*parts, archive.with_name(SUMS_NAME))]
 
 
 @contextmanager
 def volumes(archive: Path, volume_bytes: int) -> Iterator[BinaryIO]:
     """A stream that becomes the volumes of `archive`, all of them or none.
 
-    Earlier volumes of that name are deleted first. Raises UsageError where there would be too many.
+    Earlier volumes of that name are deleted first. Raises UsageError where there would be too many,
+    or where the folder holds the volumes of another archive.
     """
     archive.parent.mkdir(parents=True, exist_ok=True)
+    sums_file = archive.with_name(SUMS_NAME)
+    if sums_file.exists() and read_sums(sums_file).name != archive.name:
+        raise UsageError(
+            "the folder holds the volumes of another archive",
+            where=sums_file,
+            remedy="write these volumes to a folder of their own",
+        )
     folder = Path(
         tempfile.mkdtemp(prefix=f"{archive.name}.", suffix=".partial", dir=archive.parent)
     )
     writer = _Writer(folder, archive.name, volume_bytes)
     try:
         yield writer
-        entries = writer.finish()
-        index = archive.with_name(archive.name + INDEX)
-        index.unlink(missing_ok=True)  # from here on until it is written there is no archive
+        sums = writer.finish()
+        sums_file.unlink(missing_ok=True)  # from here on until it is written there is no archive
         for old in archive.parent.glob(f"{archive.name}.[0-9][0-9][0-9]"):
             old.unlink()
-        for entry in entries:
-            (folder / entry.path).rename(archive.with_name(entry.path))
-        shutil.copyfile(joining.__file__, archive.with_name("join.py"))
-        partial = folder / index.name
-        partial.write_text(json.dumps(_index(archive.name, entries), indent=2) + "\n")
-        partial.rename(index)
+        for name, _ in sums.volumes:
+            (folder / name).rename(archive.with_name(name))
+        partial = folder / SUMS_NAME
+        partial.write_text(sums.text())
+        partial.rename(sums_file)
     finally:
         writer.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def join_volumes(
-    index: Path, folders: list[Path], out: Path, progress: Progress = no_progress
-) -> None:
-    """Join the volumes that `index` names, from its own folder and `folders`, to `out`.
-
-    Raises IntegrityError naming those that are damaged or missing; what was joined is kept.
-    """
+def read_sums(file: Path) -> Sums:
+    """The archive and its volumes, in their order; raises IntegrityError."""
     try:
-        listed = joining.read_index(index)
-        joining.join(listed, [index.parent, *folders], out, lambda d, t: progress("join", d, t))
-    except joining.Damaged as error:
+        if file.stat().st_size > MAX_SUMS_BYTES:
+            raise ValueError("it is too large")
+        lines = [_LINE.fullmatch(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        listed = [(found[2], found[1]) for found in lines if found]
+        if len(listed) != len(lines) or len(listed) < 2:
+            raise ValueError("it should have lines of `sha256sum`, for an archive and its volumes")
+        *parts, (name, sha256) = listed
+        if [part for part, _ in parts] != [f"{name}.{i + 1:03}" for i in range(len(parts))]:
+            raise ValueError("it should list the volumes in their order, then the archive")
+    except (ValueError, OSError) as error:
         raise IntegrityError(
-            str(error),
-            where=index,
-            expected="every volume as it was written",
-            remedy="copy these again and run it again: it goes on where it was",
+            f"not the list of an archive's volumes: {error}",
+            where=file,
+            expected=f"{SUMS_NAME}, as `starpack archive --split` writes it",
+            remedy="copy it again",
         ) from None
+    return Sums(name, sha256, tuple(parts))
 
 
-def _index(name: str, entries: list[FileEntry]) -> dict[str, object]:
-    listed = [{"name": entry.path} | asdict(entry) for entry in entries]
-    for volume in listed:
-        del volume["path"]
-    return {"schema_version": INDEX_VERSION, "name": name, "volumes": listed}
+def join_volumes(
+    sums_file: Path, folders: Sequence[Path], out: Path | None, progress: Progress = no_progress
+) -> Path:
+    """Join the volumes that `sums_file` lists, from its own folder and `folders`; returns `out`.
+
+    out: the archive, beside `sums_file` unless told otherwise. Raises IntegrityError naming every
+    volume that is damaged or missing; then nothing is written. Progress counts bytes.
+    """
+    sums = read_sums(sums_file)
+    out = out or sums_file.with_name(sums.name)
+    places = (sums_file.parent, *folders)
+    found = {
+        name: [folder / name for folder in places if (folder / name).is_file()]
+        for name, _ in sums.volumes
+    }
+    total = sum(files[0].stat().st_size for files in found.values() if files)
+    problems: list[str] = []
+    with atomic_file(out) as target:
+        whole = hashlib.sha256()
+        for name, sha256 in sums.volumes:
+            for file in found[name]:
+                start, digest, longer = target.tell(), hashlib.sha256(), whole.copy()
+                for block in _blocks(file):
+                    digest.update(block)
+                    longer.update(block)
+                    target.write(block)
+                if digest.hexdigest() == sha256:
+                    whole = longer
+                    break
+                target.seek(start)
+                target.truncate()
+            else:
+                files = ", ".join(map(str, found[name]))
+                problems.append(f"damaged: {files}" if files else f"missing: {name}")
+            progress("join", min(target.tell(), total), total)
+        if not problems and whole.hexdigest() != sums.sha256:
+            problems.append(f"damaged: the line of {sums.name}, or the order of the volumes")
+        if problems:
+            raise IntegrityError(
+                "\n".join(problems),
+                where=sums_file,
+                expected="every volume as it was written",
+                remedy="copy these volumes again, or name the folders that hold them",
+            )
+    return out
+
+
+def _blocks(file: Path) -> Iterator[bytes]:
+    with open(file, "rb") as stream:
+        while block := stream.read(BLOCK_BYTES):
+            yield block
 
 
 class _Writer:
@@ -127,27 +193,30 @@ class _Writer:
 
     def __init__(self, folder: Path, name: str, volume_bytes: int) -> None:
         self._folder, self._name, self._volume_bytes = folder, name, volume_bytes
-        self._entries: list[FileEntry] = []
+        self._done: list[tuple[str, str]] = []
+        self._bytes = 0
+        self._whole = hashlib.sha256()
         self._begin()
 
     def _begin(self) -> None:
-        self._path = f"{self._name}.{len(self._entries) + 1:03}"
+        self._path = f"{self._name}.{len(self._done) + 1:03}"
         self._file = open(self._folder / self._path, "wb")  # noqa: SIM115 - closed by _end
         self._digest = hashlib.sha256()
         self._left = self._volume_bytes
 
     def _end(self) -> None:
         self._file.close()
-        size = self._volume_bytes - self._left
-        self._entries.append(FileEntry(self._path, size, self._digest.hexdigest()))
+        self._done.append((self._path, self._digest.hexdigest()))
 
     def write(self, data: bytes) -> int:
         """Take `data`, over as many volumes as it needs."""
         rest = memoryview(data)
+        self._whole.update(rest)
+        self._bytes += len(data)
         while rest:
             if not self._left:
                 self._end()
-                if len(self._entries) == MAX_VOLUMES:
+                if len(self._done) == MAX_VOLUMES:
                     raise UsageError(
                         f"more than {MAX_VOLUMES} volumes",
                         where=self._name,
@@ -163,13 +232,13 @@ class _Writer:
 
     def tell(self) -> int:
         """How many bytes have been taken."""
-        return sum(entry.bytes for entry in self._entries) + self._volume_bytes - self._left
+        return self._bytes
 
     def close(self) -> None:
         """Also where it has not been finished."""
         self._file.close()
 
-    def finish(self) -> list[FileEntry]:
-        """Close the last volume; returns all."""
+    def finish(self) -> Sums:
+        """Close the last volume; returns the hashes of all."""
         self._end()
-        return self._entries
+        return Sums(self._name, self._whole.hexdigest(), tuple(self._done))

@@ -9,7 +9,7 @@ from pathlib import Path
 from packager.bundle.archive import unpack_archive
 from packager.bundle.delta import write_delta
 from packager.bundle.split_archive import (
-    INDEX,
+    SUMS_NAME,
     check_flags,
     join_volumes,
     parse_size,
@@ -51,9 +51,9 @@ def add_commands(add: Callable[[str, Command], argparse.ArgumentParser]) -> None
     sub.add_argument("archive", type=Path, help="the tar file")
     sub.add_argument("--out", type=Path, required=True, help="new folder for what is in it")
     sub = add("join", join)
-    sub.add_argument("index", type=Path, help=f"FILE.tar{INDEX}")
+    sub.add_argument("sums", type=Path, metavar=SUMS_NAME, help="the list beside the volumes")
     sub.add_argument("folders", type=Path, nargs="*", help="more folders with volumes")
-    sub.add_argument("--out", type=Path, help="the tar file (FILE.tar, beside the index)")
+    sub.add_argument("--out", type=Path, help="the tar file (its own name, beside the list)")
     sub = add("diff", diff)
     sub.add_argument("old", type=Path, help="folder of the bundle that is installed")
     sub.add_argument("new", type=Path, help="folder of the bundle to come")
@@ -87,12 +87,8 @@ def unpack(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
 
 
 def join(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
-    """Join the volumes of an archive; name those that are damaged or missing, and go on later."""
-    index: Path = arguments.index
-    if not index.name.endswith(INDEX):
-        raise UsageError("not an index of volumes", where=index, expected=f"NAME.tar{INDEX}")
-    out = arguments.out or index.with_name(index.name.removesuffix(INDEX))
-    join_volumes(index, arguments.folders, out, progress)
+    """Join the volumes of an archive; name those that are damaged or missing."""
+    out = join_volumes(arguments.sums, arguments.folders, arguments.out, progress)
     return CommandResult({"archive": str(out)}, f"joined: {out}")
 
 

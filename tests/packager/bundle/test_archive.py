@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Callable
@@ -174,16 +173,38 @@ def test_volumes_are_the_archive_in_pieces(bundle: Path, parts: list[Path], tmp_
     assert len(parts) > 3
     assert all(file.stat().st_size == 50_000 for file in parts[:-1])
     assert b"".join(file.read_bytes() for file in parts) == whole
-    index = parts[0].with_name("a.tar.index.json")
-    join_volumes(index, [], tmp_path / "joined.tar")
+    sums = parts[0].with_name("SHA256SUMS")
+    assert join_volumes(sums, [], tmp_path / "joined.tar") == tmp_path / "joined.tar"
     assert (tmp_path / "joined.tar").read_bytes() == whole
     # fewer of them: none of the old ones is left
     write_files(bundle, parts[0].with_suffix(""), 10**6)
-    assert sorted(file.name for file in index.parent.iterdir()) == [
-        "a.tar.001",
-        "a.tar.index.json",
-        "join.py",
-    ]
+    assert sorted(file.name for file in sums.parent.iterdir()) == ["SHA256SUMS", "a.tar.001"]
+
+
+def coreutils(folder: Path) -> subprocess.CompletedProcess[str]:
+    """As on a machine without starpack."""
+    line = "cat a.tar.* > a.tar && sha256sum -c SHA256SUMS"
+    return subprocess.run(
+        ["sh", "-c", line], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+def test_coreutils_join_them_and_name_the_damaged(
+    bundle: Path, parts: list[Path], tmp_path: Path
+) -> None:
+    folder = parts[0].parent
+    done = coreutils(folder)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "a.tar").read_bytes() == archive_of(bundle, tmp_path / "whole.tar")
+    damage(parts[1])
+    done = coreutils(folder)
+    assert done.returncode != 0
+    assert f"{parts[1].name}: FAILED" in done.stdout and f"{parts[0].name}: OK" in done.stdout
+
+
+def damage(file: Path) -> None:
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
 
 
 def test_too_many_volumes_leave_none(bundle: Path, tmp_path: Path, monkeypatch) -> None:
@@ -193,66 +214,62 @@ def test_too_many_volumes_leave_none(bundle: Path, tmp_path: Path, monkeypatch) 
     assert not list(tmp_path.iterdir())
 
 
-def joined(index: Path, *folders: Path) -> subprocess.CompletedProcess[str]:
-    """As on a machine without starpack: by the script beside the volumes."""
-    command = [sys.executable, "-I", "-S", index.with_name("join.py"), index, *folders]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def test_damaged_and_missing_volumes_are_named_and_joining_goes_on(
+def test_damaged_and_missing_volumes_are_named_and_others_found(
     bundle: Path, parts: list[Path], tmp_path: Path
 ) -> None:
-    index = parts[0].with_name("a.tar.index.json")
-    out, partial = index.with_name("a.tar"), index.with_name("a.tar.partial")
-    second, last = parts[1].read_bytes(), parts[-1].read_bytes()
-    parts[1].write_bytes(second[:-1] + bytes([second[-1] ^ 1]))
-    parts[-1].unlink()
-    done = joined(index)
-    assert done.returncode == 5
-    assert f"damaged: {parts[1]}" in done.stderr and f"missing: {parts[-1].name}" in done.stderr
-    assert parts[0].name not in done.stderr and parts[2].name not in done.stderr
-    assert partial.stat().st_size == 50_000 and not out.exists()
-    with pytest.raises(IntegrityError, match=rf"damaged: {parts[1]}"):
-        join_volumes(index, [], out)
-    # the rest comes on another medium; what was joined is not needed again
+    sums = parts[0].with_name("SHA256SUMS")
     medium = tmp_path / "medium"
     medium.mkdir()
-    (medium / parts[1].name).write_bytes(second)
-    parts[0].unlink()
-    done = joined(index, medium)
-    assert done.returncode == 5 and done.stderr.count("missing") == 1
-    (medium / parts[-1].name).write_bytes(last)
-    for file in parts[1:-1]:
-        file.unlink()
-    done = joined(index, medium)
-    assert done.returncode == 0, done.stderr
-    assert f"tar -xf {out}" in done.stdout and not partial.exists()
+    for part in (parts[1], parts[-1]):
+        (medium / part.name).write_bytes(part.read_bytes())
+    damage(parts[1])
+    parts[-1].unlink()
+    with pytest.raises(IntegrityError) as caught:
+        join_volumes(sums, [], None)
+    lines = caught.value.what.splitlines()
+    assert lines == [f"damaged: {parts[1]}", f"missing: {parts[-1].name}"]
+    assert not list(sums.parent.glob("a.tar*partial")) and not sums.with_name("a.tar").exists()
+    out = join_volumes(sums, [medium], None)
+    assert out == sums.with_name("a.tar")
     assert out.read_bytes() == archive_of(bundle, tmp_path / "whole.tar")
 
 
-def test_a_damaged_beginning_is_not_built_upon(bundle: Path, parts: list[Path]) -> None:
-    index = parts[0].with_name("a.tar.index.json")
-    out = index.with_name("a.tar")
-    for beginning in (b"x" * 120_000, parts[0].read_bytes() + b"torn", b"x" * 10**6):
-        out.with_name("a.tar.partial").write_bytes(beginning)
-        join_volumes(index, [], out)
-        assert out.read_bytes() == b"".join(file.read_bytes() for file in parts)
+def test_the_joined_archive_is_checked_too(parts: list[Path]) -> None:
+    sums = parts[0].with_name("SHA256SUMS")
+    lines = sums.read_text().splitlines()
+    sums.write_text("\n".join([*lines[:-1], "0" * 64 + lines[-1][64:]]) + "\n")
+    with pytest.raises(IntegrityError, match=r"damaged: .*a\.tar"):
+        join_volumes(sums, [], None)
+    assert not sums.with_name("a.tar").exists()
+
+
+def test_the_volumes_of_two_archives_do_not_mix(bundle: Path, parts: list[Path]) -> None:
+    before = parts[0].with_name("SHA256SUMS").read_bytes()
+    with pytest.raises(UsageError, match="another archive"):
+        write_files(bundle, parts[0].with_name("b.tar"), 50_000)
+    assert parts[0].with_name("SHA256SUMS").read_bytes() == before
+
+
+HASH = "0" * 64
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "[]",
-        "{",
-        '{"volumes": [{"name": "../x", "bytes": 1, "sha256": "0"}]}',
-        '{"volumes": [{"name": "x", "bytes": -1, "sha256": "0"}]}',
-        '{"volumes": [{"name": 1, "bytes": 1, "sha256": "0"}]}',
+        "",
+        "{}",
+        f"{HASH}  a.tar\n",
+        f"{HASH}  ../a.tar.001\n{HASH}  ../a.tar\n",
+        f"{HASH}  a.tar.002\n{HASH}  a.tar\n",
+        f"{HASH}  a.tar.001\n{HASH}  b.tar\n",
+        f"{HASH}  a.tar.001\nnot a hash  a.tar\n",
+        f"{HASH}  a.tar.001\n{HASH}  a.tar\n" + "#" * 2_000_000,
     ],
 )
-def test_an_index_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "a.tar.index.json").write_text(text)
-    with pytest.raises(IntegrityError, match="not an index"):
-        join_volumes(tmp_path / "a.tar.index.json", [], tmp_path / "a.tar")
+def test_a_list_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "SHA256SUMS").write_text(text)
+    with pytest.raises(IntegrityError, match="not the list of an archive's volumes"):
+        join_volumes(tmp_path / "SHA256SUMS", [], None)
 
 
 def test_sizes() -> None:
@@ -267,14 +284,14 @@ def test_the_commands(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     tar = tmp_path / "b.tar"
     assert main(["archive", str(bundle), "--out", str(tar), "--split", "100kB", "--json"]) == 0
     files = json.loads(capsys.readouterr().out)["files"]
-    assert {Path(file).name for file in files} >= {"b.tar.001", "b.tar.index.json", "join.py"}
-    assert main(["join", f"{tar}.index.json"]) == 0
+    assert {Path(file).name for file in files} >= {"b.tar.001", "SHA256SUMS"}
+    assert main(["join", str(tmp_path / "SHA256SUMS")]) == 0
     assert main(["unpack", str(tar), "--out", str(tmp_path / "out")]) == 0
     assert main(["verify", str(tmp_path / "out")]) == 0
     assert main(["unpack", str(tar), "--out", str(tmp_path / "out")]) == 2
     (tmp_path / "b.tar.002").write_bytes(b"")
     tar.unlink()
-    assert main(["join", f"{tar}.index.json"]) == 5
+    assert main(["join", str(tmp_path / "SHA256SUMS")]) == 5
     assert "damaged: " in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["archive", str(bundle), "--out", str(tar), "--split", "many"])
