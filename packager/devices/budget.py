@@ -8,9 +8,9 @@ from typing import Any
 from packager.core.errors import UsageError
 from packager.core.records import Budget, Limit, Workload
 from packager.devices.profile_file import (
+    builtin_file,
     is_path,
     names,
-    own_file,
     read_profile,
     slug,
     unknown_name,
@@ -40,7 +40,7 @@ def _find(wanted: str | Path) -> Path:
     name = slug(str(wanted))
     if name not in names("budget"):
         raise unknown_name("budget", str(wanted), names("budget"))
-    return own_file("budget", name)
+    return builtin_file("budget", name)
 
 
 def _budget_of(data: dict[str, Any], name: str) -> Budget:
@@ -64,12 +64,12 @@ def _check(budget: Budget, file: Path) -> None:
             refuse(
                 f"{key!r} has p90 {limit.p90:g} below p50 {limit.p50:g}",
                 "the time of nine of ten requests, not less than that of half of them",
-                "exchange them; both are seconds: 150 ms are 0.15",
+                "swap them; both are seconds: 150 ms are 0.15",
             )
-    first, whole = budget.first_token_s, budget.completion_s
-    if first and whole and (whole.p50 < first.p50 or whole.p90 < first.p90):
+    first, all_s = budget.first_token_s, budget.completion_s
+    if first and all_s and (all_s.p50 < first.p50 or all_s.p90 < first.p90):
         refuse(
-            f"'completion_s' ({whole.p50:g}, {whole.p90:g}) is below its 'first_token_s' "
+            f"'completion_s' ({all_s.p50:g}, {all_s.p90:g}) is below its 'first_token_s' "
             f"({first.p50:g}, {first.p90:g})",
             "a completion takes at least as long as its first token",
             "both are seconds from the request on: raise completion_s or lower first_token_s",
@@ -84,7 +84,7 @@ def _check(budget: Budget, file: Path) -> None:
     if context is not None and work.prompt_tokens + work.output_tokens > context:
         refuse(
             f"'context_tokens' is {context}",
-            f"room for the workload's {work.prompt_tokens} + {work.output_tokens} tokens",
+            f"at least the workload's {work.prompt_tokens} + {work.output_tokens} tokens",
             "raise context_tokens, or make the workload shorter",
         )
     if budget.memory_bytes is not None and budget.memory_reserve_bytes >= budget.memory_bytes:

@@ -20,7 +20,7 @@ def target_device(
 
     This machine is measured once and kept in `out`/device.json, which holds its calibration too.
     """
-    if wanted and wanted not in HERE and not _is_own(wanted, out):
+    if wanted and wanted not in HERE and not _is_this_machine(wanted, out):
         return load_device(wanted), False
     file = out / FILE_NAME
     if not file.is_file():
@@ -28,7 +28,7 @@ def target_device(
     return load_device(file), True
 
 
-def _is_own(wanted: str, out: Path) -> bool:
+def _is_this_machine(wanted: str, out: Path) -> bool:
     file = out / FILE_NAME
     if not file.is_file():
         return False

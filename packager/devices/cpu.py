@@ -26,11 +26,11 @@ CPUS = Path("/sys/devices/system/cpu")
 TIME_LIMIT_S = 120  # it takes about 10 s alone; a guess for a machine that is busy
 EACH_S = 1.0  # for each of five figures; a guess: leaves ten passes or more to take the best of
 SIDE = 2048  # of the matrices: a guess, 16 MiB in float32, well past small ones' overhead
-LEAST_BUFFER_BYTES = 256 << 20
+MIN_BUFFER_BYTES = 256 << 20
 CACHES_OVER = 8  # read this many times the last-level cache: a guess, a few passes evict all of it
-MEMORY_SHARE = 4  # never read more than a quarter of what is available
+MEMORY_DIVISOR = 4  # never read more than a quarter of what is available
 OLD_CACHE_BYTES = 1 << 20  # where Linux hides the caches: a guess on the safe side
-LEAST_MEMORY_BYTES = 64 << 20  # less is an error: neither this measures anything, nor a model runs
+MIN_MEMORY_BYTES = 64 << 20  # less is an error: neither this measures anything, nor a model runs
 # Where torch is missing, from float32's rate: an AVX-512 instruction does 16 multiply-adds of
 # float32, 32 of bfloat16, 64 of int8 (VNNI); AVX2 does 8, and 32 of int8 in two steps.
 BFLOAT16_OVER_FLOAT32, INT8_VNNI_OVER_FLOAT32, INT8_OVER_FLOAT32 = 2, 4, 2
@@ -45,16 +45,16 @@ def describe_cpu(progress: Progress) -> dict[str, Any]:
     title, flags = cpuinfo()
     threads = default_threads()
     total, available = machine_memory_bytes()
-    if available < LEAST_MEMORY_BYTES:
+    if available < MIN_MEMORY_BYTES:
         raise DeviceError(
             f"{available} bytes of memory are available" if total else "no memory is stated here",
             where="/proc/meminfo and the cgroup's limits",
-            expected=f"MemTotal and MemAvailable, {LEAST_MEMORY_BYTES} bytes or more",
+            expected=f"MemTotal and MemAvailable, {MIN_MEMORY_BYTES} bytes or more",
             remedy="free some, or describe the machine in a device file (see profiles/devices)",
         )
     cache = _last_cache_bytes()
-    buffer = max(LEAST_BUFFER_BYTES, CACHES_OVER * (cache or OLD_CACHE_BYTES))
-    speed = measure_speed(threads, min(buffer, available // MEMORY_SHARE), progress)
+    buffer = max(MIN_BUFFER_BYTES, CACHES_OVER * (cache or OLD_CACHE_BYTES))
+    speed = measure_speed(threads, min(buffer, available // MEMORY_DIVISOR), progress)
     return {
         "schema": 1,
         "name": slug(f"cpu {title}")[:60].strip("-"),
@@ -102,19 +102,19 @@ def measure_speed(
         alarm.start()
         try:
             for line in child.stdout or ():
-                if not line.startswith("{"):  # a library's own remark
+                if not line.startswith("{"):  # a library's own message
                     continue
-                told = json.loads(line)
-                figures = told.get("figures")
-                if "doing" in told:
-                    progress(told["doing"], told["done"], told["total"])
-            said = child.stderr.read() if child.stderr else ""
+                message = json.loads(line)
+                figures = message.get("figures")
+                if "doing" in message:
+                    progress(message["doing"], message["done"], message["total"])
+            errors = child.stderr.read() if child.stderr else ""
         finally:
             alarm.cancel()
             if figures is None:
                 child.kill()
     if figures is None or child.returncode:
-        last = (said.strip().splitlines() or ["it said nothing"])[-1]
+        last = (errors.strip().splitlines() or ["no message"])[-1]
         raise DeviceError(
             f"the measuring process ended with code {child.returncode}: {last}",
             expected=f"figures within {TIME_LIMIT_S} s",

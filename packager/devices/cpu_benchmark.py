@@ -1,6 +1,6 @@
 """How fast this CPU reads memory and multiplies. Run as a file, in a process of its own:
 
-    python cpu_speed.py THREADS BUFFER_BYTES EACH_S SIDE
+    python cpu_benchmark.py THREADS BUFFER_BYTES EACH_S SIDE
 
 Prints JSON lines: {"doing", "done", "total"} as it goes, at last {"figures"}: bytes and operations
 per second, the best of what was seen, since other programs can only slow it down; null where torch
@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-LEAST_PASSES = 3
+MIN_PASSES = 3
 STEPS = ("reading memory", "float32 products", "torch's products")
 
 
@@ -26,7 +26,7 @@ def best_rate(work: Callable[[], object], amount: float, each_s: float) -> float
     work()
     best_s, until = float("inf"), time.perf_counter() + each_s
     passes = 0
-    while passes < LEAST_PASSES or time.perf_counter() < until:
+    while passes < MIN_PASSES or time.perf_counter() < until:
         started = time.perf_counter()
         work()
         best_s = min(best_s, time.perf_counter() - started)
@@ -63,12 +63,12 @@ def torch_rates(threads: int, side: int, each_s: float) -> dict[str, float | Non
     torch.set_num_threads(threads)
     wide = torch.rand(side, side)
     half = wide.bfloat16()
-    whole = torch.randint(-128, 128, (side, side), dtype=torch.int8)
+    integers = torch.randint(-128, 128, (side, side), dtype=torch.int8)
     work = 2 * side**3
     return {
         "torch_float32": best_rate(lambda: torch.mm(wide, wide), work, each_s),
         "bfloat16": best_rate(lambda: torch.mm(half, half), work, each_s),
-        "int8": best_rate(lambda: torch._int_mm(whole, whole), work, each_s),
+        "int8": best_rate(lambda: torch._int_mm(integers, integers), work, each_s),
     }
 
 
@@ -76,17 +76,17 @@ def main(threads: int, buffer_bytes: int, each_s: float, side: int) -> None:
     """Measure everything, `each_s` for each figure; matrices are side x side."""
 
     def step(number: int) -> None:
-        tell({"doing": STEPS[number], "done": number, "total": len(STEPS)})
+        report({"doing": STEPS[number], "done": number, "total": len(STEPS)})
 
     step(0)
     figures = {"read": read_rate(threads, buffer_bytes, each_s)}
     step(1)
     figures |= {"numpy_float32": float32_rate(side, each_s)}
     step(2)
-    tell({"figures": figures | torch_rates(threads, side, each_s)})
+    report({"figures": figures | torch_rates(threads, side, each_s)})
 
 
-def tell(line: dict[str, object]) -> None:
+def report(line: dict[str, object]) -> None:
     """One line for the parent, at once."""
     print(json.dumps(line), flush=True)
 

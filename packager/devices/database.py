@@ -9,9 +9,9 @@ from typing import Any
 from packager.core.package_data import read_data
 from packager.core.records import Calibration, Device, Figure
 from packager.devices.profile_file import (
+    builtin_file,
     is_path,
     names,
-    own_file,
     read_profile,
     slug,
     unknown_name,
@@ -36,12 +36,12 @@ def find_device(wanted: str | Path) -> Path:
     if is_path(wanted):
         return Path(wanted)
     name = slug(str(wanted))
-    if not own_file("device", name).is_file():
+    if not builtin_file("device", name).is_file():
         aliases = _aliases()
         if name not in aliases:
             raise unknown_name("device", str(wanted), [*names("device"), *aliases])
         name = aliases[name]
-    return own_file("device", name)
+    return builtin_file("device", name)
 
 
 def list_devices() -> list[Device]:

@@ -40,7 +40,7 @@ def detect(
 
 
 def write_device(data: dict[str, Any], out: Path) -> None:
-    """Write a device file, whole or not at all. Raises UsageError where `out` is a folder."""
+    """Write a device file, all of it or nothing. Raises UsageError where `out` is a folder."""
     if out.is_dir():
         raise UsageError(
             "a folder is no place for a device file",

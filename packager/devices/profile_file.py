@@ -44,7 +44,7 @@ def names(kind: str) -> list[str]:
     return sorted(file.stem for file in _folder(kind).glob("*.json"))
 
 
-def own_file(kind: str, name: str) -> Path:
+def builtin_file(kind: str, name: str) -> Path:
     """Where our file of that name is, or would be."""
     return _folder(kind) / f"{name}.json"
 

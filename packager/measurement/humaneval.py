@@ -30,7 +30,7 @@ SINGLE_LINE = "SingleLineInfilling/"  # specified: how the ids of that benchmark
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One hole: the middle goes between prompt and suffix. The names are the format's own."""
+    """One task: the middle goes between prompt and suffix. The names are the format's own."""
 
     task_id: str
     entry_point: str
@@ -41,7 +41,7 @@ class Task:
 
     @property
     def single_line(self) -> bool:
-        """Whether one whole line is asked for, so that the answer ends where its line does."""
+        """Whether one complete line is asked for, so that the answer ends where its line does."""
         return self.task_id.startswith(SINGLE_LINE)
 
     def program(self, middle: str) -> str:
@@ -55,7 +55,7 @@ KEYS = tuple(field.name for field in fields(Task))
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model put into one hole, and how good it is. passed: None where it was not run."""
+    """What the model filled in, and how good it is. passed: None where it was not run."""
 
     task_id: str
     middle: str
@@ -67,7 +67,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class InfillingScore:
-    """Shares of 0 to 1 over `answers`.
+    """Fractions of `answers`.
 
     exact: as is_exact in infill_samples.py, white space at the end aside. similarity: the mean of
     edit_similarity there. passed: pass@1 with one greedy answer each, None where nothing was run;

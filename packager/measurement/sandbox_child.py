@@ -20,7 +20,7 @@ READS = frozenset(("os.listdir", "os.scandir", "os.walk", "os.fwalk"))  # import
 
 def limit(cpu_s: int, memory_bytes: int) -> None:
     """Lower what this process may use; the hard limits too, so it cannot raise them again."""
-    for kind, most in (
+    for kind, maximum in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, 0),  # of any file that is written
         (resource.RLIMIT_NPROC, 0),  # no further process or thread; the kernel exempts root
@@ -28,7 +28,7 @@ def limit(cpu_s: int, memory_bytes: int) -> None:
         (resource.RLIMIT_AS, memory_bytes),
         (resource.RLIMIT_CPU, cpu_s),
     ):
-        resource.setrlimit(kind, (most, most))
+        resource.setrlimit(kind, (maximum, maximum))
 
 
 def drop_root() -> None:

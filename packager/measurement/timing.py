@@ -86,7 +86,7 @@ def measure_speed(
             child.kill()
             watch.join()
         errors.seek(0)
-        last = (errors.read().strip().splitlines() or ["it said nothing"])[-1]
+        last = (errors.read().strip().splitlines() or ["no message"])[-1]
     return _timing(child.returncode, result, watch, last, artifact)
 
 

@@ -27,7 +27,7 @@ Doubles = NDArray[np.float64]
 
 CURVE_POINTS = 64  # what a plot can show
 BLOCK = 128  # positions whose logits are held at a time: 25 MB at 49,152 ids
-PAST_TOKENS = (512, 2048)  # positions looked at past the window: at least, and at most
+MIN_PAST_TOKENS, MAX_PAST_TOKENS = 512, 2048  # positions looked at past the window
 REACH_LIMIT_TOKENS = 8192  # a longer reach is not run: minutes to hours on a CPU
 # A divergence past the window of more than this many times the one inside means that the window
 # is not the model's own. Measured for losing it: 100 times and more.
@@ -59,8 +59,7 @@ def proof_sample(checkpoint: Checkpoint, text: str) -> Sample:
 
 def past_tokens(window_tokens: int) -> int:
     """How many positions are looked at past a window."""
-    least, most = PAST_TOKENS
-    return max(least, min(7 * window_tokens, most))
+    return max(MIN_PAST_TOKENS, min(7 * window_tokens, MAX_PAST_TOKENS))
 
 
 def builtin_text() -> str:
@@ -132,7 +131,7 @@ def compare(
 
 
 def _curve(nats: np.ndarray, full_nats: np.ndarray, inside: int) -> tuple[CurvePoint, ...]:
-    """Means over stretches, none of which lies on both sides of the window's end."""
+    """Means over blocks, none of which lies on both sides of the window's end."""
     step = -(-len(nats) // CURVE_POINTS)
     starts = [*range(0, inside, step), *range(inside, len(nats), step)]
     stops = [*starts[1:], len(nats)]
