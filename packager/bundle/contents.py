@@ -1,9 +1,8 @@
-"""Where the files of a bundle come from, and the text of those that are written for it."""
+"""Where the files of a bundle come from, and the text of the one that checks them."""
 
 from __future__ import annotations
 
 import re
-import string
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import runtimes
 from packager.bundle.artifacts import Packed
 from packager.bundle.documents.licensing import (
     check_full_text,
-    model_name,
     own_licence,
 )
 from packager.bundle.documents.model_card import ORIGINAL_CARD_NAME
@@ -20,7 +18,6 @@ from packager.core.atomic import sha256_file
 from packager.core.errors import CheckpointError, UsageError
 from packager.core.records import Checkpoint
 from packager.engine.target import Target
-from packager.engine.wheelhouse import newest_glibc
 from runtimes import backends
 from runtimes.bundle.open import TOKENIZER_NAME
 from runtimes.trust.bootstrap import STARTER, checker_files
@@ -89,45 +86,8 @@ def _runtime_files(formats: Set[str]) -> Iterator[tuple[str, Path]]:
             yield f"runtimes/backends/{file.relative_to(folder.parent).as_posix()}", file
 
 
-def written_files(
-    parts: Sequence[Packed], checkpoint: Checkpoint, sources: Mapping[str, Path], target: Target
-) -> dict[str, str]:
-    """The files that are written for this bundle: name to text."""
-    variant = parts[0].artifact.variant
+def install_script(sources: Mapping[str, Path], target: Target) -> str:
+    """The text of `install`, which holds the hashes of what checks all other files."""
     checked = [f"{sha256_file(sources[path])}  {path}" for path in checker_files(sources)]
-    install = (BUNDLE_FILES / "install").read_text()
-    window = checkpoint.window.size_tokens
-    readme = string.Template((BUNDLE_FILES / "README.md").read_text(encoding="utf-8"))
-    return {
-        "install": install.replace("@PYTHON@", target.python).replace(
-            "@CHECKER@", "\n".join(checked)
-        ),
-        "README.md": readme.substitute(
-            model=model_name(checkpoint),
-            format=variant.format,
-            recipe=variant.recipe,
-            window="none: full attention" if window is None else f"{window} tokens, exact",
-            context=checkpoint.context_tokens,
-            artifact=parts[0].path,
-            megabytes=f"{parts[0].artifact.bytes / 1e6:.1f}",
-            variants=_variants_text(parts) if len(parts) > 1 else "",
-            machine=target.machine,
-            python=target.python,
-            glibc=newest_glibc([file for path, file in sources.items() if path[-4:] == ".whl"]),
-        ),
-    }
-
-
-def _variants_text(parts: Sequence[Packed]) -> str:
-    """A paragraph for the bundle's README."""
-    rows = [
-        f"- `{part.artifact.variant.name}`: `{part.path}`, {part.artifact.bytes / 1e6:.1f} MB"
-        for part in parts
-    ]
-    return (
-        "It has several variants of the model, the best first. That one runs unless another is\n"
-        "named: `DIR/run COMMAND --variant NAME`. `--variant auto` takes the best that the free\n"
-        "memory is enough for, and says why a better one is not. `DIR/run doctor` lists all.\n\n"
-        + "\n".join(rows)
-        + "\n\n"
-    )
+    install = (BUNDLE_FILES / "install").read_text(encoding="utf-8")
+    return install.replace("@PYTHON@", target.python).replace("@CHECKER@", "\n".join(checked))

@@ -26,7 +26,7 @@ from pathlib import Path
 import jsonschema
 
 from packager.bundle.artifacts import Origin, Packed, placed
-from packager.bundle.contents import model_licences, sources_of, written_files
+from packager.bundle.contents import install_script, model_licences, sources_of
 from packager.bundle.documents.collect import documents
 from packager.core.atomic import atomic_folder, file_entry, write_json
 from packager.core.errors import IntegrityError, UsageError
@@ -74,8 +74,7 @@ def pack(
     with atomic_folder(out) as folder:
         known = {path: sha256 for part in parts for path, _, sha256 in part.files()}
         _copy(sources, known, folder, progress)
-        for name, text in written_files(parts, checkpoint, sources, target).items():
-            (folder / name).write_text(text, encoding="utf-8")
+        (folder / "install").write_text(install_script(sources, target), encoding="utf-8")
         for name, data in texts.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)

@@ -7,13 +7,15 @@ from pathlib import Path
 
 from packager.bundle.artifacts import Packed
 from packager.bundle.documents.deployment import deploy_files
-from packager.bundle.documents.licensing import notice, own_licence
+from packager.bundle.documents.licensing import model_name, notice, own_licence
 from packager.bundle.documents.model_card import model_card
+from packager.bundle.documents.render import render
 from packager.bundle.documents.sbom import SBOM_NAME, bill_of_materials
 from packager.bundle.documents.wheel_metadata import WheelFacts, read_wheel
 from packager.core.records import Checkpoint
 from packager.core.versions import tool_versions
 from packager.engine.target import Target
+from packager.engine.wheelhouse import newest_glibc
 
 LICENCE_FOLDER = "licence/wheels"
 
@@ -28,6 +30,7 @@ def documents(
     facts = [read_wheel(wheel) for wheel in wheels]
     version = tool_versions().get("starpack", "of no installed version")
     texts = {
+        "README.md": _readme(parts, checkpoint, wheels, target),
         "NOTICE": notice([part.artifact for part in parts], checkpoint, version),
         "MODEL_CARD.md": model_card(parts, checkpoint),
         SBOM_NAME: bill_of_materials(parts, checkpoint, facts, version),
@@ -38,6 +41,21 @@ def documents(
         for name, data in (_own_text(wheel) | wheel.texts).items():
             files[f"{LICENCE_FOLDER}/{wheel.name}/{name}"] = data
     return files
+
+
+def _readme(
+    parts: Sequence[Packed], checkpoint: Checkpoint, wheels: Sequence[Path], target: Target
+) -> str:
+    return render(
+        "README.md",
+        model=model_name(checkpoint),
+        parts=parts,
+        first=parts[0],
+        window_tokens=checkpoint.window.size_tokens,
+        context_tokens=checkpoint.context_tokens,
+        target=target,
+        glibc=newest_glibc(wheels),
+    )
 
 
 def _own_text(wheel: WheelFacts) -> dict[str, bytes]:

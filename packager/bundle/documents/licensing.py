@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from packager.bundle.archive import source_date_epoch
+from packager.bundle.documents.render import render
 from packager.checkpoint.model_card import declared_licence
 from packager.core.errors import CheckpointError, IntegrityError
 from packager.core.records import Artifact, Checkpoint
@@ -56,41 +57,17 @@ def build_date() -> str | None:
 
 def notice(artifacts: Sequence[Artifact], checkpoint: Checkpoint, starpack_version: str) -> str:
     """The text of NOTICE: what was changed, with what, and what goes with every copy."""
-    artifact, name = artifacts[0], model_name(checkpoint)
-    date = build_date()
-    lines = [
-        f"This bundle contains a modified version of the model {name}"
-        + (f", revision {checkpoint.revision}." if checkpoint.revision else "."),
-        "",
-        f"Modification: its weights were converted to {artifact.variant.format} with the recipe "
-        f"{artifact.variant.recipe}",
-        f"(nominally {artifact.variant.bits:g} bits for each weight) by starpack "
-        f"{starpack_version}" + (f" on {date}." if date else "."),
-    ]
-    lines += [
-        f"They are here again as {other.variant.format} with the recipe "
-        f"{other.variant.recipe} ({other.variant.bits:g} bits)."
-        for other in artifacts[1:]
-    ]
-    if checkpoint.adapter is not None:
-        lines.append(
-            f"Before that, a LoRA adapter (SHA-256 {checkpoint.adapter.sha256}) was merged in."
-        )
-    lines += [
-        f"The unmodified checkpoint has SHA-256 {artifact.checkpoint_sha256},",
-        "over its configuration, tokenizer and weights as starpack hashes them.",
-        "",
-        "The model and its modifications are under the licence in licence/model/. That text, its",
-        "use restrictions and the model's documentation go with every copy, and running the model",
-        "as a service for others may count as passing it on. The software around the model is",
-        "under licences of its own: licence/starpack/ and licence/wheels/.",
-        "",
-        "What the model writes is machine-generated. It may be wrong, and may repeat code that",
-        "others hold rights in. Say so where you publish it.",
-        "",
-        "Neither the model's authors nor the licensors endorse this bundle.",
-    ]
-    return "\n".join(lines) + "\n"
+    return render(
+        "NOTICE",
+        model=model_name(checkpoint),
+        revision=checkpoint.revision,
+        first=artifacts[0].variant,
+        others=[artifact.variant for artifact in artifacts[1:]],
+        starpack_version=starpack_version,
+        date=build_date(),
+        adapter_sha256=checkpoint.adapter.sha256 if checkpoint.adapter else None,
+        checkpoint_sha256=artifacts[0].checkpoint_sha256,
+    )
 
 
 def own_licence() -> Path:

@@ -6,14 +6,15 @@ from the checkpoint, the recipe or a measurement.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from packager.bundle.artifacts import Packed
 from packager.bundle.documents.licensing import model_name
-from packager.bundle.figures import figures
-from packager.checkpoint.model_card import declared_licence
-from packager.core.records import Artifact, Checkpoint
+from packager.bundle.documents.render import render
+from packager.bundle.figures import Figure, figures
+from packager.checkpoint.model_card import CARD_NAME, declared_licence
+from packager.core.records import Artifact, Checkpoint, Variant
 from runtimes.bundle.baseline import read_promise
 
 ORIGINAL_CARD_NAME = "MODEL_CARD_ORIGINAL.md"
@@ -24,48 +25,39 @@ METHODS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One variant, as the card tells of it."""
+
+    variant: Variant
+    changes: Sequence[tuple[str, object]]
+    figures: Sequence[Figure]
+    device: str | None
+    threads: int | None
+
+
 def model_card(parts: Sequence[Packed], checkpoint: Checkpoint) -> str:
     """The text of MODEL_CARD.md; of several variants, the first is the one that it is about."""
-    name, variant = model_name(checkpoint), parts[0].artifact.variant
-    licence = declared_licence(checkpoint.path)
-    sections = [
-        _front_matter(licence),
-        f"# {name} as {variant.format} {variant.recipe}\n\n"
-        f"A StarCoder2 model that continues code and fills in between two pieces of code. This is "
-        f"a modified version of {name}: its weights were converted"
-        + (", after a LoRA adapter was merged in" if checkpoint.adapter else "")
-        + ". The model is as its authors trained it in everything else; read "
-        + (
-            f"[their card]({ORIGINAL_CARD_NAME}) for its training, uses and limits."
-            if (checkpoint.path / "README.md").is_file()
-            else "their documentation for its training, uses and limits (the checkpoint has no "
-            "card of its own)."
-        ),
-        "## What was changed\n\n" + _table(_changes(parts[0], checkpoint)),
-        _measured(parts[0].evidence, "What was measured"),
-        *[section for part in parts[1:] for section in _another(part, checkpoint)],
-        _limits(checkpoint),
-        "## Licence\n\n"
-        + (f"The model is under {licence}. " if licence else "")
-        + "The text is in `licence/model/`; `run --licence` shows it. It goes with every copy, "
-        "its use restrictions included, and binds whoever uses the model. `NOTICE` says what was "
-        "modified. What the model writes is machine-generated: review it, say so where you "
-        "publish it, and mind that it may repeat code that others hold rights in.",
-    ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+    return render(
+        "MODEL_CARD.md",
+        model=model_name(checkpoint),
+        licence=declared_licence(checkpoint.path),
+        original_card=ORIGINAL_CARD_NAME if (checkpoint.path / CARD_NAME).is_file() else None,
+        adapted=checkpoint.adapter is not None,
+        context_tokens=checkpoint.context_tokens,
+        sections=[_section(part, checkpoint) for part in parts],
+    )
 
 
-def _front_matter(licence: str | None) -> str:
-    lines = ["---", *([f"license: {licence}"] if licence else []), "pipeline_tag: text-generation"]
-    return "\n".join([*lines, "---"])
-
-
-def _another(part: Packed, checkpoint: Checkpoint) -> tuple[str, str]:
-    """The sections of a further variant."""
-    variant = part.artifact.variant
-    changed = f"## Also in this bundle: {variant.format} {variant.recipe}\n\n"
-    changed += _table(_changes(part, checkpoint))
-    return changed, _measured(part.evidence, f"What was measured of {variant.name}")
+def _section(part: Packed, checkpoint: Checkpoint) -> Section:
+    promise = read_promise(part.evidence)
+    return Section(
+        variant=part.artifact.variant,
+        changes=_changes(part, checkpoint),
+        figures=figures(part.evidence),
+        device=promise.device,
+        threads=promise.threads,
+    )
 
 
 def _changes(part: Packed, checkpoint: Checkpoint) -> list[tuple[str, object]]:
@@ -91,32 +83,3 @@ def _changes(part: Packed, checkpoint: Checkpoint) -> list[tuple[str, object]]:
 def _bits(artifact: Artifact, checkpoint: Checkpoint) -> float:
     """With scales, norms, biases and what else is in the files."""
     return 8 * artifact.bytes / checkpoint.geometry.parameters
-
-
-def _measured(measured: Mapping[str, Any], title: str) -> str:
-    rows = [(f.name + (f" ({f.part})" if f.part else ""), f.text) for f in figures(measured)]
-    if not rows:
-        return ""
-    promise = read_promise(measured)
-    where = f" on {promise.device}" if promise.device else ""
-    threads = f", {promise.threads} threads" if promise.threads else ""
-    return (
-        f"## {title}{where}{threads}\n\n{_table(rows)}\n\n"
-        "Divergences are from the unquantised checkpoint, computed in float32. `run doctor` "
-        "compares the times with those of your machine."
-    )
-
-
-def _limits(checkpoint: Checkpoint) -> str:
-    return (
-        "## Limits\n\n"
-        f"Trained to {checkpoint.context_tokens} tokens of context. A longer one runs, with the "
-        "window exact, and is beyond what training covered. A base model: it does not follow "
-        "instructions. Its answers may be wrong, insecure or not licensed to you. Quantising "
-        "changes answers: the figures above say how much, on the texts that they were measured on."
-    )
-
-
-def _table(rows: list[tuple[str, object]]) -> str:
-    lines = [f"| {name} | {str(value).replace('|', '/')} |" for name, value in rows]
-    return "\n".join(["| | |", "|---|---|", *lines])
