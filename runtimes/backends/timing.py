@@ -51,7 +51,8 @@ class Steps:
 def draw_ids(backend: Backend, count: int) -> list[int]:
     """The same ids for the same vocabulary, none of them a control id."""
     first = min(FIRST_ID, backend.vocab_size - 1)
-    return np.random.default_rng(SEED).integers(first, backend.vocab_size, count).tolist()
+    ids = np.random.default_rng(SEED).integers(first, backend.vocab_size, count)
+    return [int(token_id) for token_id in ids]
 
 
 def warm_up(backend: Backend) -> None:

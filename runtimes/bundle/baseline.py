@@ -72,7 +72,8 @@ def _steps(
 ) -> tuple[float | None, float | None]:
     """Depth and median time of the steps nearest to the end of the prompt."""
     found = []
-    for steps in speed.get("steps") if isinstance(speed.get("steps"), list) else []:
+    timed = speed.get("steps")
+    for steps in timed if isinstance(timed, list) else []:
         depth = _number(_mapping(steps).get("depth_tokens"))
         median = _median(_mapping(steps).get("seconds"))
         if depth is not None and median is not None:

@@ -45,8 +45,8 @@ class GenerateOptions:
         """Raise UsageError that names the first field out of range."""
         if self.max_tokens < 0:
             raise _bad("max_tokens", self.max_tokens, "0 or more")
-        if isinstance(self.stop, str) or not all(self.stop):
-            raise _bad("stop", self.stop, "texts of one character or more")
+        if not isinstance(self.stop, tuple) or not all(self.stop):
+            raise _bad("stop", self.stop, "a tuple of texts of one character or more")
         if self.logprobs is not None and self.logprobs < 0:
             raise _bad("logprobs", self.logprobs, "0 or more, or None")
         if self.min_indent < 0:

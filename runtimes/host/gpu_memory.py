@@ -61,5 +61,7 @@ def _find(nvml: ctypes.CDLL, device: ctypes.c_void_p) -> int:
     """Set `device`; returns NVML's error code, 0 for none."""
     first = first_visible()
     if isinstance(first, int):
-        return nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(first), ctypes.byref(device))
-    return nvml.nvmlDeviceGetHandleByUUID(first.encode(), ctypes.byref(device))
+        code = nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(first), ctypes.byref(device))
+    else:
+        code = nvml.nvmlDeviceGetHandleByUUID(first.encode(), ctypes.byref(device))
+    return int(code)

@@ -130,7 +130,7 @@ def rank(paths: Sequence[str], edited: str, text: str) -> list[str]:
     imported = _imported_words(text)
     own = PurePosixPath(edited)
 
-    def key(path: str) -> tuple:
+    def key(path: str) -> tuple[int, bool, bool, int, float, str]:
         other = PurePosixPath(path)
         alike = _likeness(own.stem, other.stem)
         return (

@@ -75,9 +75,10 @@ def docstring(code: str, language: Language, line: int = 1) -> Task:
     if language is LANGUAGES["python"]:
         index, indent = _python_signature(code, line)
         return _docstring_at(code, index, f'{indent}"""', '"""\n', '"""')
-    index = next((i for i in range(line - 1, len(lines)) if lines[i].strip()), None)
-    if index is None:
+    filled = [i for i in range(line - 1, len(lines)) if lines[i].strip()]
+    if not filled:
         raise UsageError(f"there is nothing to document from line {line} on")
+    index = filled[0]
     indent = lines[index][: len(lines[index]) - len(lines[index].lstrip())]
     if language.doc is not None or language.block is None:
         return _docstring_at(code, index, f"{indent}{language.doc or language.line} ", "\n", "\n")

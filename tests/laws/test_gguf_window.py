@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from packager.checkpoint.reader import read_checkpoint
-from packager.core.errors import WindowError
+from packager.core.errors import DeviceError, WindowError
 from packager.core.records import Checkpoint
 from packager.formats.gguf import convert as gguf
 from runtimes.contract import Window
@@ -23,7 +23,7 @@ from tests.support.format_laws import (
     logits_of,
     rms,
 )
-from tests.support.gguf_models import open_backend, open_fresh
+from tests.support.gguf_models import backend_module, open_backend, open_fresh
 from tests.support.tiny import write_checkpoint
 
 # Measured over these shapes at a logit deviation of 2: 0.0009 to 0.0012 without flash attention,
@@ -77,6 +77,30 @@ def test_an_engine_that_loses_the_window_is_held_to_contexts_inside_it(converted
         open_backend(without, checkpoint)
     inside = checkpoint.window.size_tokens
     open_backend(without, checkpoint, context=inside, chunk_tokens=16).close()
+
+
+def test_what_does_not_open_is_freed(converted, monkeypatch):
+    checkpoint, path, *_ = converted
+    api, freed = backend_module.engine().api, []
+
+    def count(name: str) -> None:
+        free = getattr(api, name)
+        monkeypatch.setattr(api, name, lambda handle: (freed.append(name), free(handle)))
+
+    def refuse(*_: object) -> int:
+        raise DeviceError("no cells")
+
+    count("llama_free")
+    count("llama_model_free")
+    with pytest.raises(WindowError):
+        open_backend(path, replace_window(checkpoint, 7))
+    assert freed == ["llama_model_free"]
+    monkeypatch.setattr(backend_module.Engine, "cells", refuse)
+    with pytest.raises(DeviceError, match="no cells"):
+        open_backend(path, checkpoint, reproducible=True)
+    assert freed == ["llama_model_free", "llama_free", "llama_model_free"]
+    open_backend(path, checkpoint).close()
+    assert len(freed) == 5
 
 
 def test_a_token_reaches_layers_times_window_minus_one_back_and_no_further(tmp_path):

@@ -13,6 +13,7 @@ from packager.checkpoint.reader import read_checkpoint
 from packager.core.records import Checkpoint
 from packager.formats.onnx import convert as onnx
 from packager.formats.onnx import graph
+from runtimes.backends.onnx import bindings as bindings_module
 from runtimes.backends.onnx import session as engine_module
 from runtimes.backends.onnx.graph import rows_at_once
 from runtimes.contract import Window
@@ -205,9 +206,7 @@ def test_the_ring_of_the_engine_which_a_gpu_uses_is_exact_too(exported, tmp_path
     onnx.convert(checkpoint, onnx.variant("fp16"), tmp_path / "half")
     values = SimpleNamespace(ortvalue_from_numpy=lambda a, *_: ort.OrtValue.ortvalue_from_numpy(a))
     monkeypatch.setitem(engine_module.PROVIDERS, "cuda", "CPUExecutionProvider")
-    monkeypatch.setattr(
-        backend_module, "engine", lambda: SimpleNamespace(OrtValue=values, __version__="1")
-    )
+    monkeypatch.setattr(bindings_module, "engine", lambda: SimpleNamespace(OrtValue=values))
     backend = open_backend(tmp_path / "half", checkpoint, chunk_tokens=16, provider="cuda")
     window = checkpoint.window.size_tokens
     error = logits_of(backend, ids, 16) - reference

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from runtimes.backends.checks import check_rewind, checked_ids
-from runtimes.backends.gguf.engine import engine, engine_files, engine_version
+from runtimes.backends.gguf.engine import Engine, engine, engine_files, engine_version
 from runtimes.contract import BackendOptions, MemoryUse, Saved, Window
 from runtimes.errors import IF_MEMORY_RAN_OUT, DeviceError, RewindError, WindowError
 
@@ -31,101 +33,124 @@ SEQUENCE = 0  # one sequence per backend
 NO_SLOT = 1  # llama_decode: no room in the cache
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What llama.cpp has open for one model; `cells` of its cache, 0 where nobody asks."""
+
+    engine: Engine
+    model: Any
+    context: Any
+    batch: Any
+    cells: int
+
+
 def open_backend(path: Path, window: Window, options: BackendOptions) -> GgufBackend:
     """Open the GGUF file at `path`.
 
     Raises DeviceError where the engine cannot load it, WindowError where it would lose the window
     within `options.context_tokens`.
     """
-    return GgufBackend(path, window, options)
+    llama, gpu_layers = engine(), options.gpu_layers
+    if options.provider == "cuda" and not gpu_layers:
+        gpu_layers = ALL_LAYERS
+    chunk_tokens = min(options.chunk_tokens, options.context_tokens)
+    llama.lines.clear()
+    with ExitStack() as stack:
+        model = _load(llama, path, gpu_layers)
+        stack.callback(llama.api.llama_model_free, model)
+        _check_window(llama, model, window, options.context_tokens)
+        context = _create_context(llama, model, gpu_layers, chunk_tokens, options)
+        stack.callback(llama.api.llama_free, context)
+        batch = llama.api.llama_batch_init(chunk_tokens, 0, 1)
+        stack.callback(llama.api.llama_batch_free, batch)
+        cells = llama.cells() if options.reproducible else 0
+        opened = Opened(llama, model, context, batch, cells)
+        return GgufBackend(opened, window, options, stack.pop_all())
+
+
+def _load(llama: Engine, path: Path, gpu_layers: int) -> Any:
+    api = llama.api
+    if gpu_layers and not api.llama_supports_gpu_offload():
+        raise DeviceError(
+            "layers were to go on a GPU, but this engine has none",
+            where=path,
+            remedy="use --provider cpu and --gpu-layers 0, or a bundle with the CUDA engine",
+        )
+    params = api.llama_model_default_params()
+    params.n_gpu_layers = gpu_layers
+    model = api.llama_model_load_from_file(str(path).encode(), params)
+    if not model:
+        raise DeviceError(
+            f"llama.cpp cannot load the model: {llama.last_words()}",
+            where=path,
+            remedy="check the file with `verify`; if memory ran out, use a smaller recipe",
+        )
+    return model
+
+
+def _check_window(llama: Engine, model: Any, window: Window, context_tokens: int) -> None:
+    applied = llama.api.llama_model_n_swa(model) or None
+    wanted = window.size_tokens
+    if applied == wanted:
+        return
+    if applied is None and wanted is not None and context_tokens <= wanted:
+        return  # every position still sees every other: full attention is exact here
+    raise WindowError(
+        f"the installed llama.cpp applies a window of {applied} tokens to this model",
+        expected=f"{wanted} tokens, for a context of {context_tokens}",
+        remedy="install the engine that starpack builds (`make wheels`; a bundle carries it), "
+        f"or stay within --context {wanted}, where every engine is exact",
+    )
+
+
+def _create_context(
+    llama: Engine, model: Any, gpu_layers: int, chunk_tokens: int, options: BackendOptions
+) -> Any:
+    params = llama.api.llama_context_default_params()
+    params.n_ctx = options.context_tokens
+    params.n_batch = params.n_ubatch = chunk_tokens
+    params.n_threads = params.n_threads_batch = options.threads
+    params.flash_attn_type = int(options.flash_attention)
+    params.swa_full = False  # keep window + chunk keys and values, not the whole context
+    params.offload_kqv = gpu_layers > 0
+    context = llama.api.llama_init_from_model(model, params)
+    if not context:
+        raise DeviceError(
+            f"llama.cpp cannot open a context: {llama.last_words()}",
+            expected=f"memory for {options.context_tokens} tokens",
+            remedy="ask for a smaller --context or free memory",
+        )
+    return context
 
 
 class GgufBackend:
     """One model with one sequence. Not for use from two threads at once."""
 
-    def __init__(self, path: Path, window: Window, options: BackendOptions) -> None:
+    def __init__(
+        self, opened: Opened, window: Window, options: BackendOptions, resources: ExitStack
+    ) -> None:
+        """Take over what is open; `resources` frees it."""
         self.window = window
         self.context_tokens = options.context_tokens
-        self.chunk_tokens = min(options.chunk_tokens, options.context_tokens)
+        self.chunk_tokens = count = min(options.chunk_tokens, options.context_tokens)
         self._reproducible = options.reproducible
-        self._gpu_layers = options.gpu_layers
-        if options.provider == "cuda" and not options.gpu_layers:
-            self._gpu_layers = ALL_LAYERS
         self._position = 0
         self._lap_start = 0  # the position that last went into the cache's first cell
-        self._model = self._context = self._batch = None
-        self._engine = engine()
-        self._engine.lines.clear()
-        try:
-            self._load(path, options)
-            self._check_window()
-            self._create_context(options)
-        except BaseException:
-            self.close()
-            raise
-        self._memory = MemoryUse(
-            *(self._engine.buffer_bytes(kind) for kind in ("model", "KV", "compute"))
-        )
-
-    def _load(self, path: Path, options: BackendOptions) -> None:
+        self._resources = resources
+        self._engine, self._cells = opened.engine, opened.cells
+        self._model, self._context, self._batch = opened.model, opened.context, opened.batch
         api = self._engine.api
-        if self._gpu_layers and not api.llama_supports_gpu_offload():
-            raise DeviceError(
-                "layers were to go on a GPU, but this engine has none",
-                where=path,
-                remedy="use --provider cpu and --gpu-layers 0, or a bundle with the CUDA engine",
-            )
-        params = api.llama_model_default_params()
-        params.n_gpu_layers = self._gpu_layers
-        self._model = api.llama_model_load_from_file(str(path).encode(), params)
-        if not self._model:
-            raise DeviceError(
-                f"llama.cpp cannot load the model: {self._engine.last_words()}",
-                where=path,
-                remedy="check the file with `verify`; if memory ran out, use a smaller recipe",
-            )
-        self.vocab_size = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
-
-    def _check_window(self) -> None:
-        applied = self._engine.api.llama_model_n_swa(self._model) or None
-        wanted = self.window.size_tokens
-        if applied == wanted:
-            return
-        if applied is None and self.context_tokens <= wanted:
-            return  # every position still sees every other: full attention is exact here
-        raise WindowError(
-            f"the installed llama.cpp applies a window of {applied} tokens to this model",
-            expected=f"{wanted} tokens, for a context of {self.context_tokens}",
-            remedy="install the engine that starpack builds (`make wheels`; a bundle carries it), "
-            f"or stay within --context {wanted}, where every engine is exact",
-        )
-
-    def _create_context(self, options: BackendOptions) -> None:
-        api = self._engine.api
-        params = api.llama_context_default_params()
-        params.n_ctx = self.context_tokens
-        params.n_batch = params.n_ubatch = self.chunk_tokens
-        params.n_threads = params.n_threads_batch = options.threads
-        params.flash_attn_type = int(options.flash_attention)
-        params.swa_full = False  # keep window + chunk keys and values, not the whole context
-        params.offload_kqv = self._gpu_layers > 0
-        self._context = api.llama_init_from_model(self._model, params)
-        if not self._context:
-            raise DeviceError(
-                f"llama.cpp cannot open a context: {self._engine.last_words()}",
-                expected=f"memory for {self.context_tokens} tokens",
-                remedy="ask for a smaller --context or free memory",
-            )
-        self._cells = self._engine.cells() if self._reproducible else 0
-        self._memory_handle = api.llama_get_memory(self._context)
-        self._batch = api.llama_batch_init(self.chunk_tokens, 0, 1)
+        self.vocab_size: int = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
+        self._cache = api.llama_get_memory(self._context)
         as_array = np.ctypeslib.as_array
-        self._ids = as_array(self._batch.token, (self.chunk_tokens,))
-        self._positions = as_array(self._batch.pos, (self.chunk_tokens,))
-        self._wanted = as_array(self._batch.logits, (self.chunk_tokens,))
-        as_array(self._batch.n_seq_id, (self.chunk_tokens,))[:] = 1
-        for i in range(self.chunk_tokens):
+        self._ids = as_array(self._batch.token, (count,))
+        self._positions = as_array(self._batch.pos, (count,))
+        self._wanted = as_array(self._batch.logits, (count,))
+        as_array(self._batch.n_seq_id, (count,))[:] = 1
+        for i in range(count):
             self._batch.seq_id[i][0] = SEQUENCE
+        sizes = (self._engine.buffer_bytes(kind) for kind in ("model", "KV", "compute"))
+        self._memory = MemoryUse(*sizes)
 
     @property
     def position(self) -> int:
@@ -139,7 +164,7 @@ class GgufBackend:
         The query at position p sees keys p - W + 1 .. p, so all of p - W + 1 .. p - 1 must still
         be in the cache. llama.cpp keeps an unbroken run of positions, from pos_min on.
         """
-        least = self._engine.api.llama_memory_seq_pos_min(self._memory_handle, SEQUENCE)
+        least: int = self._engine.api.llama_memory_seq_pos_min(self._cache, SEQUENCE)
         if least <= 0 or self.window.size_tokens is None:
             return 0
         first = least + self.window.size_tokens - 1
@@ -218,8 +243,8 @@ class GgufBackend:
     def _drop_from(self, position: int) -> None:
         api = self._engine.api
         if position == 0:
-            api.llama_memory_clear(self._memory_handle, False)
-        elif not api.llama_memory_seq_rm(self._memory_handle, SEQUENCE, position, -1):
+            api.llama_memory_clear(self._cache, False)
+        elif not api.llama_memory_seq_rm(self._cache, SEQUENCE, position, -1):
             raise RewindError(f"llama.cpp cannot drop the positions from {position} on")
 
     def memory_bytes(self) -> MemoryUse:
@@ -238,12 +263,5 @@ class GgufBackend:
         }
 
     def close(self) -> None:
-        """Give memory back. Safe to call twice, and on a half-opened backend."""
-        api = self._engine.api
-        if self._batch is not None:
-            api.llama_batch_free(self._batch)
-        if self._context is not None:
-            api.llama_free(self._context)
-        if self._model is not None:
-            api.llama_model_free(self._model)
-        self._model = self._context = self._batch = None
+        """Give memory back. Safe to call twice."""
+        self._resources.close()

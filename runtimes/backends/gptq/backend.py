@@ -47,57 +47,59 @@ def open_backend(
     Raises IntegrityError for files that are not such weights, DeviceError for a device that is not
     there, UsageError.
     """
-    return GptqBackend(path, window, options, way)
+    check_whole(options)
+    if options.provider not in PROVIDERS:
+        raise UsageError(f"unknown provider {options.provider!r}", expected=str(PROVIDERS))
+    started_s = time.perf_counter()
+    gpu = find_gpu() if options.provider == "cuda" else None
+    config = read_config(path)
+    check_window(config.window_tokens, window, path)
+    cells = Cells(window, options.context_tokens, min(options.chunk_tokens, options.context_tokens))
+    torch.set_num_threads(options.threads)
+    files = Files(path, config)
+    if way is None:
+        way = "packed"
+        if gpu is not None:
+            way = choose_way(gpu.capability, gpu.free_bytes, files.half_bytes())
+    device = torch.device("cpu") if gpu is None else gpu.device
+    try:
+        if way == "tiled":
+            check_tiles(device)
+        model = Model(
+            files, cells=cells.count, positions=options.context_tokens, way=way, device=device
+        )
+        steps = [] if gpu is None else steps_of(model)
+    except RuntimeError as error:  # what torch raises, out of memory included
+        raise DeviceError(
+            f"torch failed to load the model: {error}",
+            where=files.file,
+            remedy="if memory ran out, use a smaller recipe, --context or --provider cpu",
+        ) from None
+    return GptqBackend(model, steps, cells, gpu, window, options, started_s)
 
 
 class GptqBackend:
     """One model with one sequence. Not for use from two threads at once."""
 
     def __init__(
-        self, path: Path, window: Window, options: BackendOptions, way: str | None
+        self,
+        model: Model,
+        steps: list[Step],
+        cells: Cells,
+        gpu: Gpu | None,
+        window: Window,
+        options: BackendOptions,
+        started_s: float,
     ) -> None:
-        self._model: Model | None = None
-        self._steps: list[Step] = []
-        self.graphs = True  # whether short calls go through recorded graphs, where there are some
-        check_whole(options)
-        if options.provider not in PROVIDERS:
-            raise UsageError(f"unknown provider {options.provider!r}", expected=str(PROVIDERS))
-        started = time.perf_counter()
-        self._gpu = find_gpu() if options.provider == "cuda" else None
-        config = read_config(path)
-        check_window(config.window_tokens, window, path)
-        self.window, self.vocab_size = window, config.vocab
+        """started_s: when opening began, by time.perf_counter."""
+        self.window, self.vocab_size = window, model.config.vocab
         self.context_tokens = options.context_tokens
         self.chunk_tokens = min(options.chunk_tokens, options.context_tokens)
-        self._cells = Cells(window, self.context_tokens, self.chunk_tokens)
+        self.graphs = True  # whether short calls go through recorded graphs, where there are some
+        self._model, self._steps, self._cells, self._gpu = model, steps, cells, gpu
         self._threads = options.threads
-        torch.set_num_threads(options.threads)
-        self._load(Files(path, config), way)
-        self._load_s = time.perf_counter() - started
+        self._load_s = time.perf_counter() - started_s
         self._held = resident_bytes()
-
-    def _load(self, files: Files, way: str | None) -> None:
-        gpu = self._gpu
-        if way is None:
-            way = "packed"
-            if gpu is not None:
-                way = choose_way(gpu.capability, gpu.free_bytes, files.half_bytes())
-        device = torch.device("cpu") if gpu is None else gpu.device
-        try:
-            if way == "tiled":
-                check_tiles(device)
-            self._model = Model(
-                files, cells=self._cells.count, positions=self.context_tokens, way=way,
-                device=device,
-            )  # fmt: skip
-            if gpu is not None:
-                self._steps = steps_of(self._model)
-        except RuntimeError as error:  # what torch raises, out of memory included
-            raise DeviceError(
-                f"torch failed to load the model: {error}",
-                where=files.file,
-                remedy="if memory ran out, use a smaller recipe, --context or --provider cpu",
-            ) from None
 
     @property
     def position(self) -> int:
@@ -115,7 +117,7 @@ class GptqBackend:
         cells, count = self._cells, len(new)
         cells.make_room(count, self._move)
         try:
-            logits = self._compute(new, last_only).numpy()
+            logits: np.ndarray = self._compute(new, last_only).numpy()
         except RuntimeError as error:  # what torch raises, out of memory included
             raise DeviceError(
                 f"torch failed at position {cells.position}: {error}",
@@ -168,7 +170,7 @@ class GptqBackend:
         On a GPU that is what torch's allocator holds besides them, or what the device has lost
         since the model was opened where that is more: libraries, but other processes too.
         """
-        cache = sum(cells.nbytes for cells in self._model.cache)
+        cache = sum(int(cells.nbytes) for cells in self._model.cache)
         weights = self._model.weights_bytes
         if self._gpu is None:
             grown = resident_bytes() - self._held
@@ -202,6 +204,7 @@ class GptqBackend:
 
     def close(self) -> None:
         """Give memory back. Safe to call twice."""
-        self._model, self._steps = None, []
+        for name in ("_model", "_steps"):
+            vars(self).pop(name, None)
         if self._gpu is not None:
             torch.cuda.empty_cache()

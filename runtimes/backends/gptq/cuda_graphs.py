@@ -11,6 +11,7 @@ count as empty.
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ import torch
 from runtimes.backends.call_costs import SIZES_ROWS
 from runtimes.backends.gptq.linear import wide_product
 from runtimes.backends.gptq.model import Model, as_rows, from_rows
+
+if TYPE_CHECKING:
+    from torch.cuda import _POOL_HANDLE
 
 STEP_IDS = SIZES_ROWS[:5]  # one id, and with guesses; a tile of the kernel has 16 rows
 WARM_UPS = 3  # PyTorch's own example of a capture has as many: libraries allocate in the first
@@ -32,8 +36,7 @@ class Step:
         pinned = model.device.type == "cuda"  # so that copying does not wait
         self._given = torch.zeros((3, size), dtype=torch.int64, pin_memory=pinned)
         self._inputs = torch.zeros((3, size), dtype=torch.int64, device=model.device)
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._logits: torch.Tensor | None = None
+        self._recorded: tuple[torch.cuda.CUDAGraph, torch.Tensor] | None = None  # and its logits
 
     def fits(self, count: int, position: int, cell: int) -> bool:
         """Whether `count` ids at `position`, the first to be kept in `cell`, can be taken."""
@@ -49,11 +52,11 @@ class Step:
         given[1] = np.arange(position, position + self.size)
         given[2] = np.arange(cell, cell + self.size)
         self._inputs.copy_(self._given, non_blocking=True)
-        if self._graph is None:
+        if self._recorded is None:
             logits = self.compute()
         else:
-            self._graph.replay()
-            logits = self._logits
+            graph, logits = self._recorded
+            graph.replay()
         wanted = logits[count - 1 if last_only else 0 : count]
         return wanted.to("cpu", copy=True)  # the next run writes to the same place
 
@@ -69,7 +72,7 @@ class Step:
         return model.logits(model.through_layers(state, turn, attend))
 
     @torch.inference_mode()
-    def capture(self, pool: tuple[int, int]) -> None:
+    def capture(self, pool: _POOL_HANDLE) -> None:
         """Record the computation as a CUDA graph, which from now on runs in its place.
 
         To be done while the cells from 0 on are free: it writes to the first of them. Graphs of one
@@ -78,7 +81,7 @@ class Step:
         given = self._given.numpy()
         given[0], given[1], given[2] = 0, np.arange(self.size), np.arange(self.size)
         self._inputs.copy_(self._given)
-        aside = torch.cuda.Stream()
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch does not say
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(WARM_UPS):
@@ -86,8 +89,8 @@ class Step:
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
-            self._logits = self.compute()
-        self._graph = graph
+            logits = self.compute()
+        self._recorded = graph, logits
 
 
 def steps_of(model: Model) -> list[Step]:

@@ -63,8 +63,14 @@ class Codes:
 
     def to(self, device: torch.device) -> Codes:
         """The same on `device`."""
-        values = (getattr(self, name) for name in self.__slots__)
-        return Codes(*(value if value is None else value.to(device) for value in values))
+        order = None if self.order is None else self.order.to(device)
+        return Codes(
+            self.codes.to(device),
+            self.scales.to(device),
+            self.zeros.to(device),
+            self.bias.to(device),
+            order,
+        )
 
     def weights(self) -> torch.Tensor:
         """What they stand for, float32 (out, in), inputs in their natural order."""
@@ -83,10 +89,8 @@ def read_config(folder: Path) -> Config:
         layers="num_hidden_layers", heads="num_attention_heads", kv_heads="num_key_value_heads",
         hidden="hidden_size", vocab="vocab_size",
     )  # fmt: skip
-    counts = {name: model.get(key) for name, key in names.items()}
-    for name, value in {**counts, "sliding_window": 1 if window is None else window}.items():
-        if type(value) is not int or not 0 < value <= MAX_COUNT:
-            raise _bad(folder, f"{name} is {value!r}", "a whole number above 0")
+    counts = {name: _count(folder, name, model.get(key)) for name, key in names.items()}
+    window_tokens = None if window is None else _count(folder, "sliding_window", window)
     if counts["hidden"] % counts["heads"] or counts["heads"] % counts["kv_heads"]:
         raise _bad(folder, f"{counts['heads']} heads do not divide the model", "whole heads")
     if settings.get("bits") not in (4, 8) or settings.get("group_size") not in GROUPS:
@@ -101,11 +105,15 @@ def read_config(folder: Path) -> Config:
     if head_bits not in (4, 8, 16):
         raise _bad(folder, f"head_bits is {head_bits!r}", "4, 8 or 16")
     return Config(
-        **counts,
+        layers=counts["layers"],
+        heads=counts["heads"],
+        kv_heads=counts["kv_heads"],
+        hidden=counts["hidden"],
+        vocab=counts["vocab"],
         norm_eps=_number(folder, model, "norm_epsilon"),
         rope_theta=_theta(folder, model),
         tied=model.get("tie_word_embeddings") is not False,
-        window_tokens=window,
+        window_tokens=window_tokens,
         bits=settings["bits"],
         group=settings["group_size"],
         version=2 if format == "gptq_v2" else 1,
@@ -119,9 +127,15 @@ def _theta(folder: Path, model: dict[str, Any]) -> float:
     return _number(folder, record if isinstance(record, dict) else model, "rope_theta")
 
 
+def _count(folder: Path, name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_COUNT:
+        raise _bad(folder, f"{name} is {value!r}", "a whole number above 0")
+    return value
+
+
 def _number(folder: Path, data: dict[str, Any], key: str) -> float:
     value = data.get(key)
-    if type(value) not in (int, float) or not 0 < value < 1e12:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
         raise _bad(folder, f"{key} is {value!r}", "a number above 0")
     return float(value)
 
@@ -153,16 +167,17 @@ class Files:
     def __init__(self, folder: Path, config: Config) -> None:
         self.file, self.config = folder / MODEL_NAME, config
         try:
-            self._open = safe_open(self.file, framework="pt")
+            opened: Any = safe_open(self.file, framework="pt")
         except (SafetensorError, OSError) as error:
             raise _bad(self.file, str(error)[:300], "a sound safetensors file") from None
-        self._names = set(self._open.keys())
+        self._open = opened
+        self._names = set(opened.keys())
 
     def read(self, name: str, shape: tuple[int, ...], *kinds: torch.dtype) -> torch.Tensor:
         """A tensor as it is stored, of one of `kinds`; any float without."""
         if name not in self._names:
             raise _bad(self.file, f"{name} is missing", "every tensor of the model")
-        found = self._open.get_tensor(name)
+        found: torch.Tensor = self._open.get_tensor(name)
         right = found.dtype in kinds if kinds else found.is_floating_point()
         if tuple(found.shape) != shape or not right:
             raise _bad(self.file, f"{name} is {found.dtype} {tuple(found.shape)}", f"{shape}")
@@ -172,7 +187,7 @@ class Files:
         """Elements of a vector that is there."""
         if name not in self._names:
             raise _bad(self.file, f"{name} is missing", "every tensor of the model")
-        return self._open.get_slice(name).get_shape()[0]
+        return int(self._open.get_slice(name).get_shape()[0])
 
     def half_bytes(self) -> int:
         """What all tensors would take in float16, each code expanded."""
@@ -187,11 +202,15 @@ class Files:
         parts = [self._codes(m, *shape) for m, shape in zip(modules, shapes, strict=True)]
         order = parts[0].order
         for part in parts[1:]:
-            same = (part.order is None) == (order is None)
-            if not same or (order is not None and not torch.equal(part.order, order)):
+            if not _same_order(part.order, order):
                 raise _bad(self.file, f"the inputs of {modules} are in different orders", "one")
-        rows = (torch.cat([getattr(p, n) for p in parts]) for n in ("codes", "scales", "zeros"))
-        return Codes(*rows, torch.cat([part.bias for part in parts]), order)
+        return Codes(
+            torch.cat([part.codes for part in parts]),
+            torch.cat([part.scales for part in parts]),
+            torch.cat([part.zeros for part in parts]),
+            torch.cat([part.bias for part in parts]),
+            order,
+        )
 
     def _codes(self, module: str, outputs: int, inputs: int) -> Codes:
         bits, group = self.config.bits, self.config.group
@@ -212,14 +231,20 @@ class Files:
             group_of[order], torch.arange(groups, dtype=whole).repeat_interleave(group)
         ):
             raise _bad(self.file, f"{module}.g_idx has other groups", f"{groups} of {group} inputs")
-        if torch.equal(order, torch.arange(inputs)):
-            order = None
-        else:
+        is_natural = torch.equal(order, torch.arange(inputs))
+        if not is_natural:
             codes = codes[:, order]
         if not scales.isfinite().all():
             raise _bad(self.file, f"{module} has a scale that is not finite", "finite scales")
         bias = self.read(f"{module}.bias", (outputs,)).float()
-        return Codes(codes.contiguous(), scales, zeros.contiguous(), bias, order)
+        kept = None if is_natural else order
+        return Codes(codes.contiguous(), scales, zeros.contiguous(), bias, kept)
+
+
+def _same_order(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one, other)
 
 
 def _unpack(words: torch.Tensor, bits: int) -> torch.Tensor:

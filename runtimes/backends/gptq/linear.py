@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,16 @@ import torch.nn.functional as F
 from runtimes.backends.gptq.files import Codes
 from runtimes.errors import DeviceError
 
-Linear = Callable[[torch.Tensor], torch.Tensor]
-"""(T, in) to (T, out). Both of the type that the model computes in; of float16 comes float32."""
+
+class Linear(Protocol):
+    """(T, in) to (T, out), both of the type that the model computes in; float16 gives float32."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the weights."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
+
 
 # Measured on 3072 x 12288: up to about 64 rows the kernel is faster (benchmarks/LOG.md).
 FEW_ROWS = 48
@@ -103,7 +111,7 @@ class PackedLinear:
         return y[:, : self.outputs] + self.bias
 
     def _few(self, x: torch.Tensor) -> torch.Tensor:
-        parts = [
+        parts: list[torch.Tensor] = [
             _ops._weight_int4pack_mm_for_cpu(x, p.packed, self.group, p.scales_zeros)
             for p in self.planes
         ]
@@ -210,4 +218,5 @@ class ByteLinear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """As Linear."""
-        return _ops._weight_int8pack_mm(x, self.codes, self.scales)
+        y: torch.Tensor = _ops._weight_int8pack_mm(x, self.codes, self.scales)
+        return y

@@ -8,7 +8,7 @@ which position lies in which cell.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,9 +71,9 @@ class Model:
         if not config.tied:
             head = files.read("lm_head.weight", shape).to(device)
         self.head = self._head(head)
-        shape = (2, config.kv_heads, cells, config.head_dim)
+        size = (2, config.kv_heads, cells, config.head_dim)
         self.cache = [
-            torch.zeros(shape, dtype=self.type, device=device) for _ in range(config.layers)
+            torch.zeros(size, dtype=self.type, device=device) for _ in range(config.layers)
         ]
         tables = rope_tables(positions, config.head_dim, config.rope_theta)
         self.cos, self.sin = (torch.from_numpy(table)[:, None].to(device) for table in tables)
@@ -115,7 +115,7 @@ class Model:
         return self.logits(state[-1:] if last_only else state)
 
     def through_layers(
-        self, state: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor], attend: list[Attend]
+        self, state: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor], attend: Sequence[Attend]
     ) -> torch.Tensor:
         """The state (T, hidden), float32, after all layers; turn: RoPE's factors, (T, 1, D / 2)."""
         for layer, look in zip(self.layers, attend, strict=True):
@@ -233,7 +233,7 @@ class _Layer:
         config = self.config
         x = self.qkv(self.before_attention(state).to(self.type))
         x = x.view(len(state), config.heads + 2 * config.kv_heads, config.head_dim)
-        q, k, v = x.split([config.heads, config.kv_heads, config.kv_heads], 1)
+        q, k, v = torch.split(x, [config.heads, config.kv_heads, config.kv_heads], 1)
         mixed = attend(_rotate(q, *turn), _rotate(k, *turn), v)
         state = state + self.out(mixed.to(self.type)).float()
         x = self.up(self.before_mlp(state).to(self.type))

@@ -70,7 +70,10 @@ class Tiles:
     def few(self, x: torch.Tensor) -> torch.Tensor:
         """(T, in) to (T, out) by the kernel; best up to FEW_ROWS."""
         group = self.inputs // self.groups
-        return _ops._weight_int4pack_mm(x.contiguous(), self.packed, group, self.scales_zeros)
+        y: torch.Tensor = _ops._weight_int4pack_mm(
+            x.contiguous(), self.packed, group, self.scales_zeros
+        )
+        return y
 
     def many(self, x: torch.Tensor) -> torch.Tensor:
         """The same as ordinary products with stretches of the weights, each expanded for it."""

@@ -17,7 +17,10 @@ from runtimes.backends.onnx.session import TESTED_VERSION, engine, open_session
 from runtimes.backends.own_cache.rope import rope_tables
 from runtimes.errors import IntegrityError, WindowError
 
-TYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
+TYPES: dict[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+}
 MAX_COUNT = 1 << 20  # guessed: far beyond any layer, head or vocabulary; bounds what is allocated
 # Products leave the scores of all rows in memory, and weights made of them. Measured at 24 heads
 # (benchmarks/LOG.md): other products gain 3 % from 64 to 128 rows, and nothing by more. This is 64
@@ -38,7 +41,7 @@ class Graph:
     vocab: int
     window_tokens: int | None
     rope_theta: float
-    float_type: np.dtype
+    float_type: np.dtype[Any]
     products: bool
 
     @classmethod
@@ -126,4 +129,5 @@ def _probe(
         "cos_cache": cos.astype(kind),
         "sin_cache": sin.astype(kind),
     }
-    return session.run(["layers.0.mixed"], feeds | counts)[0][0]
+    mixed: np.ndarray = session.run(["layers.0.mixed"], feeds | counts)[0][0]
+    return mixed

@@ -52,7 +52,7 @@ def engine() -> ModuleType:
 
 def engine_files() -> dict[str, str]:
     """SHA-256 of each of the installed engine's libraries, by file name."""
-    return library_hashes(Path(engine().__file__).parent / "capi")
+    return library_hashes(Path(engine().__path__[0]) / "capi")
 
 
 def open_session(model: Path, provider: str, threads: int) -> Any:

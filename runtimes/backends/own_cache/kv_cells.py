@@ -54,7 +54,7 @@ class Cells:
 
         Position p sees p - W + 1 and later, so cell 0 must not lie beyond that.
         """
-        return self.first + self._size - 1 if self.first else 0
+        return self.first + self._size - 1 if self._size is not None and self.first else 0
 
     def make_room(self, new: int, move: Move) -> None:
         """See to it that `new` more fit behind those that are filled; at most a chunk."""

@@ -30,8 +30,8 @@ COMMON = "__init__.py call_costs.py checks.py timing.py"
 OWN_CACHE = "own_cache/__init__.py own_cache/kv_cells.py own_cache/rope.py"
 BACKENDS = {
     "gguf": "gguf/__init__.py gguf/backend.py gguf/engine.py",
-    "onnx": "onnx/__init__.py onnx/backend.py onnx/graph.py onnx/huge_pages.py onnx/session.py "
-    + OWN_CACHE,
+    "onnx": "onnx/__init__.py onnx/backend.py onnx/bindings.py onnx/graph.py onnx/huge_pages.py "
+    "onnx/session.py " + OWN_CACHE,
     "gptq": "gptq/__init__.py gptq/backend.py gptq/cuda_graphs.py gptq/device.py gptq/files.py "
     "gptq/linear.py gptq/model.py gptq/tiles.py " + OWN_CACHE,
 }
