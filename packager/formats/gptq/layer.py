@@ -22,6 +22,7 @@ from packager.core.records import Checkpoint
 from packager.formats.quant.gptq import Hessian, factorize, quantize
 from packager.formats.quant.gptq_layout import Packed, Recipe, pack
 from packager.formats.quant.products import prepared, product
+from runtimes.backends.gptq.model import turned
 from runtimes.backends.own_cache.rope import rope_tables
 from runtimes.contract import Window
 
@@ -210,5 +211,4 @@ def rotate(x: torch.Tensor, theta: float) -> torch.Tensor:
     """RoPE in the NeoX layout on (T, heads, D): each half of a head is paired with the other."""
     length, _, head_dim = x.shape
     cos, sin = (torch.from_numpy(t)[:, None] for t in rope_tables(length, head_dim, theta))
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    return turned(x, cos, sin)

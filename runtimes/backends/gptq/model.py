@@ -234,14 +234,14 @@ class _Layer:
         x = self.qkv(self.before_attention(state).to(self.type))
         x = x.view(len(state), config.heads + 2 * config.kv_heads, config.head_dim)
         q, k, v = torch.split(x, [config.heads, config.kv_heads, config.kv_heads], 1)
-        mixed = attend(_rotate(q, *turn), _rotate(k, *turn), v)
+        mixed = attend(turned(q, *turn), turned(k, *turn), v)
         state = state + self.out(mixed.to(self.type)).float()
         x = self.up(self.before_mlp(state).to(self.type))
         x = F.gelu(x, approximate="tanh")
         return state + self.down(x.to(self.type)).float()
 
 
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """RoPE of (T, heads, D) in the NeoX layout, in float32."""
     a, b = x.float().chunk(2, -1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
