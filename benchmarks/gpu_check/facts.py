@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.gpu_check.child import versions
 from packager.core.errors import DeviceError
-from packager.devices.cpu import cpuinfo
+from packager.devices.cpu import cpu_title
 from packager.devices.database import read_device
 from packager.devices.nvidia import Gpu, describe_gpu, read_gpu
 from runtimes.host.limits import default_threads, machine_memory_bytes
@@ -101,7 +101,7 @@ def find_facts(index: int) -> Facts:
 def dry_facts() -> Facts:
     """Those of a dry run on the CPU."""
     return Facts(
-        name=f"dry run on {cpuinfo()[0]}", compute_capability=None, memory_total_bytes=None,
+        name=f"dry run on {cpu_title()}", compute_capability=None, memory_total_bytes=None,
         driver=None, driver_cuda=None, torch_cuda=None, torch_built_for=(),
         device=read_device(DRY_DEVICE), device_note=f"estimates are those of {DRY_DEVICE}",
         **_machine(),
@@ -116,7 +116,7 @@ def code_sha256() -> str:
 
 def _machine() -> dict[str, Any]:
     return {
-        "cpu": cpuinfo()[0], "threads": default_threads(),
+        "cpu": cpu_title(), "threads": default_threads(),
         "memory_bytes": machine_memory_bytes()[0], "system": platform.platform(),
         "python": platform.python_version(), "versions": versions(), "code_sha256": code_sha256(),
     }  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import hashlib
 import json
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from runtimes.trust.entries import FileEntry
+from runtimes.trust.lock import lock, try_lock
 
 PARTIAL = ".partial"
 YOUNG_S = 60  # guessed: longer than it takes to lock a folder that has just been made
@@ -37,9 +37,9 @@ def atomic_folder(out: Path) -> Iterator[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     _clear_partial(out)
     partial = _folder_beside(out)
-    lock = os.open(partial, os.O_RDONLY)
+    descriptor = os.open(partial, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # says that somebody still works on it
+        lock(descriptor)  # says that somebody still works on it
         partial.chmod(0o755)  # mkdtemp keeps it to this user
         yield partial
         _replace(partial, out)
@@ -47,7 +47,7 @@ def atomic_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     finally:
-        os.close(lock)
+        os.close(descriptor)
 
 
 def _clear_partial(out: Path) -> None:
@@ -58,20 +58,17 @@ def _clear_partial(out: Path) -> None:
     random = "?" * 8  # as tempfile names them
     for found in out.parent.glob(f"{glob.escape(out.name)}.{random}{PARTIAL}"):
         try:
-            lock = os.open(found, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            descriptor = os.open(found, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError:
             continue  # gone meanwhile, or a file
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if time.time() - os.fstat(lock).st_mtime < YOUNG_S:
+            if not try_lock(descriptor) or time.time() - os.fstat(descriptor).st_mtime < YOUNG_S:
                 continue
             if (found / "old").is_dir() and not os.path.lexists(out):
                 (found / "old").rename(out)
             shutil.rmtree(found, ignore_errors=True)
-        except BlockingIOError:
-            continue
         finally:
-            os.close(lock)
+            os.close(descriptor)
 
 
 @contextmanager

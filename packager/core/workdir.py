@@ -6,7 +6,6 @@ versions left behind. Knows nothing of formats.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ from typing import BinaryIO, TextIO
 
 from packager.core.atomic import PARTIAL, atomic_folder, write_json
 from packager.core.errors import CheckpointError, DataError, UsageError
+from runtimes.trust.lock import try_lock
 
 INPUTS_NAME = "inputs.json"  # what a work folder is for
 WORK_FOLDER = re.compile(r".+\.[0-9a-f]{12}\.work")
@@ -82,11 +82,7 @@ def _locked(lock: TextIO) -> bool:
 
     Nor may the file have been removed by another run, with its folder, before it was locked.
     """
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.fstat(lock.fileno()).st_nlink > 0
-    except BlockingIOError:
-        return False
+    return try_lock(lock.fileno()) and os.fstat(lock.fileno()).st_nlink > 0
 
 
 def _remove_useless(parent: Path, writer: tuple[str, int]) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 import threading
@@ -18,10 +17,10 @@ from packager.core import blas
 from packager.core.errors import DeviceError
 from packager.core.records import Progress
 from packager.devices.profile_file import slug
+from runtimes.host.cpu import read_processor
 from runtimes.host.limits import default_threads, machine_memory_bytes
 
 BENCHMARK = Path(__file__).with_name("cpu_benchmark.py")
-CPUINFO = Path("/proc/cpuinfo")
 CPUS = Path("/sys/devices/system/cpu")
 TIME_LIMIT_S = 120  # it takes about 10 s alone; a guess for a machine that is busy
 EACH_S = 1.0  # for each of five figures; a guess: leaves ten passes or more to take the best of
@@ -42,7 +41,7 @@ def describe_cpu(progress: Progress) -> dict[str, Any]:
 
     Raises DeviceError where Linux does not say how much memory there is, or the child fails.
     """
-    title, flags = cpuinfo()
+    title, flags = cpu_title(), read_processor().flags
     threads = default_threads()
     total, available = machine_memory_bytes()
     if available < MIN_MEMORY_BYTES:
@@ -123,16 +122,9 @@ def measure_speed(
     return figures
 
 
-def cpuinfo() -> tuple[str, frozenset[str]]:
-    """The processor's name and its instruction set extensions, as Linux calls them."""
-    try:
-        text = CPUINFO.read_text()
-    except OSError:
-        text = ""
-    name = re.search(r"model name\s*:\s*(.+)", text)
-    flags = re.search(r"(?:flags|Features)\s*:\s*(.+)", text)
-    title = name[1].strip() if name else platform.processor() or platform.machine()
-    return title, frozenset(flags[1].split()) if flags else frozenset()
+def cpu_title() -> str:
+    """The processor's name, or that of its kind."""
+    return read_processor().name or platform.processor() or platform.machine()
 
 
 def _extensions(flags: frozenset[str]) -> list[str]:

@@ -7,7 +7,6 @@ whole, and may be deleted at any time.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -30,6 +29,7 @@ from packager.core.records import Progress, no_progress
 from packager.core.strict_json import read_object
 from packager.engine.target import Target, this_machine
 from runtimes.server import REQUIRES as SERVER_REQUIRES
+from runtimes.trust.lock import lock, try_lock
 
 # What every format needs. tokenizers also declares huggingface-hub, but only to download with.
 COMMON_PACKAGES = ("numpy", "tokenizers", *SERVER_REQUIRES)
@@ -52,11 +52,9 @@ def locked(file: Path, progress: Progress = no_progress) -> Iterator[None]:
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(stream.fileno()):
             progress("waiting for another build of the same wheel", 0, 1)
-            fcntl.flock(stream, fcntl.LOCK_EX)
+            lock(stream.fileno())
         yield
 
 

@@ -6,19 +6,18 @@ the bundle was made (runtimes/bundle/baseline.py).
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from runtimes.backends.timing import Prompt, Steps
 from runtimes.bundle.baseline import Promise
+from runtimes.host.cpu import read_processor
 
 Verdict = Literal["as promised", "slower", "no promise", "does not fit", "wrong device"]
 """no promise: it runs, and the manifest has no figure to compare with."""
 
 SLOWER = 1.5  # guessed: what a second program on the machine and a warm processor may cost
-CPU_INFO = Path("/proc/cpuinfo")
 NVIDIA = Path("/proc/driver/nvidia/version")
 # Instruction sets that the engines have kernels for, from the newest to the oldest, x86 then Arm.
 INSTRUCTIONS = (
@@ -66,11 +65,7 @@ def verdict_of(comparisons: list[Comparison]) -> Verdict:
 
 def instruction_sets() -> list[str]:
     """Those of INSTRUCTIONS that this processor has, as Linux says; none where it does not."""
-    try:
-        found = re.search(r"^(?:flags|Features)\s*:(.*)$", CPU_INFO.read_text(), re.MULTILINE)
-    except OSError:
-        return []
-    flags = set(found[1].split()) if found else set()
+    flags = read_processor().flags
     return [name for name in INSTRUCTIONS if name in flags]
 
 

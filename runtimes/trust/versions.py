@@ -16,7 +16,6 @@ Standard library only.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -30,6 +29,7 @@ from pathlib import Path
 
 from runtimes.errors import DeviceError, IntegrityError, StarpackError, UsageError
 from runtimes.trust.entries import FileEntry, file_entries
+from runtimes.trust.lock import try_lock
 from runtimes.trust.manifest import COPY_AGAIN, Manifest, read_manifest
 from runtimes.trust.verify import (
     BytesProgress,
@@ -156,14 +156,12 @@ class Installation:
         """Keep other installs and rollbacks out; the system frees the lock of a killed process."""
         descriptor = os.open(self.versions, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StarpackError(
-                "another install or rollback is at work there",
-                where=self.folder,
-                remedy="wait until it is done",
-            ) from None
-        else:
+            if not try_lock(descriptor):
+                raise StarpackError(
+                    "another install or rollback is at work there",
+                    where=self.folder,
+                    remedy="wait until it is done",
+                )
             yield
         finally:
             os.close(descriptor)

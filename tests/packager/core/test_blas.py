@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from packager.core import blas
+from runtimes.host.cpu import CPUINFO, parse_cpuinfo, read_processor
 
 FLAGS = "fpu avx2 avx512f avx512dq avx512cd avx512bw avx512vl"
 CPU = "processor\t: 0\nvendor_id\t: {}\nmodel name\t: a name\nflags\t\t: {}\n\nprocessor\t: 1\n"
@@ -24,12 +25,12 @@ CPU = "processor\t: 0\nvendor_id\t: {}\nmodel name\t: a name\nflags\t\t: {}\n\np
     ],
 )
 def test_amd_with_avx512_is_told(vendor, flags, core) -> None:
-    assert blas.core_type(CPU.format(vendor, flags)) == core
+    assert blas.core_type(parse_cpuinfo(CPU.format(vendor, flags))) == core
 
 
 def test_what_is_no_such_description_changes_nothing() -> None:
-    assert blas.core_type("") is None
-    assert blas.core_type("Features : asimd\n\x00") is None
+    assert blas.core_type(parse_cpuinfo("")) is None
+    assert blas.core_type(parse_cpuinfo("Features : asimd\n\x00")) is None
 
 
 def told(**environment: str) -> list[str]:
@@ -52,7 +53,7 @@ def told(**environment: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not blas.CPUINFO.exists(), reason="no Linux")
+@pytest.mark.skipif(not CPUINFO.exists(), reason="no Linux")
 def test_the_program_settles_it_before_numpy_unless_the_user_has() -> None:
-    assert told() == ["None", str(blas.core_type(blas.CPUINFO.read_text()))]
+    assert told() == ["None", str(blas.core_type(read_processor()))]
     assert told(OPENBLAS_CORETYPE="Haswell") == ["Haswell", "Haswell"]

@@ -18,6 +18,7 @@ from packager.devices.cpu_benchmark import best_rate, float32_rate, read_rate, t
 from packager.devices.database import list_devices, load_device
 from packager.devices.detect import detect, write_device
 from packager.devices.profile_file import check_profile
+from runtimes.host import cpu as host_cpu
 from tests.support import fake_nvml
 from tests.support.fake_nvml import A100, GB10, GTX_1050_TI, RTX_3060, T4, Card, Driver
 
@@ -203,7 +204,7 @@ def test_a_cpu_is_read_from_linuxs_files(
             (index / "level").write_text(f"{level}\n")
             (index / "size").write_text(f"{size}\n")
             (index / "shared_cpu_list").write_text(f"{shared}\n")
-    monkeypatch.setattr(cpu, "CPUINFO", info)
+    monkeypatch.setattr(host_cpu, "CPUINFO", info)
     monkeypatch.setattr(cpu, "CPUS", tmp_path / "cpus")
     speed(NO_TORCH)
     data = detect("cpu")

@@ -19,6 +19,7 @@ from runtimes.cli import doctor as cli_doctor
 from runtimes.cli import main as cli
 from runtimes.cli.doctor import Extent
 from runtimes.errors import DeviceError
+from runtimes.host import cpu as host_cpu
 from tests.support.runtime_toys import ToyBackend, module_with, random_logits
 from tests.support.toy_bundles import write_bundle, write_manifest
 
@@ -147,7 +148,7 @@ OLD = {
 @pytest.mark.parametrize(
     ("speed", "promise"),
     [
-        (NEW, Promise("x", 8, 16384, 1024, 2.0, 1024, 0.03, 2000, 7)),
+        (NEW, Promise("x", 8, 16384, 1024, 1.0, 1024, 0.03, 2000, 7)),
         (OLD, Promise("x", 2, 4096, 512, 1.5, 512, 0.05, 1000, 7)),
         (None, Promise("x", artifact_bytes=7)),
         ([], Promise("x", artifact_bytes=7)),
@@ -190,7 +191,7 @@ def test_what_linux_says_of_processor_and_driver(
         (tmp_path, ["avx2", "avx", "sse4_2"], "NVIDIA UNIX Kernel Module  575.1"),
         (tmp_path / "none", [], "none"),
     ):
-        monkeypatch.setattr(diagnosis, "CPU_INFO", place / "cpu")
+        monkeypatch.setattr(host_cpu, "CPUINFO", place / "cpu")
         monkeypatch.setattr(diagnosis, "NVIDIA", place / "nvidia")
         assert diagnosis.instruction_sets() == cpu
         assert diagnosis.gpu_driver() == driver
