@@ -10,6 +10,7 @@ from packager.core.results import (
     Rejection,
     Selection,
     WindowProof,
+    percentiles,
 )
 from packager.selection.candidates import of_measurement
 
@@ -145,8 +146,9 @@ def _speed_lines(measurement: Measurement) -> list[str]:
             f"tokens, {work.warm_prefix_tokens} of them warm"
         )
         lines += [
-            f"  per token      {times(steps.limit)} (p95 {duration(steps.p95_s)}) after "
-            f"{steps.depth_tokens} tokens, {speed.threads} threads"
+            f"  per token      {times(percentiles(steps.seconds))} "
+            f"(p95 {duration(steps.p95_s)}) after {steps.depth_tokens} tokens, "
+            f"{speed.threads} threads"
             for steps in speed.steps
         ]
         lines.append(

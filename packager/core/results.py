@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from packager.core.records import Budget, Estimate, Interval, Limit, Variant, Workload
+from runtimes.backends.timing import Steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,24 +108,6 @@ class Quality:
 
 
 @dataclass(frozen=True, slots=True)
-class Steps:
-    """Single-token steps after `depth_tokens` tokens, in seconds as they were timed."""
-
-    depth_tokens: int
-    seconds: tuple[float, ...]
-
-    @property
-    def limit(self) -> Limit:
-        """Their median and 90th percentile."""
-        return percentiles(self.seconds)
-
-    @property
-    def p95_s(self) -> float:
-        """Their 95th percentile."""
-        return float(np.percentile(self.seconds, 95))
-
-
-@dataclass(frozen=True, slots=True)
 class Speed:
     """One run in a process of its own: seconds and bytes, times as they were timed.
 
@@ -163,7 +146,7 @@ class Speed:
     def per_token_s(self) -> Limit:
         """At the least measured depth that is not below the prompt, or at the deepest."""
         deep = [s for s in self.steps if s.depth_tokens >= self.workload.prompt_tokens]
-        return (deep[0] if deep else self.steps[-1]).limit
+        return percentiles((deep[0] if deep else self.steps[-1]).seconds)
 
     @property
     def completion_s(self) -> Limit:

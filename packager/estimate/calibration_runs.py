@@ -13,7 +13,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,13 +31,14 @@ from packager.estimate.estimator import Case
 from packager.estimate.memory import Setting
 from packager.formats.gguf import convert as gguf
 from runtimes import backends
+from runtimes.backends.timing import fastest, go_to, time_prompts, time_steps, warm_up
 from runtimes.contract import BackendOptions, SpecialIds, Window
 
 CONTEXT_TOKENS = 2048
 DEEP_TOKENS = 1024
 PROMPT_TOKENS = 512
 STEPS = 48
-WARM_UP = 3
+PROMPTS = 3
 TIME_LIMIT_S = 600
 # One whose step is mostly starting kernels, one whose weights no cache holds (120 MB in Q4_K_M).
 SHAPES = ((2, 1024), (4, 2048))  # layers, hidden
@@ -146,24 +146,12 @@ def run(model: Path, threads: int, provider: str) -> list[tuple[str, int, float]
     """(kind, tokens, seconds) of a prompt and of steps near and far; in this process."""
     options = BackendOptions(CONTEXT_TOKENS, threads, provider, chunk_tokens=PROMPT_TOKENS)
     backend = backends.open_model("gguf", model, Window(None), options)
-    ids = np.random.default_rng(0).integers(1, 250, PROMPT_TOKENS).tolist()
-    prompts, rows = [], []
-    for _ in range(WARM_UP):
-        backend.rewind(0)
-        started = time.perf_counter()
-        backend.forward(ids)
-        prompts.append(time.perf_counter() - started)
-    rows.append(("prefill", PROMPT_TOKENS, min(prompts)))
+    warm_up(backend)
+    prompts = time_prompts(backend, PROMPT_TOKENS, repeats=PROMPTS, limit_s=TIME_LIMIT_S)
+    rows = [("prefill", PROMPT_TOKENS, fastest(prompts).seconds)]
     for depth in (0, DEEP_TOKENS):
-        backend.rewind(0)
-        while backend.position < depth:
-            backend.forward(ids[: min(PROMPT_TOKENS, depth - backend.position)])
-        steps = []
-        for _ in range(WARM_UP + STEPS):
-            started = time.perf_counter()
-            backend.forward([1])
-            steps.append(time.perf_counter() - started)
-        rows.append(("decode", depth + STEPS // 2, float(np.median(steps[WARM_UP:]))))
+        go_to(backend, depth)
+        rows.append(("decode", depth + STEPS // 2, time_steps(backend, STEPS).p50_s))
     backend.close()
     return rows
 

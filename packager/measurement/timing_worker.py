@@ -10,7 +10,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,16 @@ import numpy as np
 
 from packager.core.record_store import from_plain, to_plain
 from packager.core.records import Workload
-from packager.core.results import Speed, Steps
+from packager.core.results import Speed
 from packager.measurement.gpu_meter import energy_j
 from runtimes import backends
 from runtimes.backends.onnx import huge_pages
-from runtimes.contract import Backend, BackendOptions, Window
+from runtimes.backends.timing import Steps, go_to, time_prompts, time_steps, warm_up
+from runtimes.contract import BackendOptions, Window
 from runtimes.errors import DeviceError, RewindError
 from runtimes.host.limits import peak_resident_bytes
 
 STEPS = 64  # single-token steps per depth
-WARM_UP_TOKENS = 8
 MAX_PROMPTS, PROMPTS_S = 5, 20.0  # prompts are repeated, within this time
 DEPTH_S = 300.0  # a depth that takes longer to reach is left out
 OUT_OF_MEMORY = ("out of memory", "bad_alloc", "failed to allocate", "cannot allocate")
@@ -54,15 +54,21 @@ def run(job: Job, say: Callable[[str, int, int], None]) -> Speed:
     huge_pages.wait()
     work, context = job.workload, job.options.context_tokens
     prompt_tokens, warm_tokens = work.prompt_tokens, work.warm_prefix_tokens
-    rng = np.random.default_rng(0)
-    ids = rng.integers(40, backend.vocab_size, max(prompt_tokens, context)).tolist()
-    _feed(backend, ids[:WARM_UP_TOKENS])
+    warm_up(backend)
     say("prompts", 0, MAX_PROMPTS)
-    cold_s = _repeat(lambda: _prompt_s(backend, ids[:prompt_tokens], 0))
+
+    def prompts_s(cached_tokens: int) -> tuple[float, ...]:
+        timed = time_prompts(
+            backend, prompt_tokens, repeats=MAX_PROMPTS, limit_s=PROMPTS_S,
+            cached_tokens=cached_tokens,
+        )  # fmt: skip
+        return tuple(prompt.seconds for prompt in timed)
+
+    cold_s = prompts_s(0)
     warm_s: tuple[float, ...] = ()
     if warm_tokens:
         with contextlib.suppress(RewindError):  # it cannot go back: every prompt is a cold one
-            warm_s = _repeat(lambda: _prompt_s(backend, ids[:prompt_tokens], warm_tokens))
+            warm_s = prompts_s(warm_tokens)
     steps: list[Steps] = []
     energies: list[float] = []
     on_gpu = job.options.provider == "cuda"
@@ -73,9 +79,9 @@ def run(job: Job, say: Callable[[str, int, int], None]) -> Speed:
         more = depth - backend.position
         if steps and more * cold_s[0] / prompt_tokens > DEPTH_S:
             break
-        _feed(backend, ids[backend.position : max(depth, 1)])
+        go_to(backend, depth)
         before = energy_j() if on_gpu else None
-        steps.append(Steps(depth, tuple(_steps_s(backend))))
+        steps.append(time_steps(backend, STEPS))
         after = energy_j() if on_gpu else None
         if before is not None and after is not None:
             energies.append((after - before) / STEPS)
@@ -99,35 +105,6 @@ def depths_of(window_tokens: int | None, context_tokens: int) -> list[int]:
     last = context_tokens - STEPS - 1
     window = window_tokens or context_tokens // 4
     return sorted({min(depth, last) for depth in (0, window, 4 * window)})
-
-
-def _feed(backend: Backend, ids: Sequence[int]) -> None:
-    for start in range(0, len(ids), backend.chunk_tokens):
-        backend.forward(ids[start : start + backend.chunk_tokens])
-
-
-def _prompt_s(backend: Backend, prompt: Sequence[int], kept_tokens: int) -> float:
-    """Seconds from a prompt, whose beginning is in the cache already, to its logits."""
-    backend.rewind(kept_tokens)
-    started = time.perf_counter()
-    _feed(backend, prompt[kept_tokens:])
-    return time.perf_counter() - started
-
-
-def _repeat(timed: Callable[[], float]) -> tuple[float, ...]:
-    seconds: list[float] = []
-    while len(seconds) < MAX_PROMPTS and sum(seconds) < PROMPTS_S:
-        seconds.append(timed())
-    return tuple(seconds)
-
-
-def _steps_s(backend: Backend) -> list[float]:
-    seconds, chosen = [], 40
-    for _ in range(STEPS):
-        started = time.perf_counter()
-        chosen = int(backend.forward([chosen])[-1].argmax())
-        seconds.append(time.perf_counter() - started)
-    return seconds
 
 
 def main() -> None:

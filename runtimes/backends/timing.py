@@ -1,4 +1,7 @@
-"""How fast an open backend is: prompts taken in, single tokens after them. For doctor and bench.
+"""How fast an open backend is: prompts taken in, single tokens after them.
+
+For doctor, bench, the measurement before packing and a device's calibration: what two of them
+found can be compared.
 
 Times what the backend does, without tokenizer and sampler. The ids are drawn at random, with a
 seed: a model takes as long for them as for any others. A limit on the time ends a measurement
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +26,7 @@ SEED = 0
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """`tokens` of a prompt, taken in with nothing in the cache, in `seconds`."""
+    """`tokens` of a prompt, taken in at once, in `seconds`."""
 
     tokens: int
     seconds: float
@@ -47,6 +51,10 @@ class Steps:
     def p90_s(self) -> float:
         return float(np.percentile(self.seconds, 90))
 
+    @property
+    def p95_s(self) -> float:
+        return float(np.percentile(self.seconds, 95))
+
 
 def draw_ids(backend: Backend, count: int) -> list[int]:
     """The same ids for the same vocabulary, none of them a control id."""
@@ -63,16 +71,46 @@ def warm_up(backend: Backend) -> None:
     backend.rewind(0)
 
 
-def time_prompt(backend: Backend, tokens: int, limit_s: float = float("inf")) -> Prompt:
-    """Take a prompt in from the start; at least a chunk of it."""
-    backend.rewind(0)
+def time_prompt(
+    backend: Backend, tokens: int, limit_s: float = float("inf"), cached_tokens: int = 0
+) -> Prompt:
+    """Take a prompt in, all but its first `cached_tokens`; at least a chunk of it.
+
+    Those are in the cache if the prompt was timed before. Raises RewindError where the backend
+    cannot go back to them.
+    """
+    backend.rewind(cached_tokens)
     ids = draw_ids(backend, tokens)
     started = time.perf_counter()
-    for start in range(0, tokens, backend.chunk_tokens):
+    for start in range(cached_tokens, tokens, backend.chunk_tokens):
         backend.forward(ids[start : start + backend.chunk_tokens])
         if time.perf_counter() - started >= limit_s:
             break
-    return Prompt(backend.position, time.perf_counter() - started)
+    return Prompt(backend.position - cached_tokens, time.perf_counter() - started)
+
+
+def time_prompts(
+    backend: Backend,
+    tokens: int,
+    *,
+    repeats: int,
+    limit_s: float,
+    cut_s: float = float("inf"),
+    cached_tokens: int = 0,
+) -> tuple[Prompt, ...]:
+    """Take a prompt in up to `repeats` times, while the next is expected within `limit_s`.
+
+    cut_s: when a single one ends, whatever is left of it.
+    """
+    timed = [time_prompt(backend, tokens, cut_s, cached_tokens)]
+    while len(timed) < repeats and sum(p.seconds for p in timed) + timed[-1].seconds <= limit_s:
+        timed.append(time_prompt(backend, tokens, cut_s, cached_tokens))
+    return tuple(timed)
+
+
+def fastest(prompts: Sequence[Prompt]) -> Prompt:
+    """The one that counts: what else runs on a machine only ever adds to a time."""
+    return max(prompts, key=lambda prompt: prompt.tokens_per_s)
 
 
 def go_to(backend: Backend, depth: int) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 class Promise:
     """Figures of the manifest; None for what it does not have.
 
-    first_token_s: for a prompt of prompt_tokens, with nothing in the cache; a median where several
-    were timed. per_token_s: median of the single-token steps after depth_tokens tokens.
+    first_token_s: for a prompt of prompt_tokens, with nothing in the cache; the fastest where
+    several were timed. per_token_s: median of the single-token steps after depth_tokens tokens.
     memory_bytes: the most that the measuring process held, or that its device reported.
     """
 
@@ -38,7 +38,8 @@ def read_promise(measured: Mapping[str, Any]) -> Promise:
     prompt_tokens = _number(_mapping(speed.get("workload")).get("prompt_tokens"))
     if prompt_tokens is None:
         prompt_tokens = _number(speed.get("prompt_tokens"))
-    first_token_s = _median(speed.get("cold_s"))
+    cold_s = _numbers(speed.get("cold_s"))
+    first_token_s = min(cold_s) if cold_s else None
     if first_token_s is None:
         first_token_s = _number(speed.get("first_token_s"))
     depth_tokens, per_token_s = _steps(speed, prompt_tokens)
@@ -100,7 +101,10 @@ def _whole(value: object) -> int | None:
 
 
 def _median(value: object) -> float | None:
-    if not isinstance(value, list):
-        return None
-    numbers = [number for number in map(_number, value) if number is not None]
+    numbers = _numbers(value)
     return statistics.median(numbers) if numbers else None
+
+
+def _numbers(value: object) -> list[float]:
+    found = map(_number, value) if isinstance(value, list) else ()
+    return [number for number in found if number is not None]

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
-from runtimes.backends.timing import Prompt, Steps, time_prompt, time_steps, warm_up
+from runtimes.backends.timing import Prompt, Steps, fastest, time_prompts, time_steps, warm_up
 from runtimes.bundle.baseline import Promise, read_promise
 from runtimes.bundle.variants import choose, free_bytes, weigh
 from runtimes.cli.diagnosis import (
@@ -130,13 +130,9 @@ def _measure(runtime: Runtime, promise: Promise, extent: Extent) -> tuple[Prompt
     wanted = min(extent.prompt_tokens, promise.prompt_tokens or math.inf)
     tokens = max(1, min(int(wanted), backend.context_tokens - steps))
     warm_up(backend)
-    prompts: list[Prompt] = []
-    left_s = extent.prompt_limit_s
-    while not prompts or (len(prompts) < extent.prompts and left_s >= prompts[-1].seconds):
-        prompts.append(time_prompt(backend, tokens, left_s))
-        left_s -= prompts[-1].seconds
-    prompt = max(prompts, key=lambda timed: timed.tokens_per_s)
-    return prompt, time_steps(backend, steps, extent.steps_limit_s)
+    limit_s = extent.prompt_limit_s
+    prompts = time_prompts(backend, tokens, repeats=extent.prompts, limit_s=limit_s, cut_s=limit_s)
+    return fastest(prompts), time_steps(backend, steps, extent.steps_limit_s)
 
 
 def _report(

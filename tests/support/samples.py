@@ -9,10 +9,10 @@ from packager.core.results import (
     Measurement,
     Quality,
     Speed,
-    Steps,
     TextScore,
     WindowProof,
 )
+from runtimes.backends.timing import Steps
 
 GIB = 1 << 30
 VARIANT = Variant("gguf", "Q4_K_M", 4.8, None)
