@@ -146,7 +146,7 @@ def assess(
         "artifact": artifact.files,
         "options": options,
         "engine": _engine_files(artifact.variant.format),
-        "runtime": quality.own_sha256(),
+        "runtime": quality.computing_sha256(artifact.variant.format),
         "texts": texts_sha256(texts),
         "sample_size": settings.sample_size,
         "versions": [quality.VERSION, quality_gate.VERSION],
@@ -210,7 +210,7 @@ def _time(
         "options": options,
         "workload": workload,
         "engine": _engine_files(artifact.variant.format),
-        "runtime": quality.own_sha256(),
+        "runtime": quality.computing_sha256(artifact.variant.format),
         "version": timing.VERSION,
     }
 

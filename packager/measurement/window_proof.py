@@ -20,11 +20,13 @@ from packager.checkpoint.tokenizer import TOKENIZER_NAME
 from packager.core.package_data import profiles_folder
 from packager.core.records import Checkpoint, Progress, no_progress
 from packager.core.results import CurvePoint, WindowProof
+from runtimes import backends
 from runtimes.contract import Backend, Window
 from runtimes.prompts.tokenizer import Tokenizer
 
 Doubles = NDArray[np.float64]
 
+RUNTIME = Path(runtimes.__file__).parent
 CURVE_POINTS = 64  # what a plot can show
 BLOCK = 128  # positions whose logits are held at a time: 25 MB at 49,152 ids
 MIN_PAST_TOKENS, MAX_PAST_TOKENS = 512, 2048  # positions looked at past the window
@@ -67,12 +69,18 @@ def builtin_text() -> str:
     return (profiles_folder() / "texts" / "window-proof.txt").read_text("utf-8")
 
 
-def own_sha256() -> str:
-    """Of the runtime's source code, which computes."""
-    folder = Path(runtimes.__file__).parent
+def computing_sha256(format: str) -> str:
+    """Of the runtime's source code that computes the answers of an artifact of `format`.
+
+    Its backend, what all backends share and the rooms above them. What shows answers is left out:
+    a change there makes no proof out of date.
+    """
+    shared = [RUNTIME / "contract.py", *(RUNTIME / "backends").glob("*.py")]
+    rooms = [RUNTIME / "generation", RUNTIME / "prompts", *backends.folders(format)]
     digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*.py")):
-        digest.update(file.read_bytes())
+    for file in [*sorted(shared), *(f for room in rooms for f in sorted(room.rglob("*.py")))]:
+        digest.update(f"{file.parent.name}/{file.name}\0".encode())
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from packager.measurement.window_proof import divergence, judge, log_softmax
+import runtimes
+from packager.measurement import window_proof
+from packager.measurement.window_proof import computing_sha256, divergence, judge, log_softmax
+from runtimes import backends
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.exponential(0.03, 2048)  # a coarse quantisation's divergence, position by position
@@ -36,3 +42,34 @@ def test_divergence_of_a_distribution_by_hand():
     expected[1] += 0.5 * np.log(1.5)
     assert divergence(log_softmax(logits), even) == pytest.approx(expected, abs=1e-6)
     assert divergence(even, even) == pytest.approx([0, 0], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("edited", "formats"),
+    [
+        ("server/dialects/openai.py", set()),
+        ("cli/main.py", set()),
+        ("trust/verify.py", set()),
+        ("backends/gguf/engine.py", {"gguf"}),
+        ("backends/gptq/linear.py", {"gptq"}),
+        ("backends/own_cache/rope.py", {"gptq", "onnx"}),
+        ("backends/checks.py", {"gguf", "gptq", "onnx"}),
+        ("generation/sampling.py", {"gguf", "gptq", "onnx"}),
+        ("prompts/fim.py", {"gguf", "gptq", "onnx"}),
+        ("contract.py", {"gguf", "gptq", "onnx"}),
+    ],
+)
+def test_a_proof_is_of_the_code_that_computes(
+    edited: str, formats: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "runtimes"
+    unneeded = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(Path(runtimes.__file__).parent, copy, ignore=unneeded)
+    monkeypatch.setattr(window_proof, "RUNTIME", copy)
+    monkeypatch.setattr(backends, "__path__", [str(copy / "backends")])
+    before = {name: computing_sha256(name) for name in backends.names()}
+    with (copy / edited).open("a") as stream:
+        stream.write("# a remark\n")
+    after = {name: computing_sha256(name) for name in backends.names()}
+    assert {name for name in before if before[name] != after[name]} == formats
+    assert len(set(before.values())) == 3
