@@ -84,7 +84,7 @@ def test_whole_numbers_stay_whole(tmp_path: Path) -> None:
         ({"completion_s": {"p50": 0, "p90": 1}}, "'completion_s.p50' is 0", "seconds"),
         ({"workload": {"output_tokens": 0}}, "'workload.output_tokens' is 0", "tokens"),
         # contradictions
-        ({"first_token_s": {"p50": 2, "p90": 1}}, "p90 1 below p50 2", "exchange"),
+        ({"first_token_s": {"p50": 2, "p90": 1}}, "p90 1 below p50 2", "swap"),
         (
             {"first_token_s": {"p50": 1, "p90": 2}, "completion_s": {"p50": 0.5, "p90": 3}},
             "'completion_s'",
