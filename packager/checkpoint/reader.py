@@ -80,11 +80,9 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """What `starpack inspect` shows, as plain data.
 
     Weights are nominal: parameters times bits, without a format's scales. Keys and values are in
-    fp16; a window of W keeps W - 1 past tokens, the query's own being the W-th.
+    fp16.
     """
     geometry, context = checkpoint.geometry, checkpoint.context_tokens
-    per_token = 2 * geometry.layers * geometry.kv_heads * geometry.head_dim * KV_BYTES
-    kept = _kept_tokens(checkpoint.window, context)
     return {
         "path": str(checkpoint.path),
         "revision": checkpoint.revision,
@@ -97,20 +95,14 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "reach_tokens": checkpoint.window.reach_tokens(geometry.layers),
         "context_tokens": context,
         "kv_fp16_bytes": {
-            "per_token": per_token,
-            "at_window": per_token * kept,
-            "at_context_without_window": per_token * context,
+            "per_token": geometry.position_bytes(KV_BYTES),
+            "at_window": geometry.key_value_bytes(checkpoint.window, context, KV_BYTES),
+            "at_context_without_window": geometry.key_value_bytes(Window(None), context, KV_BYTES),
         },
         "weights_bytes": {
             name: round(geometry.parameters * size) for name, size in BYTES_PER_PARAMETER.items()
         },
     }
-
-
-def _kept_tokens(window: Window, context_tokens: int) -> int:
-    if window.size_tokens is None:
-        return context_tokens
-    return min(context_tokens, window.size_tokens - 1)
 
 
 def _check_tensors(shards: Shards, geometry: Geometry, path: Path) -> None:

@@ -44,6 +44,20 @@ class Geometry:
         layer = attention + self.hidden + mlp + norms
         return self.vocab * self.hidden + head + self.layers * layer + 2 * self.hidden
 
+    def position_bytes(self, value_bytes: int) -> int:
+        """Keys and values of one position in all layers, each number in `value_bytes`."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * value_bytes
+
+    def key_value_bytes(self, window: Window, context_tokens: int, value_bytes: int) -> int:
+        """Keys and values that the next token needs, at the end of a context.
+
+        A window of W keeps W - 1 past tokens, the query's own being the W-th.
+        """
+        kept = context_tokens
+        if window.size_tokens is not None:
+            kept = min(context_tokens, window.size_tokens - 1)
+        return kept * self.position_bytes(value_bytes)
+
 
 @dataclass(frozen=True, slots=True)
 class Adapter:

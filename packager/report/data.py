@@ -137,16 +137,12 @@ def key_value_curves(
     contexts_tokens: Sequence[int],
     value_bytes: int = FP16_BYTES,
 ) -> tuple[MemoryCurve, ...]:
-    """Memory of keys and values, with the window and without; one curve for a model without one.
-
-    2 x layers x kv_heads x head_dim values a token; a window of W keeps W - 1 past tokens, the
-    query's own being the W-th.
-    """
-    token_bytes = 2 * geometry.layers * geometry.kv_heads * geometry.head_dim * value_bytes
+    """Memory of keys and values, with the window and without; one curve for a model without one."""
     contexts = tuple(contexts_tokens)
-    full = MemoryCurve(name, False, contexts, tuple(token_bytes * n for n in contexts))
-    if window.size_tokens is None:
-        return (full,)
-    most = window.size_tokens - 1
-    kept = tuple(token_bytes * min(n, most) for n in contexts)
-    return MemoryCurve(name, True, contexts, kept), full
+
+    def curve(windowed: bool, of: Window) -> MemoryCurve:
+        held = (geometry.key_value_bytes(of, n, value_bytes) for n in contexts)
+        return MemoryCurve(name, windowed, contexts, tuple(held))
+
+    full = curve(False, Window(None))
+    return (full,) if window.size_tokens is None else (curve(True, window), full)
