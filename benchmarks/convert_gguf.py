@@ -34,7 +34,7 @@ from packager.engine.build import SDIST, unpack
 ROUNDS = 3
 OURS = (
     "import sys; from pathlib import Path; from packager.checkpoint.reader import read_checkpoint;"
-    "from packager.formats.gguf import convert as gguf; m, out = map(Path, sys.argv[1:]);"
+    "from packager.formats.gguf import format as gguf; m, out = map(Path, sys.argv[1:]);"
     "gguf.convert(read_checkpoint(m), gguf.variant('Q4_K_M'), out)"
 )
 

@@ -21,7 +21,7 @@ from packager.checkpoint.reader import read_checkpoint
 ROUNDS = 2
 OURS = (
     "import sys; from pathlib import Path; from packager.checkpoint.reader import read_checkpoint;"
-    "from packager.formats.onnx import convert as onnx; m, out = map(Path, sys.argv[1:3]);"
+    "from packager.formats.onnx import format as onnx; m, out = map(Path, sys.argv[1:3]);"
     "onnx.convert(read_checkpoint(m), onnx.variant(sys.argv[3]), out)"
 )
 THEIRS = (

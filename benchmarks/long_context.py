@@ -36,9 +36,9 @@ from packager.checkpoint.reference import final_states, head_logits
 from packager.checkpoint.tensors import TensorSource, open_tensors
 from packager.core.atomic import write_json
 from packager.core.records import Artifact
-from packager.formats.gguf import convert as gguf
-from packager.formats.gptq import convert as gptq
-from packager.formats.onnx import convert as onnx
+from packager.formats.gguf import format as gguf
+from packager.formats.gptq import format as gptq
+from packager.formats.onnx import format as onnx
 from runtimes.contract import Window
 
 SIZE, LAYERS = "3b", 4

@@ -43,7 +43,7 @@ from packager.calibration.sequences import SequenceOptions, draw_sequences
 from packager.checkpoint.reader import read_checkpoint
 from packager.checkpoint.tensors import TensorSource, open_tensors
 from packager.core.records import Checkpoint
-from packager.formats.gptq import convert as gptq
+from packager.formats.gptq import format as gptq
 from packager.formats.quant import blocks
 from packager.formats.quant.gptq_layout import Recipe
 from packager.measurement.window_proof import divergence, log_softmax

@@ -24,7 +24,8 @@ from packager import pipeline
 from packager.checkpoint.reader import read_checkpoint
 from packager.core.atomic import write_json
 from packager.devices.cpu_benchmark import read_rate
-from packager.estimate.memory import Setting, streamed_bytes
+from packager.estimate.memory import footprint
+from packager.formats import Setting
 from runtimes import backends
 from runtimes.contract import BackendOptions
 from runtimes.generation.completion import GenerateOptions
@@ -78,7 +79,7 @@ def ran(model: Path, folder: Path, recipe: str, depths: list[int], threads: int)
         peak_bytes = peak_resident_bytes()  # before what follows adds to it
         rate = read_rate(threads, READ_BYTES, READ_S)
         setting = Setting(context_tokens=options.context_tokens)
-        streamed = streamed_bytes(checkpoint.geometry, variant, setting)
+        found = footprint(checkpoint.geometry, variant, checkpoint.window, setting)
     return {
         "opened_s": opened_s,
         "peak_bytes": peak_bytes,
@@ -86,7 +87,7 @@ def ran(model: Path, folder: Path, recipe: str, depths: list[int], threads: int)
         "prompt_tokens_per_s": PROMPT_TOKENS / prompt_s,
         "step_s": steps_s,
         "read_bytes_per_s": rate,
-        "floor_s": streamed / rate,
+        "floor_s": found.streamed_bytes / rate,
         "threads": threads,
     }
 

@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks.harness import make_checkpoint
 from packager.checkpoint.reader import read_checkpoint
 from packager.checkpoint.tokenizer import TOKENIZER_NAME
-from packager.formats.gguf import convert as gguf
+from packager.formats.gguf import format as gguf
 from runtimes.backends.gguf.backend import open_backend
 from runtimes.contract import BackendOptions
 from runtimes.generation.completion import Completion, GenerateOptions, join

@@ -22,7 +22,7 @@ from pathlib import Path
 from benchmarks.harness import make_checkpoint
 from packager.calibration.sequences import SequenceOptions
 from packager.checkpoint.reader import read_checkpoint
-from packager.formats.gptq import convert as gptq
+from packager.formats.gptq import format as gptq
 
 SHAPE = dict(
     layers=2, hidden=3072, heads=24, kv_heads=2, ffn=12_288, vocab=4096, window=4096,

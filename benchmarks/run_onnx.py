@@ -33,7 +33,7 @@ import numpy as np
 from benchmarks.harness import make_checkpoint, timed
 from packager.checkpoint.reader import read_checkpoint
 from packager.core.records import Checkpoint
-from packager.formats.onnx import convert as onnx
+from packager.formats.onnx import format as onnx
 from runtimes.backends.onnx import huge_pages
 from runtimes.backends.onnx.backend import open_backend
 from runtimes.contract import BackendOptions

@@ -38,7 +38,7 @@ from packager.bundle.pack import pack
 from packager.checkpoint.reader import read_checkpoint
 from packager.core.atomic import file_entry
 from packager.core.records import Artifact
-from packager.formats.gguf import convert as gguf
+from packager.formats.gguf import format as gguf
 
 BLOCK_BYTES = 1 << 20
 LOOKED_AT = 512  # pages of a file that are asked for

@@ -16,7 +16,7 @@ from pathlib import Path
 from examples.corpus import SourceFile, load_corpus
 from packager.checkpoint.reader import read_checkpoint
 from packager.core.atomic import write_json
-from packager.formats.gguf import convert as gguf
+from packager.formats.gguf import format as gguf
 from runtimes.backends.gguf.backend import open_backend
 from runtimes.contract import BackendOptions
 from runtimes.generation.runtime import GenerateOptions, Runtime

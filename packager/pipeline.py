@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from packager import formats
 from packager.calibration.sources import read_named_sources, texts_sha256
 from packager.checkpoint.reference import Reference
 from packager.checkpoint.tensors import open_tensors
-from packager.core.errors import SelectionError, UsageError
+from packager.core.errors import SelectionError
 from packager.core.hash_cache import combined_sha256
 from packager.core.record_store import Store
 from packager.core.records import (
@@ -80,11 +79,6 @@ class Built:
     measurements: tuple[Measurement, ...]
 
 
-def known_formats() -> list[str]:
-    """Formats that can be written, by the names of the modules in packager/formats."""
-    return sorted(file.parent.name for file in Path(formats.__file__).parent.glob("*/convert.py"))
-
-
 def plan(wanted: Sequence[str], head_bits: int | None = None) -> list[Variant]:
     """Variants from `FORMAT` (its default recipes) or `FORMAT:RECIPE`; each once, in order.
 
@@ -93,15 +87,9 @@ def plan(wanted: Sequence[str], head_bits: int | None = None) -> list[Variant]:
     variants: dict[str, Variant] = {}
     for text in wanted:
         name, _, recipe = text.partition(":")
-        if name not in known_formats():
-            raise UsageError(
-                f"unknown format {name!r}",
-                expected=f"one of {', '.join(known_formats())}, then :RECIPE if you like",
-                remedy="for example --formats gguf:Q4_K_M,gguf:Q8_0",
-            )
-        module = importlib.import_module(f"packager.formats.{name}.convert")
-        for chosen in (recipe,) if recipe else module.DEFAULT_RECIPES:
-            variant = module.variant(chosen, head_bits)
+        format = formats.load(name)
+        for chosen in (recipe,) if recipe else format.DEFAULT_RECIPES:
+            variant = format.variant(chosen, head_bits)
             variants[variant.name] = variant
     return list(variants.values())
 
@@ -114,15 +102,15 @@ def convert(
 ) -> Artifact:
     """Convert one variant, or take the artifact that these very inputs made before."""
     store = Store(settings.out)
-    module = importlib.import_module(f"packager.formats.{variant.format}.convert")
-    inputs = {"checkpoint": checkpoint.sha256, "variant": variant, "writer": module.VERSION}
+    format = formats.load(variant.format)
+    inputs = {"checkpoint": checkpoint.sha256, "variant": variant, "writer": format.VERSION}
     calibration = settings.calibrations.get(variant.format)
     if calibration is not None:
-        inputs["calibration"] = module.calibration_sha256(calibration)
+        inputs["calibration"] = format.calibration_sha256(calibration)
     folder = settings.out / "variants" / f"{variant.name}-{store.key(inputs)}"
 
     def make() -> Artifact:
-        return module.convert(
+        return format.convert(
             checkpoint, variant, folder, calibration=calibration, progress=progress
         )
 

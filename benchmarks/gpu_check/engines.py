@@ -14,9 +14,9 @@ from benchmarks.gpu_check.weights import round_gptq, write_gguf, write_gptq, wri
 from packager.checkpoint.tensors import TensorSource, open_tensors
 from packager.core.records import Checkpoint, Variant
 from packager.estimate.models import Model
-from packager.formats.gguf import convert as gguf
-from packager.formats.gptq import convert as gptq
-from packager.formats.onnx import convert as onnx
+from packager.formats.gguf import format as gguf
+from packager.formats.gptq import format as gptq
+from packager.formats.onnx import format as onnx
 from runtimes.backends.gguf import engine as llama
 from runtimes.backends.onnx import session
 from runtimes.contract import Backend, BackendOptions, Window

@@ -8,7 +8,7 @@ finding says how many.
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,8 +20,10 @@ from examples.synthesise import cut
 from packager.core.records import Budget, Device, Estimate, Workload
 from packager.devices.database import device_of
 from packager.estimate.estimator import estimate
-from packager.estimate.memory import Setting, memory_parts
+from packager.estimate.memory import footprint, memory_parts
 from packager.estimate.models import Model
+from packager.formats import Setting
+from packager.formats.gptq.footprint import KERNEL
 from runtimes.backends.timing import time_prompt, time_steps, warm_up
 from runtimes.contract import Backend, BackendOptions
 
@@ -93,11 +95,13 @@ def fitting(
     """
     if device is None or not free_bytes:
         return model
-    setting = Setting(context_tokens, gpu=device.kind != "cpu", kernel4=True)
+    counted = replace(device, kernels=(*device.kernels, KERNEL))
+    setting = Setting(context_tokens, device=counted)
     variant = engine.variant(engine.recipe)
     for layers in range(model.geometry.layers, 1, -1):
         some = cut(model, layers)
-        parts = memory_parts(some.geometry, variant, model.window, device, setting)
+        found = footprint(some.geometry, variant, model.window, setting)
+        parts = memory_parts(found, device)
         if parts.total_bytes <= SPARE * free_bytes:
             return some
     return cut(model, 1)

@@ -24,9 +24,12 @@ from packager.checkpoint.tokenizer import TOKENIZER_NAME
 from packager.core.atomic import atomic_folder, write_json
 from packager.core.records import Checkpoint, Geometry
 from packager.estimate.models import Model, load_model
-from packager.formats.gguf import convert as gguf
-from packager.formats.gptq import convert as gptq
-from packager.formats.onnx import convert as onnx
+from packager.formats.gguf import convert as gguf_writer
+from packager.formats.gguf import format as gguf
+from packager.formats.gptq import convert as gptq_writer
+from packager.formats.gptq import format as gptq
+from packager.formats.onnx import convert as onnx_writer
+from packager.formats.onnx import format as onnx
 from packager.formats.quant import ggml
 from packager.formats.quant.blocks import quantize
 from packager.formats.quant.gptq_layout import Packed, Recipe, pack
@@ -101,7 +104,7 @@ class RandomTensors:
 def write_gptq(model: Model, recipe_name: str, out: Path) -> Path:
     """A folder of GPTQ weights with random codes; the tokenizer is there for other readers."""
     recipe, shapes = gptq.parse(recipe_name), GeometryShapes(model.geometry)
-    specs = gptq.tensor_specs(shapes, recipe)
+    specs = gptq_writer.tensor_specs(shapes, recipe)
     floats = {tensor.name: tensor for tensor in tensors_of(model.geometry)}
     with atomic_folder(out) as folder:
         _write_gptq(folder, checkpoint_of(model, folder), recipe, specs, _random(specs, floats))
@@ -114,7 +117,7 @@ def round_gptq(
     """The checkpoint's own weights rounded to nearest; returns what the files stand for."""
     recipe = gptq.parse(recipe_name)
     with atomic_folder(out) as folder:
-        specs = gptq.tensor_specs(tensors, recipe)
+        specs = gptq_writer.tensor_specs(tensors, recipe)
         _write_gptq(folder, checkpoint, recipe, specs, _rounded(tensors, recipe))
     return Dequantised(out, checkpoint.geometry)
 
@@ -123,11 +126,11 @@ def write_gguf(model: Model, recipe_name: str, out: Path) -> Path:
     """A GGUF file of random weights; returns its path. Asks the installed engine to quantise."""
     geometry, variant = model.geometry, gguf.variant(recipe_name)
     recipe = ggml.RECIPES[recipe_name]
-    plans = gguf.plan_tensors(geometry, GeometryShapes(geometry), recipe, imatrix=False)
+    plans = gguf_writer.plan_tensors(geometry, GeometryShapes(geometry), recipe, imatrix=False)
     source, slabs = RandomTensors(geometry), {}
     with atomic_folder(out) as folder:
         file = folder / gguf.FILE_NAME
-        gguf.write_header(file, checkpoint_of(model, folder), variant, plans)
+        gguf_writer.write_header(file, checkpoint_of(model, folder), variant, plans)
         with open(file, "ab") as stream:
             for plan in plans:
                 rows = min(SLAB_ROWS, plan.rows)
@@ -139,7 +142,7 @@ def write_gguf(model: Model, recipe_name: str, out: Path) -> Path:
                 whole, rest = divmod(plan.nbytes, len(slabs[key]))
                 for _ in range(whole):
                     stream.write(slabs[key])
-                stream.write(slabs[key][:rest] + bytes(-plan.nbytes % gguf.ALIGNMENT))
+                stream.write(slabs[key][:rest] + bytes(-plan.nbytes % gguf_writer.ALIGNMENT))
     return out / gguf.FILE_NAME
 
 
@@ -148,7 +151,7 @@ def write_onnx(model: Model, recipe_name: str, out: Path) -> Path:
     with atomic_folder(out) as folder:
         checkpoint = checkpoint_of(model, folder)
         variant = onnx.variant(recipe_name)
-        onnx.write_files(folder, checkpoint, variant, RandomTensors(model.geometry))
+        onnx_writer.write_files(folder, checkpoint, variant, RandomTensors(model.geometry))
     return out
 
 
@@ -159,10 +162,10 @@ def _write_gptq(
     specs: list[TensorSpec],
     parts: Iterator[tuple[str, np.ndarray]],
 ) -> None:
-    settings = gptq.quantize_config(checkpoint, recipe, DAMPING, {})
+    settings = gptq_writer.quantize_config(checkpoint, recipe, DAMPING, {})
     write_safetensors(folder / SINGLE_NAME, specs, parts, {"format": "pt"})
-    write_json(folder / CONFIG_NAME, gptq.model_config(checkpoint, settings))
-    write_json(folder / gptq.QUANTIZE_CONFIG_NAME, settings)
+    write_json(folder / CONFIG_NAME, gptq_writer.model_config(checkpoint, settings))
+    write_json(folder / gptq_writer.QUANTIZE_CONFIG_NAME, settings)
 
 
 def _random(specs: list[TensorSpec], floats: dict[str, Tensor]) -> Iterator[tuple[str, np.ndarray]]:
@@ -196,7 +199,7 @@ def _rounded(tensors: TensorSource, recipe: Recipe) -> Iterator[tuple[str, np.nd
                 scale_type=np.float16,
             )  # fmt: skip
             packed: Packed = pack(blocks, recipe.bits)
-            for array in gptq.ARRAYS:
+            for array in gptq_writer.ARRAYS:
                 yield f"{name.removesuffix('weight')}{array}", getattr(packed, array)
         else:
             yield name, values.astype(np.float16)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import requires, version
 from pathlib import Path, PurePosixPath
 
+from packager import formats
 from packager.bundle.artifacts import Origin, Packed
 from packager.bundle.documents.provenance import calibration_sha256, provenance_of
 from packager.bundle.pack import check_parts, pack
@@ -18,7 +19,6 @@ from packager.core.record_store import to_plain
 from packager.core.records import Artifact, Checkpoint, Progress, Variant
 from packager.core.results import Candidate, Measurement, Selection
 from packager.core.settings import ConvertSettings, JudgeSettings
-from packager.engine.build import build_engine
 from packager.engine.target import Target
 from packager.engine.wheelhouse import collect_wheels
 from packager.selection.selector import ORDER
@@ -27,7 +27,7 @@ from runtimes import backends
 
 def prepare(
     checkpoint: Checkpoint,
-    formats: Iterable[str],
+    names: Iterable[str],
     settings: JudgeSettings,
     target: Target,
     licence_file: Path | None,
@@ -49,16 +49,14 @@ def prepare(
         )
     check_parts(checkpoint, settings.out / "bundle", licence_file)
     wheels = {}
-    for format in sorted(set(formats)):
-        backend = backends.load(format)
+    for name in sorted(set(names)):
+        backend = backends.load(name)
         packages = backend.REQUIRES["cpu"]
         _check_self_contained(packages)
-        built = []
-        if format == "gguf":  # the one engine that is on no index as we need it
-            built = [build_engine(settings.out / "wheels", progress=progress)]
-        wheels[format] = collect_wheels(packages, built, target=target, progress=progress)
+        built = formats.load(name).engine_wheels(settings.out / "wheels", progress)
+        wheels[name] = collect_wheels(packages, built, target=target, progress=progress)
         if target.is_here:
-            _check_engine(backend.engine_files(), wheels[format])
+            _check_engine(backend.engine_files(), wheels[name])
     return wheels
 
 

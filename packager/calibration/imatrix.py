@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from gguf import GGUFWriter
 
 from packager.checkpoint.reference import final_states
 from packager.checkpoint.tensors import open_tensors
@@ -128,6 +127,8 @@ def write_importance(file: Path, importance: Mapping[str, np.ndarray], batches: 
 
 
 def _write_gguf(file: Path, importance: Mapping[str, np.ndarray], batches: Batches) -> None:
+    from gguf import GGUFWriter  # planning and converting without a matrix need no library
+
     writer = GGUFWriter(file, "imatrix")
     tokens = sum(len(sequence) for sequence in batches.sequences)
     writer.add_type("imatrix")

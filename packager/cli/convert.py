@@ -33,7 +33,7 @@ def wheels(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
 
 def calibrate(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
     """Compute an importance matrix from source code."""
-    from packager.formats.gguf.convert import gguf_name
+    from packager.formats.gguf.recipe import gguf_name
 
     check_place(arguments.out)
     checkpoint = checkpoint_of(arguments, progress)

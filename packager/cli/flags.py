@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from packager import formats
 from packager.selection.selector import PREFERENCES
 from runtimes.bundle.open import MAX_CONTEXT_TOKENS
 from runtimes.trust.entries import MAX_VARIANTS
@@ -26,26 +27,22 @@ def add_out(sub: argparse.ArgumentParser) -> None:
 
 def add_formats(sub: argparse.ArgumentParser) -> None:
     """What to convert to, and what it is calibrated on."""
+    known = [formats.load(name) for name in formats.names()]
+    recipes = "; ".join(f"{format.NAME}:RECIPE with {format.RECIPE_HELP}" for format in known)
+    alone = ", ".join(f"{f.NAME}:{recipe}" for f in known for recipe in f.DEFAULT_RECIPES)
+    heads = "; ".join(f"{f.NAME}: {f.HEAD_BITS_HELP}" for f in known if f.HEAD_BITS_HELP)
     sub.add_argument(
         "--formats",
         type=names,
         default=["gguf"],
         metavar="FORMAT[:RECIPE],...",
-        help="gguf:RECIPE with F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M or IQ4_XS; onnx:RECIPE "
-        "with fp32, fp16, int8, int4-g32, int4-g64, int4-g128, or int4 with --gptq; gptq:RECIPE "
-        "with w4g128, w4g64, w4g32, w8g128, ..., each also with -asym. A FORMAT alone is "
-        "gguf:Q4_K_M, onnx:int4-g32, gptq:w4g128",
+        help=f"{recipes}. A FORMAT alone is {alone}",
     )
-    sub.add_argument(
-        "--head-bits", type=count(4, 32), metavar="N",
-        help="onnx: bits of the head and the embedding: 4, 8 (default), or 16 or 32 as the rest; "
-        "gptq: of the head as it runs: 4, 8 or 16 (default)",
-    )  # fmt: skip
-    sub.add_argument(
-        "--imatrix", type=Path, help="gguf: importance matrix; see `starpack calibrate`"
-    )
-    sub.add_argument("--gptq", type=Path, help="onnx:int4: folder of GPTQ weights of this model")
-    sub.add_argument("--sources", type=Path, help="gptq: folder of source code to calibrate on")
+    sub.add_argument("--head-bits", type=count(4, 32), metavar="N", help=heads)
+    for format in known:
+        if format.CALIBRATION is not None:
+            text = f"{format.NAME}: {format.CALIBRATION.help}"
+            sub.add_argument(f"--{format.CALIBRATION.flag}", type=Path, help=text)
     add_out(sub)
 
 

@@ -8,7 +8,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from packager import pipeline
+from packager import formats, pipeline
 from packager.cli.formatting import selection_text, times
 from packager.cli.result import CommandResult
 from packager.cli.settings import accepted
@@ -24,12 +24,6 @@ from packager.estimate.models import Model, load_model
 from packager.selection.candidates import of_estimate
 from packager.selection.selector import select
 
-# What is worth a choice: every format from nearly exact to the smallest that holds up.
-RECIPES = (
-    "gguf:F16", "gguf:Q8_0", "gguf:Q6_K", "gguf:Q5_K_M", "gguf:Q4_K_M", "gguf:IQ4_XS",
-    "gptq:w8g128", "gptq:w4g128", "gptq:w4g32",
-    "onnx:fp16", "onnx:int8", "onnx:int4-g32", "onnx:int4-g32-fp16",
-)  # fmt: skip
 COLUMNS = (
     "device", "budget", "model", "variant", "memory_gib", "first_token", "per_token",
     "completion", "evidence", "reason",
@@ -63,7 +57,7 @@ class _Planner:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.models: Sequence[Model] = [load_model(name) for name in arguments.models]
-        self.variants: Sequence[Variant] = pipeline.plan(arguments.formats or RECIPES, None)
+        self.variants: Sequence[Variant] = pipeline.plan(arguments.formats or _worth(), None)
         self.context = arguments.context
 
     def candidates(self, device: Device, budget: Budget) -> list[Candidate]:
@@ -90,6 +84,11 @@ class _Planner:
         """The same candidate in a shorter context."""
         model = next(model for model in self.models if model.name == candidate.model)
         return self._candidate(model, candidate.variant, device, budget, tokens)
+
+
+def _worth() -> list[str]:
+    """Every format's recipes from nearly exact to the smallest that is still accurate."""
+    return [f"{name}:{recipe}" for name in formats.names() for recipe in formats.load(name).WORTH]
 
 
 def _select(

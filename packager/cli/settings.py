@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from packager import pipeline
+from packager import formats, pipeline
 from packager.checkpoint.reader import read_checkpoint
 from packager.core.records import Checkpoint, Progress, Variant
 from packager.core.settings import DeviceSettings, JudgeSettings, SampleSize
@@ -27,8 +27,9 @@ def variants_of(arguments: argparse.Namespace) -> list[Variant]:
 
 def calibrations_of(arguments: argparse.Namespace) -> dict[str, Path]:
     """By format, what was learned from text for it."""
-    given = {"gguf": arguments.imatrix, "gptq": arguments.sources, "onnx": arguments.gptq}
-    return {format: path for format, path in given.items() if path is not None}
+    learned = {name: formats.load(name).CALIBRATION for name in formats.names()}
+    given = {name: getattr(arguments, kind.flag) for name, kind in learned.items() if kind}
+    return {name: path for name, path in given.items() if path is not None}
 
 
 def judging_of(arguments: argparse.Namespace, checkpoint: Checkpoint) -> JudgeSettings:

@@ -23,19 +23,19 @@ from runtimes.trust.lock import try_lock
 
 INPUTS_NAME = "inputs.json"  # what a work folder is for
 WORK_FOLDER = re.compile(r".+\.[0-9a-f]{12}\.work")
-WORK_FILES = re.compile(
-    r"lock|(inputs|ledger)\.json.*|layer-\d+\.(npz|partial)|states-\d+\.(f32|partial)|"
-    r"(model|probe|genai)[._].*"
-)
+OWN_FILES = re.compile(r"lock|(inputs|ledger)\.json.*")  # of every format's work folders
 LEDGER_NAME = "ledger.json"
 NOTE_BYTES = 256 * 1024 * 1024  # guessed: some seconds of work
 
 
 @contextmanager
-def work_folder(out: Path, writer: tuple[str, int], inputs: Mapping[str, object]) -> Iterator[Path]:
+def work_folder(
+    out: Path, writer: tuple[str, int], files: re.Pattern[str], inputs: Mapping[str, object]
+) -> Iterator[Path]:
     """The folder for these inputs beside `out`, for this run alone; kept where it is interrupted.
 
-    writer: the format and its version. Raises UsageError where another run has it.
+    writer: the format and its version. files: the names that it writes there. Raises UsageError
+    where another run has the folder.
     """
     if not inputs["checkpoint"]:  # without a hash it cannot be told from others': not kept
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def work_folder(out: Path, writer: tuple[str, int], inputs: Mapping[str, object]
                 remedy="wait for it to end, or use another --out",
             )
         write_json(folder / INPUTS_NAME, inputs)
-        _remove_useless(out.parent, writer)
+        _remove_useless(out.parent, writer, files)
         try:
             yield folder
         except (CheckpointError, DataError, UsageError):  # the next run would end there again
@@ -85,8 +85,8 @@ def _locked(lock: TextIO) -> bool:
     return try_lock(lock.fileno()) and os.fstat(lock.fileno()).st_nlink > 0
 
 
-def _remove_useless(parent: Path, writer: tuple[str, int]) -> None:
-    """Remove work of this format's other versions, which nothing resumes, unless a run has it.
+def _remove_useless(parent: Path, writer: tuple[str, int], files: re.Pattern[str]) -> None:
+    """Remove work of this format\x27s other versions, which nothing resumes, unless a run has it.
 
     Work of this version on other inputs stays: the same command resumes it. A folder that holds
     anything a run does not write is somebody else's.
@@ -94,7 +94,8 @@ def _remove_useless(parent: Path, writer: tuple[str, int]) -> None:
     for folder in parent.glob("*.work"):
         with suppress(FileNotFoundError, NotADirectoryError):  # another run may remove it too
             names = {file.name for file in folder.iterdir()}
-            ours = WORK_FOLDER.fullmatch(folder.name) and all(map(WORK_FILES.fullmatch, names))
+            ours = WORK_FOLDER.fullmatch(folder.name) is not None
+            ours = ours and all(OWN_FILES.fullmatch(n) or files.fullmatch(n) for n in names)
             # one that has just been made holds a lock at the most
             if ours and names > {"lock"} and _is_older(_writer_of(folder), writer):
                 with (folder / "lock").open("a") as lock:

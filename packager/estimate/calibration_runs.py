@@ -27,9 +27,8 @@ from packager.core.atomic import write_json
 from packager.core.errors import DeviceError, StarpackError
 from packager.core.records import Checkpoint, Device, Geometry, Progress, no_progress
 from packager.estimate.device_calibration import Sample
-from packager.estimate.estimator import Case
-from packager.estimate.memory import Setting
-from packager.formats.gguf import convert as gguf
+from packager.estimate.estimator import case_of
+from packager.formats.gguf import format as gguf
 from runtimes import backends
 from runtimes.backends.timing import fastest, go_to, time_prompts, time_steps, warm_up
 from runtimes.contract import BackendOptions, SpecialIds, Window
@@ -58,10 +57,7 @@ def take_samples(device: Device, threads: int, progress: Progress = no_progress)
             progress("calibrate", done, len(SHAPES))
             geometry = _geometry(layers, hidden)
             model = _write_model(geometry, Path(folder) / f"{layers}x{hidden}")
-            case = Case(
-                geometry, Window(None), gguf.variant(RECIPE), device,
-                Setting(CONTEXT_TOKENS, gpu=device.kind != "cpu"),
-            )  # fmt: skip
+            case = case_of(geometry, Window(None), gguf.variant(RECIPE), device, CONTEXT_TOKENS)
             provider = "cpu" if device.kind == "cpu" else "cuda"
             for kind, tokens, seconds in _run_child(model, threads, provider):
                 prompt = kind == "prefill"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from packager import formats
 from packager.core.package_data import read_data
 from packager.core.records import Interval
 
@@ -97,15 +98,9 @@ _TABLE = [
     Constant("cold", 40, 0.5, "milliseconds that the first prompt of a process loads kernels for"),
 ]  # fmt: skip
 CONSTANTS = {constant.name: constant for constant in _TABLE}
-GUESSES = {constant.name: constant.guess for constant in _TABLE}
 
-# Engines that nobody published figures for: guessed, and never part of the fit.
-GUESSED = {
-    # ONNX Runtime starts each kernel from C++, as llama.cpp did before graphs
-    "launch_onnx": 75.0,
-    # two barriers of a thread pool for each of about seven products
-    "launch_cpu": 20.0,
-}
+# Guessed: two barriers of a thread pool for each of about seven products.
+LAUNCH_CPU_US = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +111,15 @@ class Fitted:
     spreads: dict[str, Interval]
 
 
+def guessed() -> dict[str, float]:
+    """Launches of engines that nobody published figures for, which are never part of the fit."""
+    engines = (formats.load(name).ENGINE for name in formats.names())
+    launches = {f"launch_{e.name}": e.launch_us for e in engines if e.launch_us is not None}
+    return launches | {"launch_cpu": LAUNCH_CPU_US}
+
+
 def load_fitted() -> Fitted:
-    """profiles/estimate.json, with GUESSED."""
+    """profiles/estimate.json, with what is guessed."""
     data = read_data(FILE_NAME)
     spreads = {name: Interval(*ends) for name, ends in data["spreads"].items()}
-    return Fitted(data["constants"] | GUESSED, spreads)
+    return Fitted(data["constants"] | guessed(), spreads)

@@ -1,14 +1,15 @@
 """What a variant of a model takes on a device for a budget's workload, before anything is made.
 
-Puts together bytes (footprint.py), time (estimate_model.py) and what both were found to be off by
-on devices that the fit had not seen (validate.py). Says where that is not enough. Prints nothing.
+Puts together bytes (memory.py), time (time_model.py) and what both were found to be off by on
+devices that the fit had not seen (validate.py). Says where that is not enough. Prints nothing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
+from packager import formats
 from packager.core.errors import UsageError
 from packager.core.records import (
     Budget,
@@ -23,64 +24,54 @@ from packager.core.records import (
 )
 from packager.estimate import memory
 from packager.estimate.constants import Fitted, load_fitted
-from packager.estimate.memory import Setting
-from packager.estimate.published import family, product
 from packager.estimate.time_model import HBM, Load, Time, decode, pairs_seen, prefill, rates
+from packager.formats import CHUNK_TOKENS, Engine, Footprint, Setting
 from runtimes.contract import Window
-from runtimes.host.gpu_memory import half_fits
 
 DEFAULT_CONTEXT_TOKENS = 16_384  # what StarCoder2 was trained to; longer only on request
 SMALL_PARAMETERS = 2e9  # below it no model was in the fit
 LEAST_CAPABILITY = 7.0
 # Guessed: buffers and what libraries load, unlike weights and caches, are not computed exactly.
 LOOSE_MEMORY = 0.3
-ENGINES = {"gguf": "llama", "gptq": "torch", "onnx": "onnx"}
-# By format, how the engine that `starpack device calibrate` runs names itself.
-CALIBRATED_ENGINES = {"gguf": "llama-cpp-python"}
-SPREADS = {"gguf": "decode-gguf", "gptq": "decode-gptq", "onnx": "decode-onnx"}
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A variant of a model on a device, opened as a budget asks."""
+    """A variant of a model on a device, open for a context; made by `case_of`."""
 
     geometry: Geometry
     window: Window
     variant: Variant
     device: Device
-    setting: Setting
+    footprint: Footprint
+
+    @property
+    def engine(self) -> Engine:
+        """What runs the variant."""
+        return formats.load(self.variant.format).ENGINE
 
     @property
     def load(self) -> Load:
         """As the model of time sees it."""
-        geometry, variant, setting = self.geometry, self.variant, self.setting
-        width = memory.key_value_width(variant, setting.gpu)
-        kind = family_of(variant)
-        if variant.format == "gptq" and not setting.kernel4 and setting.half:
-            kind = "float"
-        engine = ENGINES[variant.format]
+        geometry, found = self.geometry, self.footprint
         return Load(
-            weights_bytes=memory.streamed_bytes(geometry, variant, setting),
+            weights_bytes=found.streamed_bytes,
             parameters=geometry.parameters - geometry.vocab * geometry.hidden * (2 - geometry.tied),
             layers=geometry.layers,
             hidden=geometry.heads * geometry.head_dim,
             heads=geometry.heads,
             vocab=geometry.vocab,
-            cache_bytes=2 * geometry.layers * geometry.kv_heads * geometry.head_dim * width,
-            family=kind,
-            engine=engine if setting.gpu else "cpu",
-            # streamed_bytes has the expanding already
-            product="float" if setting.expands else product(kind, engine),
+            cache_bytes=geometry.position_bytes(found.value_bytes),
+            family=found.family,
+            engine="cpu" if self.device.kind == "cpu" else self.engine.name,
+            product=found.product,
             fused=1.0,
-            batch_tokens=setting.chunk_tokens,
+            batch_tokens=CHUNK_TOKENS,
         )
 
     def seen(self, position: int) -> int:
         """Cells that attention goes through for a token at `position`."""
-        size = self.window.size_tokens
-        if self.variant.format == "gguf":  # masked, but computed
-            return min(position, memory.cache_cells("gguf", self.window, self.setting))
-        return position if size is None else min(position, size)
+        return min(position, self.footprint.attended_cells)
 
     def decode_time(self, position: int) -> Time:
         """One token with `position` tokens before it."""
@@ -96,8 +87,7 @@ class Case:
     @property
     def calibration(self) -> Calibration | None:
         """The device's, where it was measured with the engine that runs this variant."""
-        found = self.device.calibration
-        engine = CALIBRATED_ENGINES.get(self.variant.format)
+        found, engine = self.device.calibration, self.engine.calibrated_by
         return found if found and engine and found.engine.startswith(engine) else None
 
     def seconds(self, time: Time) -> float:
@@ -106,6 +96,15 @@ class Case:
         if found is None:
             return float(time.seconds())
         return float(time.seconds(found.memory, found.arithmetic, found.launch))
+
+
+def case_of(
+    geometry: Geometry, window: Window, variant: Variant, device: Device, context_tokens: int
+) -> Case:
+    """The case, with what the variant takes."""
+    setting = Setting(context_tokens, device=device)
+    found = memory.footprint(geometry, variant, window, setting)
+    return Case(geometry, window, variant, device, found)
 
 
 def estimate(
@@ -129,13 +128,12 @@ def estimate(
             where=f"budget {budget.name}",
             remedy="raise context_tokens of the budget, or shorten its workload",
         )
-    setting = _setting(geometry, variant, device, context)
-    case = Case(geometry, window, variant, device, setting)
-    parts = memory.memory_parts(geometry, variant, window, device, setting)
+    case = case_of(geometry, window, variant, device, context)
+    parts = memory.memory_parts(case.footprint, device)
     calibrated = case.calibration is not None
     spreads = _fitted().spreads
     first_spread = spreads["calibrated-prefill" if calibrated else "prefill"]
-    token_spread = spreads["calibrated-decode" if calibrated else SPREADS[variant.format]]
+    token_spread = spreads["calibrated-decode" if calibrated else case.engine.spread]
     first = _interval(_first_token_s(case, workload), first_spread)
     middle = workload.prompt_tokens + workload.output_tokens // 2
     token = _interval(case.seconds(case.decode_time(middle)), token_spread)
@@ -159,48 +157,13 @@ def estimate(
     )
 
 
-def _setting(geometry: Geometry, variant: Variant, device: Device, context: int) -> Setting:
-    """How the backend will open it there (runtimes/backends/gptq/device.py choose_way)."""
-    gpu = device.kind != "cpu"  # on a CPU torch has the kernel, if a slow one
-    kernel4 = not gpu or "gptq-torch-int4" in device.kernels
-    setting = Setting(context, gpu=gpu, kernel4=kernel4)
-    if variant.format == "gptq" and not kernel4:
-        weights = memory.weights_bytes(geometry, variant, setting)
-        setting = replace(setting, half=half_fits(weights, device.memory_bytes.value))
-    return setting
-
-
-def family_of(variant: Variant) -> str:
-    """The kind of a variant's weights, as the constants know it."""
-    if variant.format == "gguf":
-        return family(variant.recipe)
-    if variant.bits >= 16:
-        return "float"
-    return "block8" if variant.format == "onnx" and variant.bits >= 8 else "group4"
-
-
 def outside(case: Case) -> str:
     """Why the estimate cannot be relied on there; empty where it can.
 
     What has no kernel stays outside whatever was measured; the rest ends with a calibration.
     """
-    return _without_kernel(case) or ("" if case.calibration else _unlike_fit(case))
-
-
-def _without_kernel(case: Case) -> str:
-    variant, device = case.variant, case.device
-    if not case.setting.gpu:
-        return ""
-    if variant.format == "gptq" and not case.setting.kernel4:
-        return "torch has no kernel for 4-bit weights below compute capability 8.0"
-    if variant.format == "onnx":
-        if "fp16" not in variant.recipe:
-            return "ONNX Runtime attends in float16 alone on GPUs: take a recipe with -fp16"
-        if family_of(variant) != "float" and "onnx-matmulnbits" not in device.kernels:
-            return "ONNX Runtime has no kernel for 4- and 8-bit weights there"
-    if variant.recipe == "BF16" and not device.bfloat16:
-        return "the device has no bfloat16"
-    return ""
+    found = formats.load(case.variant.format).unsupported(case.variant, case.device)
+    return found or ("" if case.calibration else _unlike_fit(case))
 
 
 def _unlike_fit(case: Case) -> str:
@@ -225,9 +188,9 @@ def _first_token_s(case: Case, workload: Workload) -> float:
     """A prompt never takes less than a step; the last token is always computed."""
     warm = min(workload.warm_prefix_tokens, workload.prompt_tokens - 1)
     size = case.window.size_tokens
-    ring = case.variant.format == "onnx" and case.setting.gpu and size is not None
-    if ring and workload.prompt_tokens + workload.output_tokens > size:
-        warm = 0  # the engine's own ring cannot go back past the window
+    past = size is not None and workload.prompt_tokens + workload.output_tokens > size
+    if past and not case.footprint.rewinds:
+        warm = 0
     step = case.seconds(case.decode_time(workload.prompt_tokens))
     whole = case.seconds(case.prefill_time(warm, workload.prompt_tokens - warm))
     return max(step, whole)

@@ -16,6 +16,7 @@ from packager.core.package_data import profiles_folder
 from packager.core.records import Device
 from packager.devices.database import load_device
 from packager.estimate.time_model import Load, Rates, rates
+from packager.formats.gguf.footprint import weight_family
 
 FILE_NAME = "published.csv"
 # These repeat grouped keys and values for every query head before they multiply.
@@ -124,15 +125,7 @@ def _load(data: dict[str, str], parameters: int) -> Load:
 
 def family(quantisation: str) -> str:
     """The kind of weights that a quantisation's name means, as the constants know it."""
-    if quantisation.startswith(("F16", "BF16", "F32")):
-        return "float"
-    if quantisation.startswith("Q8"):
-        return "block8"
-    if quantisation in ("Q4_0", "Q4_1", "Q5_0", "Q5_1"):
-        return "block4"
-    if quantisation.removeprefix("UD-").startswith(("Q", "IQ")):
-        return "kquant"
-    return "group4"
+    return weight_family(quantisation) or "group4"
 
 
 def product(kind: str, engine: str) -> str:

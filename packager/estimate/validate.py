@@ -15,7 +15,6 @@ import numpy as np
 
 from packager.core.package_data import profiles_folder
 from packager.core.records import Interval
-from packager.estimate import memory as footprint
 from packager.estimate.constants import FILE_NAME, Fitted
 from packager.estimate.cross_validation import (
     KINDS,
@@ -25,9 +24,11 @@ from packager.estimate.cross_validation import (
     fit_rows,
     replay,
 )
+from packager.estimate.memory import context_bytes, file_bytes
 from packager.estimate.models import load_model
 from packager.estimate.published import Row, read_published
-from packager.formats.gguf import convert as gguf
+from packager.formats.gguf.footprint import compute_bytes
+from packager.formats.gguf.recipe import RECIPES, variant
 
 LEAST_APART = 0.10  # pairs of one device that differ by less than this are not ranked
 INSIDE = (0.05, 0.95)  # nine of ten lie between the ends of an interval
@@ -105,15 +106,15 @@ def validate(found: Replay | None = None) -> Validation:
 def spreads(replay: Replay, calibrated: dict[str, np.ndarray]) -> dict[str, Interval]:
     """By family, measured over estimated: its 5th percentile, 1, and its 95th.
 
-    GGUF runs on llama.cpp, whose rows are most; what torch runs is judged by the rows of the other
-    engines for integer weights; nobody published ONNX Runtime, so it gets the spread of all.
+    Most rows are llama.cpp's. Other engines for integer weights judge torch. An engine that nobody
+    published gets the spread of all.
     """
     llama = np.array([row.load.engine.startswith(("llama", "vulkan")) for row in replay.rows])
     kinds = np.array([row.metric for row in replay.rows])
     groups = {
-        "decode-gguf": (kinds == "decode") & llama,
-        "decode-gptq": (kinds == "decode") & ~llama,
-        "decode-onnx": kinds == "decode",
+        "decode-llama": (kinds == "decode") & llama,
+        "decode-other": (kinds == "decode") & ~llama,
+        "decode-all": kinds == "decode",
         "prefill": kinds == "prefill",
     }
     found = {name: _interval(-replay.errors[rows]) for name, rows in groups.items()}
@@ -134,7 +135,7 @@ def memory_errors() -> tuple[np.ndarray, np.ndarray]:
         if row.metric == "memory-reported":
             reported.append(np.log(_buffers(row, fused=False) / row.value))
         elif row.metric == "memory-nvidia-smi":
-            total = _buffers(row, fused=True) + footprint.context_bytes(row.device)
+            total = _buffers(row, fused=True) + context_bytes(row.device)
             smi.append(np.log(total / row.value))
     return np.array(reported), np.array(smi)
 
@@ -152,17 +153,17 @@ def _buffers(row: Row, *, fused: bool) -> float:
     cells = -(-row.tokens // 256) * 256
     shape = _Shape(load.hidden, 4 * load.hidden, load.heads, load.vocab)
     chunk = min(load.batch_tokens, row.tokens)
-    compute = footprint.llama_compute_bytes(shape, cells, chunk, fused=fused)
-    return load.weights_bytes + cells * load.cache_bytes + compute
+    buffers = compute_bytes(shape, cells, chunk, fused=fused)
+    return load.weights_bytes + cells * load.cache_bytes + buffers
 
 
 def file_errors() -> np.ndarray:
     """log(computed / listed) for files of StarCoder2 that others converted."""
     found = []
     for row in read_published():
-        if row.metric == "file" and row.quantisation in gguf.RECIPES:
+        if row.metric == "file" and row.quantisation in RECIPES:
             model = load_model(row.model.removeprefix("starcoder2-").lower())
-            computed = footprint.file_bytes(model.geometry, gguf.variant(row.quantisation))
+            computed = file_bytes(model.geometry, variant(row.quantisation))
             found.append(np.log(computed / row.value))
     return np.array(found)
 

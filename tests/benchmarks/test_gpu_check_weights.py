@@ -11,9 +11,9 @@ torch = pytest.importorskip("torch")
 from benchmarks.dequantised import Dequantised  # noqa: E402
 from benchmarks.gpu_check import weights  # noqa: E402
 from packager.estimate.memory import file_bytes  # noqa: E402
-from packager.formats.gguf import convert as gguf  # noqa: E402
-from packager.formats.gptq import convert as gptq  # noqa: E402
-from packager.formats.onnx import convert as onnx  # noqa: E402
+from packager.formats.gguf import format as gguf  # noqa: E402
+from packager.formats.gptq import format as gptq  # noqa: E402
+from packager.formats.onnx import format as onnx  # noqa: E402
 from runtimes.backends.gptq.files import Files, read_config  # noqa: E402
 from tests.support.gpu_samples import small_case  # noqa: E402
 

@@ -9,7 +9,7 @@ import pytest
 from packager.checkpoint.reader import read_checkpoint
 from packager.core.errors import DeviceError, WindowError
 from packager.core.records import Checkpoint
-from packager.formats.gguf import convert as gguf
+from packager.formats.gguf import format as gguf
 from runtimes.contract import Window
 from tests.support.format_laws import (
     SHAPES,

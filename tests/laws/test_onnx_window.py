@@ -11,8 +11,9 @@ import pytest
 
 from packager.checkpoint.reader import read_checkpoint
 from packager.core.records import Checkpoint
-from packager.formats.onnx import convert as onnx
+from packager.formats.onnx import format as onnx
 from packager.formats.onnx import graph
+from packager.formats.onnx.convert import PROBE_NAME
 from runtimes.backends.onnx import bindings as bindings_module
 from runtimes.backends.onnx import session as engine_module
 from runtimes.backends.onnx.graph import rows_at_once
@@ -108,7 +109,7 @@ def test_an_engine_that_is_off_by_one_is_refused(exported, tmp_path, wrong):
     checkpoint, path, *_ = exported
     folder = shutil.copytree(path, tmp_path / "model")
     other = replace_window(checkpoint, checkpoint.window.size_tokens + wrong)
-    graph.write_probe(folder / onnx.PROBE_NAME, other, "float32", {})
+    graph.write_probe(folder / PROBE_NAME, other, "float32", {})
     with pytest.raises(WindowError, match="does not see the last"):
         open_backend(folder, checkpoint)
 

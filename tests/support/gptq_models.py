@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from packager.calibration.sequences import SequenceOptions
 from packager.checkpoint.reader import read_checkpoint
 from packager.core.records import Checkpoint
-from packager.formats.gptq import convert as gptq
+from packager.formats.gptq import format as gptq
 from packager.formats.quant.gptq_layout import Packed, unpack
 from runtimes.contract import BackendOptions
 from tests.support.format_laws import SHAPES

@@ -15,7 +15,8 @@ from packager.checkpoint.reader import read_checkpoint
 from packager.checkpoint.shapes import HEAD
 from packager.checkpoint.tensors import open_tensors
 from packager.core.records import Checkpoint
-from packager.formats.onnx import convert as onnx
+from packager.formats.onnx import format as onnx
+from packager.formats.onnx.convert import MODEL_NAME
 from packager.formats.onnx.layout import _LINEARS as MODULES
 from packager.formats.quant.blocks import Blocks, quantize
 from packager.formats.quant.gptq_layout import pack
@@ -58,7 +59,7 @@ def stored_weights(folder: Path) -> dict[str, np.ndarray]:
 
     Read with the onnx library, from the nodes that use it: independent of how it was written.
     """
-    graph = load(folder / onnx.MODEL_NAME, load_external_data=False).graph
+    graph = load(folder / MODEL_NAME, load_external_data=False).graph
     arrays = {t.name: numpy_helper.to_array(t, str(folder)) for t in graph.initializer}
     weights: dict[str, np.ndarray] = {}
     for node in graph.node:

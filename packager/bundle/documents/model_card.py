@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from packager import formats
 from packager.bundle.artifacts import Packed
 from packager.bundle.documents.licensing import model_name
 from packager.bundle.documents.render import render
@@ -18,11 +19,6 @@ from packager.core.records import Artifact, Checkpoint, Variant
 from runtimes.bundle.baseline import read_promise
 
 ORIGINAL_CARD_NAME = "MODEL_CARD_ORIGINAL.md"
-METHODS = {
-    "gguf": "blocks of weights with shared scales, the same bytes as llama-quantize writes",
-    "onnx": "a graph of ONNX Runtime's own operators, weights quantised in groups",
-    "gptq": "GPTQ: weights rounded one by one, each error made good by those still to come",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +60,7 @@ def _changes(part: Packed, checkpoint: Checkpoint) -> list[tuple[str, object]]:
     artifact, variant = part.artifact, part.artifact.variant
     window = checkpoint.window.size_tokens
     return [
-        ("method", METHODS.get(variant.format, variant.format)),
+        ("method", formats.load(variant.format).METHOD),
         ("recipe", variant.recipe),
         ("bits for each weight, nominally", f"{variant.bits:g}"),
         ("bits of the files for each parameter", f"{_bits(artifact, checkpoint):.2f}"),

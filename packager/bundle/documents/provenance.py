@@ -6,12 +6,12 @@ says where the output went, so that the same inputs give the same bytes.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from packager import formats
 from packager.checkpoint.config import CONFIG_NAME
 from packager.checkpoint.safetensors_reader import open_folder
 from packager.checkpoint.tokenizer import TOKENIZER_NAME
@@ -50,9 +50,7 @@ def calibration_sha256(format: str, calibrations: Mapping[str, Path]) -> str | N
     calibration = calibrations.get(format)
     if calibration is None:
         return None
-    return importlib.import_module(f"packager.formats.{format}.convert").calibration_sha256(
-        calibration
-    )
+    return formats.load(format).calibration_sha256(calibration)
 
 
 def recorded(arguments: Mapping[str, object]) -> dict[str, Any]:

@@ -11,9 +11,8 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,69 +21,28 @@ from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter, Keys, Tok
 from packager.calibration.imatrix import read_importance
 from packager.checkpoint.json_files import read_object
 from packager.checkpoint.model_card import declared_licence
-from packager.checkpoint.shapes import GeometryShapes, Shapes
 from packager.checkpoint.tensors import TensorSource, open_tensors
 from packager.checkpoint.tokenizer import MAX_TOKENIZER_BYTES, TOKENIZER_NAME
 from packager.core.atomic import file_entry, sha256_file
-from packager.core.errors import CheckpointError, UsageError, data_errors_as
+from packager.core.errors import CheckpointError, data_errors_as
 from packager.core.parallel import results_in_order
-from packager.core.records import Artifact, Checkpoint, Geometry, Progress, Variant, no_progress
+from packager.core.records import Artifact, Checkpoint, Progress, Variant, no_progress
 from packager.core.versions import tool_versions
 from packager.core.workdir import Ledger, publish, work_folder
+from packager.formats.gguf.recipe import (
+    FILE_NAME,
+    NAME,
+    VERSION,
+    WORK_FILES,
+    TensorPlan,
+    gguf_name,
+    plan_tensors,
+)
 from packager.formats.quant import ggml
 
-RECIPES = tuple(ggml.RECIPES)
-DEFAULT_RECIPES = ("Q4_K_M",)
 ALIGNMENT = 32  # GGUF's default
-VERSION = 1  # of what this module writes: part of the key of its artifacts
-FILE_NAME = "model.gguf"
-REPACKED = "Q4_K"  # see repacked_bytes
 ARCHITECTURE = "starcoder2"
 SLAB_BYTES = 8 * 1024 * 1024  # float32 rows per job: enough to keep a core busy, small in memory
-
-_LAYER_NAMES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.c_fc": "ffn_up",
-    "mlp.c_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class TensorPlan:
-    """One tensor of the file: its names in the checkpoint and in GGUF, shape (R, C) or (C,)."""
-
-    source: str
-    name: str
-    shape: tuple[int, ...]
-    type_name: str
-
-    @property
-    def rows(self) -> int:
-        """Rows of a matrix; a vector is one row."""
-        return self.shape[0] if len(self.shape) == 2 else 1
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in the file, without padding."""
-        return self.rows * ggml.row_bytes(self.type_name, self.shape[-1])
-
-
-def variant(recipe: str, head_bits: int | None = None) -> Variant:
-    """The variant of a recipe by llama.cpp's name for it, such as Q4_K_M."""
-    if head_bits is not None:
-        raise UsageError(
-            "a GGUF recipe says itself how the head is stored", remedy="leave --head-bits out"
-        )
-    if recipe not in ggml.RECIPES:
-        raise UsageError(
-            f"unknown GGUF recipe {recipe!r}", expected=f"one of {', '.join(ggml.RECIPES)}"
-        )
-    return Variant("gguf", recipe, ggml.RECIPES[recipe].bits, None)
 
 
 def convert(
@@ -110,12 +68,12 @@ def convert(
     inputs = {
         "checkpoint": checkpoint.sha256,
         "variant": variant.name,
-        "calibration": calibration and calibration_sha256(calibration),
+        "calibration": calibration and sha256_file(calibration),
         "slab_bytes": SLAB_BYTES,
         # what the header tells beside what follows from the weights
         "told": [checkpoint.path.name, checkpoint.revision, declared_licence(checkpoint.path)],
     }
-    with work_folder(out, ("gguf", VERSION), inputs) as work:
+    with work_folder(out, (NAME, VERSION), WORK_FILES, inputs) as work:
         file = work / FILE_NAME
         ledger = Ledger(file)
         if ledger.jobs == 0:
@@ -125,69 +83,6 @@ def convert(
         publish(work, [FILE_NAME], out)
     versions = tool_versions("gguf", "llama-cpp-python")
     return Artifact(variant, checkpoint.sha256, out, (entry,), versions)
-
-
-def calibration_sha256(file: Path) -> str:
-    """What an importance file is known by."""
-    return sha256_file(file)
-
-
-def plan_tensors(
-    geometry: Geometry, source: Shapes, recipe: ggml.Recipe, imatrix: bool
-) -> list[TensorPlan]:
-    """Every tensor of the file in its order, with the type llama.cpp's mix gives it."""
-    plans = []
-    for name in source.names():
-        target, shape = gguf_name(name), source.shape(name)
-        type_name = "F32"  # norms and biases stay exact: they are small
-        if len(shape) == 2:
-            type_name = ggml.matrix_type(target, shape[1], recipe, geometry, imatrix)
-        plans.append(TensorPlan(name, target, shape, type_name))
-    return sorted(plans, key=lambda plan: _file_order(plan.name))
-
-
-def tensor_bytes(geometry: Geometry, variant: Variant, imatrix: bool = False) -> dict[str, int]:
-    """Bytes of each tensor of the file by its name there, padding apart; known without weights."""
-    return {plan.name: plan.nbytes for plan in _plans(geometry, variant, imatrix)}
-
-
-def repacked_bytes(geometry: Geometry, variant: Variant) -> int:
-    """What llama.cpp keeps a second time on an x86 CPU, in the order of its kernels.
-
-    Measured with each recipe: the matrices of Q4_K that it multiplies by, and no others. The file
-    stays mapped beside them.
-    """
-    return sum(
-        plan.nbytes
-        for plan in _plans(geometry, variant, imatrix=False)
-        if plan.type_name == REPACKED and plan.name != "token_embd.weight"
-    )
-
-
-def _plans(geometry: Geometry, variant: Variant, imatrix: bool) -> Sequence[TensorPlan]:
-    recipe = ggml.RECIPES[variant.recipe]
-    return plan_tensors(geometry, GeometryShapes(geometry), recipe, imatrix)
-
-
-def gguf_name(name: str) -> str:
-    """GGUF's name for a Hugging Face tensor of StarCoder2."""
-    outer = {
-        "model.embed_tokens": "token_embd",
-        "model.norm": "output_norm",
-        "lm_head": "output",
-    }
-    stem, kind = name.rsplit(".", 1)
-    if stem in outer:
-        return f"{outer[stem]}.{kind}"
-    _, _, layer, module = stem.split(".", 3)
-    return f"blk.{layer}.{_LAYER_NAMES[module]}.{kind}"
-
-
-def _file_order(name: str) -> tuple[int, str]:
-    # the embedding first, layers in order, the head last: the order in which a forward needs them
-    if name.startswith("blk."):
-        return int(name.split(".")[1]), name
-    return (-1, name) if name.startswith("token_embd") else (1 << 30, name)
 
 
 def write_header(

@@ -12,7 +12,6 @@ was ended goes on from there. Layout: packager/formats/quant/gptq_layout.py.
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -20,30 +19,31 @@ from types import ModuleType
 
 import numpy as np
 
-from packager.calibration.sequences import SequenceOptions, draw_sequences, sources_sha256
+from packager.calibration.sequences import SequenceOptions, draw_sequences
 from packager.checkpoint.config import CONFIG_NAME
 from packager.checkpoint.json_files import read_object
 from packager.checkpoint.safetensors_reader import SINGLE_NAME
-from packager.checkpoint.safetensors_writer import TensorSpec, write_safetensors
-from packager.checkpoint.shapes import GeometryShapes, Shapes, tensor_shapes
+from packager.checkpoint.safetensors_writer import write_safetensors
+from packager.checkpoint.shapes import tensor_shapes
 from packager.checkpoint.tensors import TensorSource, open_tensors
 from packager.core.atomic import atomic_folder, file_entry, write_json
 from packager.core.errors import CheckpointError, DeviceError, UsageError
-from packager.core.records import Artifact, Checkpoint, Geometry, Progress, Variant, no_progress
+from packager.core.records import Artifact, Checkpoint, Progress, Variant, no_progress
 from packager.core.versions import tool_versions
 from packager.core.workdir import work_folder
+from packager.formats.gptq.recipe import (
+    ARRAYS,
+    NAME,
+    VERSION,
+    WORK_FILES,
+    is_packed,
+    parse,
+    tensor_specs,
+)
 from packager.formats.quant.gptq_layout import WORD_BITS, Recipe
 
-# Asymmetric files have less error and fewer readers: not vLLM, nor GPTQModel unless it wrote them.
-RECIPES = tuple(
-    f"w{bits}g{group}{kind}" for kind in ("", "-asym") for bits in (4, 8) for group in (128, 64, 32)
-)
-DEFAULT_RECIPES = ("w4g128",)
-VERSION = 2  # of what this module writes: part of the key of its artifacts
 QUANTIZE_CONFIG_NAME = "quantize_config.json"
 SLAB_ROWS = 1024  # of the embedding per step: 25 MB in float32 for StarCoder2-15B
-ARRAYS = {"qweight": "I32", "qzeros": "I32", "scales": "F16", "g_idx": "I32"}
-HEAD_BITS = (4, 8, 16)
 # The packed matrices, in the order in which they are. vLLM looks its own name for three of them up
 # here (get_linear_quant_method), and takes what it does not find for unquantised.
 MODULES = (
@@ -52,32 +52,6 @@ MODULES = (
     ("mlp.c_fc",),
     ("mlp.c_proj",),
 )
-STORED_TYPE = "F16"  # of all that is not packed; what every kernel for these files takes
-
-
-def variant(recipe: str, head_bits: int | None = None) -> Variant:
-    """The variant of a recipe: w4g128 is 4 bits with a scale per 128 weights.
-
-    Files keep the head and the embedding in half precision, for others to read; head_bits is what
-    our runtime packs the head to when it loads them.
-    """
-    if head_bits not in (None, *HEAD_BITS):
-        raise UsageError(f"a head of {head_bits} bits", expected="--head-bits 4, 8 or 16")
-    found = parse(recipe)
-    return Variant("gptq", recipe, found.bits_per_weight, found.group, head_bits)
-
-
-def parse(name: str) -> Recipe:
-    """The recipe of a name such as w4g128 or w8g32-asym; UsageError for others."""
-    if name not in RECIPES:
-        raise UsageError(f"unknown GPTQ recipe {name!r}", expected=f"one of {', '.join(RECIPES)}")
-    bits, group, asymmetric = re.fullmatch(r"w(\d+)g(\d+)(-asym)?", name).groups()
-    return Recipe(int(bits), int(group), symmetric=asymmetric is None)
-
-
-def calibration_sha256(folder: Path) -> str:
-    """What a folder of sources is known by."""
-    return sources_sha256(folder)
 
 
 def convert(
@@ -104,7 +78,7 @@ def convert(
     run, tensors, geometry = _run_module(), open_tensors(checkpoint), checkpoint.geometry
     _check_shapes(checkpoint, recipe)
     for name in tensors.names():  # now, not after hours
-        if not _is_packed(name, tensors.shape(name)):
+        if not is_packed(name, tensors.shape(name)):
             for _ in _half_rows(tensors, name):
                 pass
     sequences, sources = draw_sequences(
@@ -123,7 +97,7 @@ def convert(
         "variant": variant.name,
         "calibration": [sources, asdict(sampling)],
     }
-    with work_folder(out, ("gptq", VERSION), inputs) as work:
+    with work_folder(out, (NAME, VERSION), WORK_FILES, inputs) as work:
         layers = run.quantize_layers(checkpoint, tensors, recipe, sequences, work, progress)
         damping = max(float(np.load(file)[run.DAMPING]) for file in layers)
         with atomic_folder(out) as folder:
@@ -185,33 +159,6 @@ def model_config(checkpoint: Checkpoint, settings: dict[str, object]) -> dict[st
     }
 
 
-def tensor_specs(tensors: Shapes, recipe: Recipe) -> list[TensorSpec]:
-    """Every tensor of the file in its order, which is the model's."""
-    specs = []
-    for name in tensors.names():
-        shape = tensors.shape(name)
-        if _is_packed(name, shape):
-            outputs, inputs = shape
-            groups, words = inputs // recipe.group, recipe.bits / WORD_BITS
-            shapes = {
-                "qweight": (int(inputs * words), outputs),
-                "qzeros": (groups, int(outputs * words)),
-                "scales": (groups, outputs),
-                "g_idx": (inputs,),
-            }
-            module = name.removesuffix("weight")
-            specs += [TensorSpec(module + a, ARRAYS[a], shapes[a]) for a in ARRAYS]
-        else:
-            specs.append(TensorSpec(name, STORED_TYPE, shape))
-    return specs
-
-
-def tensor_bytes(geometry: Geometry, variant: Variant) -> dict[str, int]:
-    """Bytes of each tensor of the file by its name there; known without weights."""
-    specs = tensor_specs(GeometryShapes(geometry), parse(variant.recipe))
-    return {spec.name: spec.nbytes for spec in specs}
-
-
 def write_weights(
     file: Path,
     tensors: TensorSource,
@@ -237,17 +184,13 @@ def _parts(tensors: TensorSource, layers: list[Path]) -> Iterator[tuple[str, np.
     """(name, rows) in the order of tensor_specs."""
     for name in tensors.names():
         shape = tensors.shape(name)
-        if _is_packed(name, shape):
+        if is_packed(name, shape):
             _, _, layer, module = name.removesuffix(".weight").split(".", 3)
             with np.load(layers[int(layer)]) as arrays:
                 for array in ARRAYS:
                     yield f"{name.removesuffix('weight')}{array}", arrays[f"{module}.{array}"]
         else:
             yield from ((name, rows) for rows in _half_rows(tensors, name))
-
-
-def _is_packed(name: str, shape: tuple[int, ...]) -> bool:
-    return len(shape) == 2 and name.startswith("model.layers.")
 
 
 def _half_rows(tensors: TensorSource, name: str) -> Iterator[np.ndarray]:
@@ -271,7 +214,7 @@ def _check_shapes(checkpoint: Checkpoint, recipe: Recipe) -> None:
     """Whole groups of inputs, and whole words of outputs for their zero points."""
     words = WORD_BITS // recipe.bits
     for name, shape in tensor_shapes(checkpoint.geometry).items():
-        if not _is_packed(name, shape):
+        if not is_packed(name, shape):
             continue
         for size, unit, of in ((shape[1], recipe.group, "group"), (shape[0], words, "word")):
             if size % unit:

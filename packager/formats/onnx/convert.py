@@ -12,23 +12,20 @@ Query, key and value share one matrix; a tied head and the embedding share one t
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from packager.checkpoint.shapes import GeometryShapes
 from packager.checkpoint.tensors import TensorSource, open_tensors
 from packager.core.atomic import file_entry, write_json
 from packager.core.errors import CheckpointError, UsageError
-from packager.core.records import Artifact, Checkpoint, Geometry, Progress, Variant, no_progress
+from packager.core.records import Artifact, Checkpoint, Progress, Variant, no_progress
 from packager.core.versions import tool_versions
 from packager.core.workdir import Ledger, publish, work_folder
 from packager.formats.gptq.reader import gptq_sha256, open_gptq
 from packager.formats.onnx import graph
 from packager.formats.onnx.genai_config import genai_config
 from packager.formats.onnx.layout import DATA_NAME, Recipe, Weights, linears, plan_tensors
+from packager.formats.onnx.recipe import NAME, VERSION, WORK_FILES, head_recipe, parse
 from packager.formats.onnx.weights_file import (
     SLAB_BYTES,
     GivenCodes,
@@ -36,62 +33,8 @@ from packager.formats.onnx.weights_file import (
     write_tensors,
 )
 
-DEFAULT_RECIPES = ("int4-g32",)
-VERSION = 2  # of what this module writes: part of the key of its artifacts
 MODEL_NAME, PROBE_NAME = "model.onnx", "probe.onnx"
 GENAI_MODEL_NAME, GENAI_NAME = "genai.onnx", "genai_config.json"
-INT8_GROUP = 128  # measured: a quarter faster than 32, for a fifth more error of the weights
-GIVEN_GROUP = 128  # what `starpack convert --formats gptq` writes unless told otherwise
-HEAD_GROUP = 32  # the head decides between ids: the finest blocks there are kernels for
-
-_GRAMMAR = re.compile(r"(fp32|fp16|(int8)|(int4)(?:-g(32|64|128))?)(-rtn)?(-fp16)?")
-EXPECTED = (
-    "fp32, fp16, int8, int4-g32, int4-g64, int4-g128, or int4 (calibrated codes, see --gptq); "
-    "after an integer one -rtn (round to nearest, no search) and -fp16 (for GPUs: activations in "
-    "half precision, symmetric codes)"
-)
-
-
-def variant(name: str, head_bits: int | None = None) -> Variant:
-    """The variant of a recipe; head_bits for the head and embedding, where not the default 8."""
-    recipe = parse(name)
-    _head_recipe(recipe, head_bits)
-    return Variant("onnx", name, recipe.bits_per_weight, recipe.group, head_bits)
-
-
-def parse(name: str) -> Recipe:
-    """The recipe of a name such as int4-g32, int8-rtn or int4-g128-fp16; UsageError for others."""
-    found = _GRAMMAR.fullmatch(name)
-    if found is None or (found[1].startswith("fp") and (found[5] or found[6])):
-        raise UsageError(f"unknown ONNX recipe {name!r}", expected=EXPECTED)
-    if found[1].startswith("fp"):
-        return Recipe(None, None, {"fp32": "float32", "fp16": "float16"}[found[1]])
-    activations = "float16" if found[6] else "float32"
-    if name.removesuffix("-fp16") == "int4":
-        return Recipe(4, None, activations, calibrated=True)
-    bits, group = (8, INT8_GROUP) if found[2] else (4, int(found[4] or 0))
-    if not group:
-        raise UsageError(f"the ONNX recipe {name!r} names no group", expected=EXPECTED)
-    # eight bits err little enough for nothing to be gained by searching
-    search = bits == 4 and not found[5]
-    return Recipe(bits, group, activations, zeros=activations == "float32", search=search)
-
-
-def _head_recipe(recipe: Recipe, head_bits: int | None) -> Recipe:
-    """How the head and the embedding are stored; floats where the rest is floats."""
-    width = 8 * np.dtype(recipe.activations).itemsize
-    bits = (width if recipe.bits is None else 8) if head_bits is None else head_bits
-    if bits == width:
-        return Recipe(None, None, recipe.activations)
-    if bits not in (4, 8):
-        raise UsageError(f"a head of {bits} bits", expected=f"--head-bits 4, 8 or {width}")
-    zeros = recipe.activations == "float32"
-    return Recipe(bits, HEAD_GROUP, recipe.activations, zeros=zeros, search=bits == 4)
-
-
-def calibration_sha256(folder: Path) -> str:
-    """What a folder of GPTQ weights is known by."""
-    return gptq_sha256(folder)
 
 
 def convert(
@@ -111,10 +54,10 @@ def convert(
     inputs = {
         "checkpoint": checkpoint.sha256,
         "variant": variant.name,
-        "calibration": calibration and calibration_sha256(calibration),
+        "calibration": calibration and gptq_sha256(calibration),
         "slab_bytes": SLAB_BYTES,
     }
-    with work_folder(out, ("onnx", VERSION), inputs) as work:
+    with work_folder(out, (NAME, VERSION), WORK_FILES, inputs) as work:
         names = write_files(
             work, checkpoint, variant, open_tensors(checkpoint), calibration, progress
         )
@@ -136,7 +79,7 @@ def write_files(
     The weights are gone on with where a ledger in `folder` says that some are there.
     """
     recipe = parse(variant.recipe)
-    head = _head_recipe(recipe, variant.head_bits)
+    head = head_recipe(recipe, variant.head_bits)
     given: GivenCodes | None = None
     if recipe.calibrated:
         given = _given_codes(calibration, checkpoint, recipe, source)
@@ -156,20 +99,6 @@ def write_files(
     graph.write_probe(folder / PROBE_NAME, checkpoint, recipe.activations, metadata)
     write_json(folder / GENAI_NAME, genai_config(checkpoint, GENAI_MODEL_NAME))
     return (MODEL_NAME, DATA_NAME, PROBE_NAME, GENAI_MODEL_NAME, GENAI_NAME)
-
-
-def tensor_bytes(geometry: Geometry, variant: Variant) -> dict[str, int]:
-    """Bytes of each tensor of the data file by its name there; known without weights.
-
-    The recipe int4 takes its group from the codes that it is given: here, GPTQ's default, and
-    symmetric codes in natural order.
-    """
-    recipe = parse(variant.recipe)
-    head = _head_recipe(recipe, variant.head_bits)
-    if recipe.calibrated:
-        recipe = replace(recipe, group=GIVEN_GROUP, zeros=False)
-    plans = plan_tensors(geometry, GeometryShapes(geometry), recipe, head, {})
-    return {part.name: part.nbytes for plan in plans.values() for part in plan.parts}
 
 
 def _given_codes(

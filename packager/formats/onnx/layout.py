@@ -6,6 +6,7 @@ of the other than this. Knows the names of both sides; reads no weight.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -65,7 +66,7 @@ class Stored:
     @property
     def nbytes(self) -> int:
         """Its size in the file."""
-        return int(np.prod(self.shape)) * np.dtype(self.type).itemsize
+        return math.prod(self.shape) * np.dtype(self.type).itemsize
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,19 +12,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from packager.core.errors import DataError
 from packager.core.records import Geometry
 from runtimes.backends.gguf.engine import engine
 
-# ggml.h, enum ggml_type; block sizes from ggml-common.h
+# ggml.h, enum ggml_type
 TYPE_IDS = {
     "F32": 0, "F16": 1, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14,
     "IQ4_NL": 20, "IQ4_XS": 23, "BF16": 30,
 }  # fmt: skip
-_SUPER_BLOCK = {"Q4_K", "Q5_K", "Q6_K", "IQ4_XS"}  # blocks of 256
-_UNBLOCKED = {"F32", "F16", "BF16"}
+# ggml-common.h: weights of a block, and its bytes
+BLOCKS = {
+    "F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "Q5_0": (32, 22), "Q5_1": (32, 24),
+    "Q8_0": (32, 34), "Q4_K": (256, 144), "Q5_K": (256, 176), "Q6_K": (256, 210),
+    "IQ4_NL": (32, 18), "IQ4_XS": (256, 136),
+}  # fmt: skip
 _NARROWER = {"IQ4_XS": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 
 
@@ -57,21 +60,14 @@ RECIPES = {
 }
 
 
-def block_size(type_name: str) -> int:
-    """Weights that share a scale: a row must be a whole number of blocks."""
-    if type_name in _UNBLOCKED:
-        return 1
-    return 256 if type_name in _SUPER_BLOCK else 32
-
-
 def matrix_type(name: str, columns: int, recipe: Recipe, geometry: Geometry, imatrix: bool) -> str:
     """The ggml type that llama.cpp gives the matrix `name` (GGUF name) of `columns` columns."""
-    if recipe.base in _UNBLOCKED:
+    if BLOCKS[recipe.base][0] == 1:
         return recipe.base
     chosen = recipe.base
     is_head = name == "output.weight" or (geometry.tied and name == "token_embd.weight")
     if is_head:
-        if columns % block_size(chosen):
+        if columns % BLOCKS[chosen][0]:
             chosen = "Q8_0"
         elif chosen != "Q8_0":
             chosen = "Q6_K"
@@ -97,15 +93,15 @@ def _layer_type(name: str, layer: int, recipe: Recipe, geometry: Geometry, imatr
 
 
 def _fitting_type(chosen: str, columns: int) -> str:
-    if columns % block_size(chosen) == 0:
+    if columns % BLOCKS[chosen][0] == 0:
         return chosen
     narrower = _NARROWER.get(chosen, chosen)
-    return "F16" if columns % block_size(narrower) else narrower
+    return "F16" if columns % BLOCKS[narrower][0] else narrower
 
 
 def row_bytes(type_name: str, columns: int) -> int:
-    """Bytes of one quantised row, by gguf's table of block sizes; needs no engine."""
-    weights, size = GGML_QUANT_SIZES[GGMLQuantizationType(TYPE_IDS[type_name])]
+    """Bytes of one quantised row; needs no engine."""
+    weights, size = BLOCKS[type_name]
     assert columns % weights == 0, f"{columns} columns are no whole number of blocks"
     return columns // weights * size
 

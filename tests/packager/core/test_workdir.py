@@ -10,20 +10,22 @@ from packager.checkpoint.reader import read_checkpoint
 from packager.core import workdir
 from packager.core.records import Checkpoint
 from packager.core.workdir import INPUTS_NAME, LEDGER_NAME
-from packager.formats.gguf import convert as gguf
-from packager.formats.onnx import convert as onnx
+from packager.formats.gguf import convert as gguf_writer
+from packager.formats.gguf import format as gguf
+from packager.formats.onnx import format as onnx
 from packager.formats.onnx import weights_file
+from packager.formats.onnx.layout import DATA_NAME
 from tests.support.tiny import write_checkpoint
 
 pytestmark = pytest.mark.engine
 
-FORMATS = [(gguf, "Q8_0", gguf.FILE_NAME), (onnx, "int4-g32", onnx.DATA_NAME)]
+FORMATS = [(gguf, "Q8_0", gguf.FILE_NAME), (onnx, "int4-g32", DATA_NAME)]
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
     """Some hundred jobs of 4 KiB, noted every 16 KiB."""
-    monkeypatch.setattr(gguf, "SLAB_BYTES", 4096)
+    monkeypatch.setattr(gguf_writer, "SLAB_BYTES", 4096)
     monkeypatch.setattr(weights_file, "SLAB_BYTES", 4096)
     monkeypatch.setattr(workdir, "NOTE_BYTES", 16_384)
     shape = dict(window=37, layers=2, hidden=256, heads=4, kv_heads=2, ffn=512)
@@ -75,8 +77,8 @@ def test_it_goes_on_and_ends_in_the_same_bytes(checkpoint, tmp_path, module, rec
 
 def test_a_note_of_what_was_lost_is_forgotten_at_once(checkpoint, tmp_path):
     left = stop_at_half(onnx, checkpoint, "int4-g32", tmp_path / "out")
-    lost(left / onnx.DATA_NAME)
-    assert workdir.Ledger(left / onnx.DATA_NAME).jobs == 0
+    lost(left / DATA_NAME)
+    assert workdir.Ledger(left / DATA_NAME).jobs == 0
     assert not (left / LEDGER_NAME).exists()  # the file may soon be as long again
 
 
@@ -107,7 +109,7 @@ def test_another_recipe_does_not_go_on_from_there(checkpoint, tmp_path):
 def test_a_newer_version_removes_what_its_own_format_has_left(checkpoint, tmp_path, monkeypatch):
     of_gguf = stop_at_half(gguf, checkpoint, "Q8_0", tmp_path / "one")
     of_onnx = stop_at_half(onnx, checkpoint, "int4-g32", tmp_path / "other")
-    monkeypatch.setattr(gguf, "VERSION", gguf.VERSION + 1)
+    monkeypatch.setattr(gguf_writer, "VERSION", gguf.VERSION + 1)
     gguf.convert(checkpoint, gguf.variant("F16"), tmp_path / "out")
     assert of_onnx.is_dir() and not of_gguf.exists()
 

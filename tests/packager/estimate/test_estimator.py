@@ -13,14 +13,15 @@ from packager.core.errors import UsageError
 from packager.core.records import Budget, Calibration, Workload
 from packager.devices.budget import load_budget
 from packager.devices.database import load_device
-from packager.estimate.constants import CONSTANTS, GUESSED, load_fitted
-from packager.estimate.estimator import Case, estimate, family_of
-from packager.estimate.memory import Setting
+from packager.estimate.constants import CONSTANTS, guessed, load_fitted
+from packager.estimate.estimator import Case, case_of, estimate
 from packager.estimate.models import load_model
 from packager.estimate.time_model import pairs_seen, rates
-from packager.formats.gguf import convert as gguf
-from packager.formats.gptq import convert as gptq
-from packager.formats.onnx import convert as onnx
+from packager.formats import Setting
+from packager.formats.gguf import format as gguf
+from packager.formats.gptq import format as gptq
+from packager.formats.gptq.footprint import kernel_path
+from packager.formats.onnx import format as onnx
 from runtimes.contract import Window
 from tests.support.tiny import write_checkpoint
 
@@ -37,8 +38,7 @@ def of(variant=Q4, model="3b", device="tesla-t4", workload=None, **budget):
 
 def case(context=131_072, window=4096, variant=Q4, device="rtx-4090") -> Case:
     model = load_model("7b")
-    setting = Setting(context, gpu=True)
-    return Case(model.geometry, Window(window), variant, load_device(device), setting)
+    return case_of(model.geometry, Window(window), variant, load_device(device), context)
 
 
 @pytest.mark.parametrize(("window", "past"), [(None, 0), (7, 0), (7, 3), (7, 7), (7, 20), (100, 9)])
@@ -154,8 +154,8 @@ def test_without_a_kernel_a_model_that_fits_is_float16_and_another_stays_in_4_bi
 
 def test_weights_are_expanded_once_for_a_chunk_as_for_a_token() -> None:
     model, device = load_model("7b"), load_device("tesla-t4")
-    setting = Setting(2048, gpu=True, kernel4=False, half=False)
-    t4 = Case(model.geometry, model.window, gptq.variant("w4g128"), device, setting)
+    t4 = case_of(model.geometry, model.window, gptq.variant("w4g128"), device, 2048)
+    assert kernel_path(model.geometry, t4.variant, Setting(2048, device=device)) == "expanded"
     chunk, token = (
         time.streams[0].memory_s for time in (t4.prefill_time(0, 512), t4.decode_time(0))
     )
@@ -212,12 +212,12 @@ def test_onnx_on_a_gpu_cannot_go_back_past_the_window() -> None:
     ],
 )  # fmt: skip
 def test_families(variant, family) -> None:
-    assert family_of(variant) == family
+    assert case(variant=variant).load.family == family
 
 
 def test_what_ships_has_every_constant() -> None:
     fitted = load_fitted()
-    assert fitted.constants.keys() == CONSTANTS.keys() | GUESSED.keys()
+    assert fitted.constants.keys() == CONSTANTS.keys() | guessed().keys()
     assert all(value > 0 for value in fitted.constants.values())
     for spread in fitted.spreads.values():
         assert spread.low <= 1 == spread.middle <= spread.high

@@ -6,21 +6,15 @@ import pytest
 
 from packager.checkpoint.reader import read_checkpoint
 from packager.devices.database import load_device
-from packager.estimate.memory import (
-    Setting,
-    compute_bytes,
-    file_bytes,
-    key_values_bytes,
-    memory_parts,
-    repacked_bytes,
-    streamed_bytes,
-    tensor_bytes,
-    weights_bytes,
-)
+from packager.estimate.memory import file_bytes, footprint, memory_parts
 from packager.estimate.models import load_model, model_names
-from packager.formats.gguf import convert as gguf
-from packager.formats.gptq import convert as gptq
-from packager.formats.onnx import convert as onnx
+from packager.formats import Setting
+from packager.formats.gguf import format as gguf
+from packager.formats.gguf.recipe import repacked_bytes
+from packager.formats.gptq import format as gptq
+from packager.formats.gptq.footprint import weights_bytes
+from packager.formats.onnx import format as onnx
+from packager.formats.onnx.convert import MODEL_NAME
 from packager.formats.quant import ggml
 from runtimes.contract import BackendOptions, Window
 from tests.support.tiny import write_checkpoint
@@ -46,7 +40,7 @@ def test_gguf_tensors_to_the_byte(checkpoint, recipe, tmp_path) -> None:
     artifact = gguf.convert(checkpoint, variant, tmp_path / "out")
     reader = GGUFReader(artifact.path / gguf.FILE_NAME)
     written = {tensor.name: int(tensor.n_bytes) for tensor in reader.tensors}
-    assert tensor_bytes(checkpoint.geometry, variant) == written
+    assert gguf.tensor_bytes(checkpoint.geometry, variant) == written
     padding = 32 * len(written)
     overhead = artifact.bytes - reader.data_offset - file_bytes(checkpoint.geometry, variant)
     assert 0 <= overhead < padding
@@ -69,14 +63,14 @@ def test_onnx_tensors_to_the_byte(checkpoint, recipe, head_bits, tmp_path) -> No
 
     variant = onnx.variant(recipe, head_bits)
     out = onnx.convert(checkpoint, variant, tmp_path / "out").path
-    graph = load(out / onnx.MODEL_NAME, load_external_data=False).graph
+    graph = load(out / MODEL_NAME, load_external_data=False).graph
     written = {
         tensor.name: int(next(e.value for e in tensor.external_data if e.key == "length"))
         for tensor in graph.initializer
         # another name of the same bytes
         if tensor.external_data and tensor.name != "embedding.codes"
     }
-    counted = tensor_bytes(checkpoint.geometry, variant)
+    counted = onnx.tensor_bytes(checkpoint.geometry, variant)
     # of an untied embedding the graph reads the codes by their other name alone
     missing = counted.keys() - written.keys()
     assert missing <= {"embedding.blocks"}
@@ -99,7 +93,7 @@ def test_gptq_file_and_what_torch_holds_of_it(recipe, head_bits, tied, tmp_path)
     variant = gptq.variant(recipe, head_bits)
     with safe_open(folder / "model.safetensors", "np") as file:
         written = {name: file.get_tensor(name).nbytes for name in file.keys()}  # noqa: SIM118
-    assert tensor_bytes(checkpoint.geometry, variant) == written
+    assert gptq.tensor_bytes(checkpoint.geometry, variant) == written
 
     backend = models.open_backend(folder, checkpoint, 2048, way="packed")
     model = backend._model
@@ -111,10 +105,9 @@ def test_gptq_file_and_what_torch_holds_of_it(recipe, head_bits, tied, tmp_path)
     for plane in (plane for x in packed for plane in x.planes):
         unreported += plane.scales.nbytes + (0 if plane.zeros is None else plane.zeros.nbytes)
     held = backend.memory_bytes().weights_bytes + unreported
-    setting = Setting(2048)
-    assert weights_bytes(checkpoint.geometry, variant, setting) == held
-    expected = backend.memory_bytes().key_values_bytes
-    assert key_values_bytes(checkpoint.geometry, variant, checkpoint.window, setting) == expected
+    found = footprint(checkpoint.geometry, variant, checkpoint.window, Setting(2048))
+    assert found.weights_bytes == held
+    assert found.key_values_bytes == backend.memory_bytes().key_values_bytes
     backend.close()
 
 
@@ -128,9 +121,9 @@ def test_what_torch_holds_where_it_has_no_kernel(recipe, way, tmp_path) -> None:
     backend = models.open_backend(out, checkpoint, 2048, way=way)
     held = backend.memory_bytes().weights_bytes
     backend.close()
-    setting = Setting(2048, gpu=True, kernel4=False, half=way == "half")
     # biases and norms are not in what the backend says: 3 % of so small a model
-    assert weights_bytes(checkpoint.geometry, variant, setting) == pytest.approx(held, rel=0.03)
+    found = weights_bytes(checkpoint.geometry, variant, way, gpu=True)
+    assert found == pytest.approx(held, rel=0.03)
 
 
 @pytest.mark.parametrize("recipe", ["w4g128", "w4g32-asym", "w8g32-asym"])
@@ -146,7 +139,7 @@ def test_what_torch_holds_on_a_gpu(recipe, tmp_path, monkeypatch) -> None:
     out = models.quantise(checkpoint, tmp_path / "out", recipe, None)
     files, device = Files(out, read_config(out)), torch.device("meta")
     held = Model(files, cells=64, positions=64, way="tiled", device=device).weights_bytes
-    found = weights_bytes(checkpoint.geometry, variant, Setting(2048, gpu=True))
+    found = weights_bytes(checkpoint.geometry, variant, "int4", gpu=True)
     assert found == pytest.approx(held, rel=0.03)  # biases and norms, as above
 
 
@@ -154,16 +147,19 @@ def test_what_torch_holds_on_a_gpu(recipe, tmp_path, monkeypatch) -> None:
 def test_llama_cpp_keeps_some_weights_twice(recipe, tmp_path) -> None:
     models = pytest.importorskip("tests.support.gguf_models")
     folder = write_checkpoint(tmp_path / "model", hidden=256, ffn=1024, heads=4, vocab=512)
-    checkpoint, variant, setting = read_checkpoint(folder), gguf.variant(recipe), Setting(512)
+    checkpoint, variant = read_checkpoint(folder), gguf.variant(recipe)
     out = gguf.convert(checkpoint, variant, tmp_path / recipe).path
     backend = models.open_backend(out, checkpoint, 512)
     held = backend.memory_bytes().weights_bytes
     backend.close()
-    twice = repacked_bytes(checkpoint.geometry, variant, setting)
-    assert (twice > 0) == (recipe == "Q4_K_M")
+    assert (repacked_bytes(checkpoint.geometry, variant) > 0) == (recipe == "Q4_K_M")
+    cpu, gpu = (
+        footprint(checkpoint.geometry, variant, checkpoint.window, Setting(512, device=device))
+        for device in (None, load_device("l4-24gb"))
+    )
     logged = 12_000  # llama.cpp says it in hundredths of a MiB
-    assert abs(weights_bytes(checkpoint.geometry, variant, setting) + twice - held) < 2 * logged
-    assert repacked_bytes(checkpoint.geometry, variant, Setting(512, gpu=True)) == 0
+    assert abs(cpu.weights_bytes - held) < 2 * logged
+    assert gpu.weights_bytes == file_bytes(checkpoint.geometry, variant)  # once, the model is tied
 
 
 @pytest.mark.parametrize(("context", "chunk"), [(512, 512), (2048, 128), (4096, 512)])
@@ -174,14 +170,12 @@ def test_llama_buffers(checkpoint, context, chunk, tmp_path) -> None:
     backend = models.open_backend(out, checkpoint, context, chunk_tokens=chunk)
     memory = backend.memory_bytes()
     backend.close()
-    setting = Setting(context, chunk)
-    arguments = (checkpoint.geometry, variant, checkpoint.window, setting)
+    found = footprint(checkpoint.geometry, variant, checkpoint.window, Setting(context, chunk))
     logged = 12_000  # llama.cpp says it in hundredths of a MiB
-    assert abs(key_values_bytes(*arguments) - memory.key_values_bytes) < logged
+    assert abs(found.key_values_bytes - memory.key_values_bytes) < logged
     # and a little more for ids and positions
-    assert abs(compute_bytes(*arguments) - memory.compute_bytes) < 0.03 * memory.compute_bytes
-    total = weights_bytes(checkpoint.geometry, variant, setting)
-    assert abs(total - memory.weights_bytes) < 0.01 * total
+    assert abs(found.compute_bytes - memory.compute_bytes) < 0.03 * memory.compute_bytes
+    assert abs(found.weights_bytes - memory.weights_bytes) < 0.01 * found.weights_bytes
 
 
 @pytest.mark.parametrize("recipe", ["fp32", "fp16"])
@@ -191,12 +185,11 @@ def test_onnx_cache(checkpoint, recipe, tmp_path) -> None:
     variant = onnx.variant(recipe)
     out = onnx.convert(checkpoint, variant, tmp_path / "out").path
     backend = module.open_backend(out, checkpoint.window, BackendOptions(2048, 1))
-    setting = Setting(2048)
     spare = 0 if recipe == "fp32" else backend._cells.count * 32 * 2
     expected = backend.memory_bytes().key_values_bytes + spare
     backend.close()
-    counted = key_values_bytes(checkpoint.geometry, variant, checkpoint.window, setting)
-    assert counted == expected
+    found = footprint(checkpoint.geometry, variant, checkpoint.window, Setting(2048))
+    assert found.key_values_bytes == expected
 
 
 def test_published_sizes() -> None:
@@ -221,21 +214,26 @@ def test_models_are_the_published_ones() -> None:
 def test_embedding_stays_with_the_cpu_unless_it_is_the_head() -> None:
     tied, untied = load_model("3b").geometry, load_model("15b").geometry
     variant = gguf.variant("Q8_0")
-    card = Setting(16_384, gpu=True)
-    assert weights_bytes(tied, variant, card) == file_bytes(tied, variant)
+    card = Setting(16_384, device=load_device("l4-24gb"))
+
+    def found(geometry, setting):
+        return footprint(geometry, variant, Window(4096), setting)
+
+    assert found(tied, card).weights_bytes == file_bytes(tied, variant)
     embedding = untied.vocab * untied.hidden // 32 * 34
-    assert weights_bytes(untied, variant, card) == file_bytes(untied, variant) - embedding
-    host = Setting(16_384)
-    assert streamed_bytes(untied, variant, host) == weights_bytes(untied, variant, card)
+    rest = file_bytes(untied, variant) - embedding
+    assert found(untied, card).weights_bytes == rest
+    assert found(untied, Setting(16_384)).streamed_bytes == rest
 
 
 def test_the_window_bounds_memory() -> None:
     model, device = load_model("15b"), load_device("tesla-t4")
     variant = gguf.variant("Q4_K_M")
-    parts = [
-        memory_parts(model.geometry, variant, model.window, device, Setting(context, gpu=True))
-        for context in (16_384, 131_072)
-    ]
-    assert parts[0] == parts[1]
-    full = key_values_bytes(model.geometry, variant, Window(None), Setting(131_072, gpu=True))
-    assert full == 131_072 * 81_920  # bytes of fp16 keys and values per token
+
+    def parts(window, context):
+        setting = Setting(context, device=device)
+        return memory_parts(footprint(model.geometry, variant, window, setting), device)
+
+    assert parts(model.window, 16_384) == parts(model.window, 131_072)
+    # bytes of fp16 keys and values per token
+    assert parts(Window(None), 131_072).key_values_bytes == 131_072 * 81_920

@@ -53,7 +53,7 @@ def test_what_ships_is_fitted_on_the_rows(found) -> None:
 
 
 def test_nine_of_ten_lie_inside_their_interval(replayed) -> None:
-    shipped = load_fitted().spreads["decode-gguf"]
+    shipped = load_fitted().spreads["decode-llama"]
     own = [
         error
         for row, error in zip(replayed.rows, replayed.errors, strict=True)

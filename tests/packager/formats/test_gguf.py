@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import GGUFReader
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
 
 from packager.calibration.imatrix import (
     compute_importance,
@@ -19,7 +19,9 @@ from packager.calibration.imatrix import (
 from packager.checkpoint.reader import read_checkpoint
 from packager.core.errors import CheckpointError, DataError, UsageError
 from packager.core.records import Geometry
-from packager.formats.gguf import convert as gguf
+from packager.formats.gguf import format as gguf
+from packager.formats.gguf.convert import matrix_columns
+from packager.formats.gguf.recipe import gguf_name
 from packager.formats.quant import ggml
 from runtimes.errors import ContextError, DeviceError
 from tests.support.format_laws import SHAPES
@@ -170,10 +172,10 @@ def test_importance_travels_to_llama_cpp_and_back(converted):
     text = "".join(f"def f{i}(x):\n    return x * {i}\n" for i in range(200))
     batches = draw_batches(checkpoint, [text], sequences=2, length_tokens=100)
     means = compute_importance(checkpoint, batches)
-    named = {gguf.gguf_name(name): value for name, value in means.items()}
+    named = {gguf_name(name): value for name, value in means.items()}
     file = path.with_name("importance.gguf")
     write_importance(file, named, batches)
-    read = read_importance(file, gguf.matrix_columns(checkpoint))
+    read = read_importance(file, matrix_columns(checkpoint))
     assert read.keys() == named.keys()
     assert all(np.allclose(read[name], named[name], rtol=1e-6) for name in named)
     plain = gguf.convert(checkpoint, gguf.variant("Q4_K_M"), path.with_name("plain"))
@@ -181,12 +183,12 @@ def test_importance_travels_to_llama_cpp_and_back(converted):
         checkpoint, gguf.variant("Q4_K_M"), path.with_name("weighted"), calibration=file
     )
     assert plain.files[0].sha256 != weighted.files[0].sha256
-    columns = gguf.matrix_columns(checkpoint) | {"blk.99.attn_q.weight": 4}
+    columns = matrix_columns(checkpoint) | {"blk.99.attn_q.weight": 4}
     with pytest.raises(DataError, match=r"no usable blk\.99"):
         read_importance(file, columns)
     file.write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(DataError, match="not an importance matrix"):
-        read_importance(file, gguf.matrix_columns(checkpoint))
+        read_importance(file, matrix_columns(checkpoint))
 
 
 def put_first_weight(model: Path, value: float) -> None:
@@ -227,3 +229,8 @@ def test_refusals_leave_nothing_behind(tmp_path):
     (artifact.path / gguf.FILE_NAME).write_bytes(b"GGUF nonsense")
     with pytest.raises(DeviceError, match="cannot load the model"):
         open_backend(artifact.path, checkpoint)
+
+
+def test_sizes_of_blocks_are_those_of_the_library() -> None:
+    for name, block in ggml.BLOCKS.items():
+        assert block == GGML_QUANT_SIZES[GGMLQuantizationType[name]], name

@@ -20,7 +20,8 @@ from packager.checkpoint.reference import windowed_attention as reference_attent
 from packager.checkpoint.tensors import open_tensors
 from packager.core.errors import CheckpointError, DeviceError, UsageError
 from packager.core.records import Artifact, Checkpoint
-from packager.formats.gptq import convert as gptq
+from packager.formats.gptq import convert as gptq_writer
+from packager.formats.gptq import format as gptq
 from packager.formats.gptq.layer import rotate, windowed_attention
 from packager.formats.quant import blocks
 from packager.formats.quant.gptq_layout import Packed, unpack
@@ -264,7 +265,7 @@ def test_work_that_no_run_will_go_on_from_is_removed(checkpoint, sources, tmp_pa
     before = stop("before", "w4g64")  # as versions left it that wrote no inputs.json
     (before / "inputs.json").unlink()
     (foreign / "thesis.txt").write_text("somebody's")
-    monkeypatch.setattr(gptq, "VERSION", gptq.VERSION + 1)
+    monkeypatch.setattr(gptq_writer, "VERSION", gptq.VERSION + 1)
     with (running / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         new = stop("new", "w4g32")

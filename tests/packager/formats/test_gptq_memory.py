@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from packager.calibration.sequences import SequenceOptions
 from packager.checkpoint.reader import read_checkpoint
-from packager.formats.gptq import convert as gptq
+from packager.formats.gptq import format as gptq
 model, sources, out = map(Path, sys.argv[1:])
 peak = 0
 def look(*step):  # anonymous memory: how much of the libraries is resident is not ours to say

@@ -16,7 +16,7 @@ from onnx import TensorProto, load
 from packager.checkpoint.reader import read_checkpoint
 from packager.core.errors import CheckpointError, UsageError
 from packager.formats.gptq.reader import open_gptq
-from packager.formats.onnx import convert as onnx
+from packager.formats.onnx import format as onnx
 from packager.formats.onnx.layout import DATA_NAME
 from runtimes.backends.onnx import session as engine_module
 from runtimes.contract import BackendOptions, Window

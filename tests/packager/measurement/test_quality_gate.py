@@ -12,7 +12,7 @@ from packager.checkpoint.reference import Reference
 from packager.checkpoint.tensors import open_tensors
 from packager.core.errors import UsageError
 from packager.core.settings import SampleSize
-from packager.formats.gguf import convert as gguf
+from packager.formats.gguf import format as gguf
 from packager.measurement.infill_samples import builtin_texts
 from packager.measurement.quality_gate import assess, wilson
 from tests.support.gguf_models import open_backend

@@ -14,7 +14,7 @@ from packager.checkpoint.reader import read_checkpoint
 from packager.core.errors import DeviceError, UsageError
 from packager.core.records import Limit, Workload
 from packager.core.results import Speed, percentiles
-from packager.formats.gguf import convert as gguf
+from packager.formats.gguf import format as gguf
 from packager.measurement import timing as measure
 from packager.measurement.timing_worker import STEPS, depths_of
 from runtimes.backends.timing import Steps
