@@ -29,7 +29,7 @@ import httpx
 import psutil
 
 from benchmarks.serving import served
-from runtimes.bundle.open import open_bundle
+from runtimes.bundle.open import OpenOptions, open_bundle
 from runtimes.generation.completion import GenerateOptions, join
 from runtimes.generation.runtime import Runtime
 from runtimes.prompts.fim import generate_ids, infill_ids
@@ -76,7 +76,7 @@ def cases(bundle: Path, threads: int, reproducible: bool) -> list[Case]:
     chance = random.Random(7)
     files = [file for file in sorted(SOURCES.glob("*.py")) if file.stat().st_size > LEAST_BYTES]
     found = []
-    with open_bundle(bundle, threads=threads, reproducible=reproducible) as runtime:
+    with open_bundle(bundle, OpenOptions(threads=threads, reproducible=reproducible)) as runtime:
         for number in range(PROMPTS):
             text = chance.choice(files).read_text(encoding="utf-8")
             start = chance.randrange(len(text) // 2)

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import httpx
 
 from benchmarks.serving import served
-from runtimes.bundle.open import open_bundle
+from runtimes.bundle.open import OpenOptions, open_bundle
 from runtimes.generation.completion import GenerateOptions, join
 from runtimes.generation.runtime import Runtime
 from runtimes.generation.sampling import Sampling
@@ -124,7 +124,7 @@ def main() -> None:
     with (
         served(words.bundle, "--threads", str(words.threads)) as (url, _),
         httpx.Client(base_url=url, timeout=120) as client,
-        open_bundle(words.bundle, threads=words.threads) as runtime,
+        open_bundle(words.bundle, OpenOptions(threads=words.threads)) as runtime,
     ):
         report = layer(runtime, client, words.rounds) | warmth(client, words.rounds)
     rounded = {name: float(f"{value:.3g}") for name, value in report.items()}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ray import serve
 
-from runtimes.bundle.open import open_bundle
+from runtimes.bundle.open import OpenOptions, open_bundle
 from runtimes.errors import UsageError
 from runtimes.server.app import PROBE_S, Settings, create_app
 from runtimes.server.http.guard import Access
@@ -44,7 +44,7 @@ class Bundle:
 
     def __init__(self, bundle: str, threads: int, keys: tuple[str, ...]) -> None:
         folder = Path(bundle)
-        self._runtime = open_bundle(folder, threads=threads)
+        self._runtime = open_bundle(folder, OpenOptions(threads=threads))
         model = served_model(folder, read_manifest(folder), self._runtime, None)
         self._service = Service(self._runtime, model, Rules(), queue_jobs=QUEUE_JOBS)
         self._settings = Settings(access=Access(keys))

@@ -24,7 +24,7 @@ from ray.cluster_utils import Cluster
 from ray.serve.config import HTTPOptions
 
 from deploy.ray_app import KEY_VARIABLE, build
-from runtimes.bundle.open import open_bundle
+from runtimes.bundle.open import OpenOptions, open_bundle
 from runtimes.generation.completion import GenerateOptions
 
 PROMPTS = [f"def function_{i}(x):\n    return" for i in range(24)]
@@ -41,7 +41,7 @@ def main() -> None:
     words = parser.parse_args()
     key = os.environ[KEY_VARIABLE] = secrets.token_urlsafe(32)
     options = GenerateOptions(max_tokens=TOKENS)
-    with open_bundle(words.bundle, threads=1) as runtime:
+    with open_bundle(words.bundle, OpenOptions(threads=1)) as runtime:
         expected = [runtime.generate(prompt, options).text for prompt in PROMPTS]
     small = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=small)

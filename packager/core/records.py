@@ -8,13 +8,10 @@ from pathlib import Path
 
 from runtimes.contract import SpecialIds, Window
 from runtimes.trust.entries import FileEntry
+from runtimes.trust.verify import no_progress as no_progress
 
 Progress = Callable[[str, int, int], None]
 """progress(what, done, total): called often; the cli alone turns it into output."""
-
-
-def no_progress(what: str, done: int, total: int) -> None:
-    """The progress of a caller that shows none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ the bundle: the tokenizer library, numpy and the engine are imported after that.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,48 +26,66 @@ REPRODUCIBLE_CHUNK_TOKENS = 64  # guessed: fewer cost speed, more are computed a
 MAX_CONTEXT_TOKENS = 131_072  # specified: the longest context that starpack offers
 
 
+@dataclass(frozen=True, slots=True)
+class OpenOptions:
+    """How to open a bundle's model; the fields not named here are those of BackendOptions.
+
+    context_tokens: the manifest's where None. threads: this machine's cores where None. variant:
+    where several share the bundle, the name of one, or "auto" for the best that the free memory is
+    enough for; None for the best where it was packed. reproducible: see Runtime; chunks then have
+    REPRODUCIBLE_CHUNK_TOKENS at the most.
+    """
+
+    context_tokens: int | None = None
+    threads: int | None = None
+    provider: str = "cpu"
+    gpu_layers: int = 0
+    chunk_tokens: int = 512
+    flash_attention: bool = True
+    reproducible: bool = False
+    variant: str | None = None
+
+    def for_backend(self, manifest: Manifest) -> BackendOptions:
+        """The same with nothing left open. Raises ContextError, UsageError."""
+        context, threads, chunk = self.context_tokens, self.threads, self.chunk_tokens
+        options = BackendOptions(
+            context_tokens=manifest.context_tokens if context is None else context,
+            threads=default_threads() if threads is None else threads,
+            provider=self.provider,
+            gpu_layers=self.gpu_layers,
+            chunk_tokens=min(chunk, REPRODUCIBLE_CHUNK_TOKENS) if self.reproducible else chunk,
+            flash_attention=self.flash_attention,
+            reproducible=self.reproducible,
+        )
+        _check_options(options)
+        return options
+
+
+DEFAULTS = OpenOptions()
+
+
 def open_bundle(
     bundle: Path,
+    options: OpenOptions = DEFAULTS,
     *,
     manifest: Manifest | None = None,
-    context_tokens: int | None = None,
-    threads: int | None = None,
-    provider: str = "cpu",
-    gpu_layers: int = 0,
-    chunk_tokens: int = 512,
-    flash_attention: bool = True,
-    reproducible: bool = False,
-    variant: str | None = None,
     verify: bool = True,
     cache: HashCache | None = None,
     progress: BytesProgress = no_progress,
 ) -> Runtime:
     """Check the bundle in folder `bundle` and load its model.
 
-    What is None comes from the manifest (context_tokens) or this machine (threads); for the others
-    see BackendOptions. variant: where several share the bundle, the name of one, or "auto" for the
-    best that the free memory is enough for; None for the best where it was packed. reproducible:
-    see Runtime; chunks then have REPRODUCIBLE_CHUNK_TOKENS at the most. `verify=False` skips the
-    hashes, for a caller that has just checked them; `cache` skips those of files that have not been
-    touched since. manifest: the bundle's own, for a caller that has read it. Raises IntegrityError
-    for a bundle that is not whole, ContextError, UsageError, and DeviceError where the engine or
-    its memory is missing.
+    manifest: the bundle's own, for a caller that has read it. `verify=False` skips the hashes, for
+    a caller that has just checked them; `cache` skips those of files that nobody has touched since.
+    Raises IntegrityError for a bundle that is not intact, ContextError, UsageError, and DeviceError
+    where the engine or its memory is missing.
     """
-    manifest = choose(manifest or read_manifest(bundle), variant, provider)
-    options = BackendOptions(
-        context_tokens=manifest.context_tokens if context_tokens is None else context_tokens,
-        threads=default_threads() if threads is None else threads,
-        provider=provider,
-        gpu_layers=gpu_layers,
-        chunk_tokens=min(chunk_tokens, REPRODUCIBLE_CHUNK_TOKENS) if reproducible else chunk_tokens,
-        flash_attention=flash_attention,
-        reproducible=reproducible,
-    )
-    _check_options(options)
+    manifest = choose(manifest or read_manifest(bundle), options.variant, options.provider)
+    for_backend = options.for_backend(manifest)
     _check_parts(bundle, manifest)
     if verify:
         verify_files(bundle, manifest, progress, cache)
-    return _load(bundle, manifest, options)
+    return _load(bundle, manifest, for_backend)
 
 
 def _load(bundle: Path, manifest: Manifest, options: BackendOptions) -> Runtime:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from runtimes.bundle.open import open_bundle
+from runtimes.bundle.open import OpenOptions, open_bundle
 from runtimes.bundle.variants import choose
 from runtimes.cli.invocation import Invocation
 from runtimes.trust.manifest import Manifest, read_manifest
@@ -34,12 +34,14 @@ def open_model(args: argparse.Namespace, call: Invocation, manifest: Manifest) -
         )
     return open_bundle(
         call.bundle,
+        OpenOptions(
+            context_tokens=args.context,
+            threads=args.threads,
+            provider=args.provider,
+            gpu_layers=args.gpu_layers,
+            reproducible=args.reproducible,
+        ),
         manifest=manifest,
-        context_tokens=args.context,
-        threads=args.threads,
-        provider=args.provider,
-        gpu_layers=args.gpu_layers,
-        reproducible=args.reproducible,
         verify=args.verify,
         cache=None if call.version is None else call.version.bundle_cache(),
         progress=call.console.meter("verify", "MiB", MIB),

@@ -16,15 +16,12 @@ from runtimes.generation.prefix_cache import Tape
 from runtimes.generation.prompt_lookup import PromptLookup
 from runtimes.generation.sampling import Sampler, TokenLogprobs, token_logprobs
 from runtimes.prompts.tokenizer import IndentRule, TextStream, Tokenizer
+from runtimes.trust.verify import no_progress
 
 Progress = Callable[[int, int], None]
 """progress(done_tokens, total_tokens) of the prompt: before its first chunk and after each."""
 IsCancelled = Callable[[], bool]
 """Asked between chunks of the prompt and between tokens; true ends the request there."""
-
-
-def no_progress(done_tokens: int, total_tokens: int) -> None:
-    """The progress of a caller that shows none."""
 
 
 def never_cancelled() -> bool:

@@ -31,12 +31,12 @@ from runtimes.generation.decode_loop import (
     Progress,
     Request,
     never_cancelled,
-    no_progress,
 )
 from runtimes.generation.prefix_cache import Tape
 from runtimes.generation.sampling import TokenLogprobs, token_logprobs
 from runtimes.prompts.fim import NO_CONTEXT, Context, generate_ids, infill_ids
 from runtimes.prompts.tokenizer import Tokenizer
+from runtimes.trust.verify import no_progress
 
 __all__ = ["Chunk", "Completion", "Finish", "GenerateOptions", "Runtime", "Timings"]
 

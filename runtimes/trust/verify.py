@@ -37,7 +37,7 @@ BytesProgress = Callable[[int, int], None]
 """progress(done_bytes, total_bytes), from several threads but never two at once."""
 
 
-def no_progress(done_bytes: int, total_bytes: int) -> None:
+def no_progress(*_: object) -> None:
     """The progress of a caller that shows none."""
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from runtimes import backends
-from runtimes.bundle.open import open_bundle, verify_files
+from runtimes.bundle.open import OpenOptions, open_bundle, verify_files
 from runtimes.errors import ContextError, DeviceError, IntegrityError, UsageError
 from runtimes.generation.completion import GenerateOptions
 from runtimes.trust.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, read_manifest
@@ -43,7 +43,7 @@ def test_a_whole_bundle_opens_and_generates(bundle: Path, opened: list[ToyBacken
 
 
 def test_overrides_reach_the_backend(bundle: Path, opened: list[ToyBackend]) -> None:
-    open_bundle(bundle, context_tokens=50, chunk_tokens=16, threads=1).close()
+    open_bundle(bundle, OpenOptions(context_tokens=50, chunk_tokens=16, threads=1)).close()
     assert (opened[0].context_tokens, opened[0].chunk_tokens) == (50, 16)
 
 
@@ -59,7 +59,7 @@ def test_overrides_reach_the_backend(bundle: Path, opened: list[ToyBackend]) -> 
 )
 def test_overrides_out_of_range(bundle: Path, opened: list, options: dict, error: type) -> None:
     with pytest.raises(error):
-        open_bundle(bundle, **options)
+        open_bundle(bundle, OpenOptions(**options))
     assert not opened
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from runtimes import backends
 from runtimes.bundle import variants
-from runtimes.bundle.open import open_bundle
+from runtimes.bundle.open import OpenOptions, open_bundle
 from runtimes.cli import main as cli
 from runtimes.errors import DeviceError, UsageError
 from runtimes.host import gpu_memory
@@ -67,16 +67,16 @@ def file_of(backend: ToyBackend) -> str:
 
 def test_by_name_and_the_best_where_none_is_named(bundle: Path, opened: list[ToyBackend]) -> None:
     for name, file in ((None, "toy.bin"), (LARGE, "toy.bin"), (SMALL, "small.bin")):
-        open_bundle(bundle, variant=name).close()
+        open_bundle(bundle, OpenOptions(variant=name)).close()
         assert file_of(opened[-1]) == file
     with pytest.raises(UsageError, match="no variant 'huge'") as caught:
-        open_bundle(bundle, variant="huge")
+        open_bundle(bundle, OpenOptions(variant="huge"))
     assert caught.value.expected == f"auto, {LARGE}, {SMALL}"
 
 
 def test_the_server_tells_of_the_one_that_runs(bundle: Path, opened: list[ToyBackend]) -> None:
     manifest = variants.choose(read_manifest(bundle), SMALL)
-    with open_bundle(bundle, variant=SMALL) as runtime:
+    with open_bundle(bundle, OpenOptions(variant=SMALL)) as runtime:
         model = served_model(bundle, manifest, runtime, None)
     assert (model.recipe, model.size_bytes) == ("F8", len("small"))
 
@@ -111,7 +111,7 @@ def test_auto_takes_the_best_that_fits_and_says_why(
 def test_nothing_fits(bundle: Path, opened: list, capsys, monkeypatch) -> None:
     free(monkeypatch, 1000)
     with pytest.raises(DeviceError, match="no variant"):
-        open_bundle(bundle, variant="auto")
+        open_bundle(bundle, OpenOptions(variant="auto"))
     for command in (["generate", "x"], ["doctor"]):
         words = [*command, "--bundle", str(bundle), "--variant", "auto", "--json"]
         assert cli.main(words) == DeviceError.exit_code
@@ -143,10 +143,10 @@ def test_of_a_bundle_with_one_artifact(tmp_path: Path, opened: list, monkeypatch
     manifest = read_manifest(bundle)
     assert variants.choose(manifest, None) is variants.choose(manifest, "toy-F32") is manifest
     free(monkeypatch, 10**9)
-    open_bundle(bundle, variant="auto").close()
+    open_bundle(bundle, OpenOptions(variant="auto")).close()
     free(monkeypatch, 1000)
     with pytest.raises(DeviceError, match="no variant"):
-        open_bundle(bundle, variant="auto")
+        open_bundle(bundle, OpenOptions(variant="auto"))
 
 
 class Driver:
