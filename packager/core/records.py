@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from runtimes.contract import SpecialIds, Window
 from runtimes.trust.entries import FileEntry
 from runtimes.trust.verify import no_progress as no_progress
+
+Basis = Literal["measured", "cited", "recalled", "estimated"]
+"""Where a figure comes from; a recalled one is a specification, from memory."""
+
+DeviceKind = Literal["gpu", "soc", "cpu"]
+"""A card with memory of its own, a GPU that shares memory with the CPU, or a CPU."""
+
+Evidence = Literal["measured here", "calibrated", "specification"]
+"""What an artifact's memory and times follow from."""
 
 Progress = Callable[[str, int, int], None]
 """progress(what, done, total): called often; the cli alone turns it into output."""
@@ -126,14 +136,10 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A number and where it comes from.
-
-    basis: "measured", "cited" (source names it), "recalled" (a specification, from memory) or
-    "estimated" (source says how).
-    """
+    """A number and where it comes from: `source` names it, or says how it was estimated."""
 
     value: float
-    basis: str
+    basis: Basis
     source: str
 
 
@@ -152,15 +158,14 @@ class Calibration:
 class Device:
     """A machine or card that a bundle may run on, as profiles/device.schema.json describes it.
 
-    kind: "gpu" (a card with memory of its own), "soc" (a GPU that shares memory with the CPU) or
-    "cpu". memory_bytes is what a process can use, memory_total_bytes what the driver reports.
+    memory_bytes is what a process can use, memory_total_bytes what the driver reports.
     Arithmetic is dense; fp16_flops with float32 sums, fp16_half_flops with float16 sums. kernels
     are names that the estimate knows. multiprocessors are cores on a CPU.
     """
 
     name: str
     title: str
-    kind: str
+    kind: DeviceKind
     architecture: str
     compute_capability: str | None
     multiprocessors: int
@@ -268,8 +273,7 @@ class MemoryParts:
 class Estimate:
     """What a variant of a model is expected to take on a device, for a budget's workload.
 
-    evidence: "calibrated" or "specification"; outside says why the specification alone is not
-    enough there, and is empty where it is.
+    outside is empty, or says why the specification alone is not enough.
     """
 
     model: str
@@ -281,5 +285,5 @@ class Estimate:
     first_token_s: Interval
     per_token_s: Interval
     completion_s: Interval
-    evidence: str
+    evidence: Evidence
     outside: str = ""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
-from packager.core.records import Budget, Estimate, Interval, Limit, Variant, Workload
+from packager.core.records import Budget, Estimate, Evidence, Interval, Limit, Variant, Workload
 from runtimes.backends.timing import Steps
+
+Verdict = Literal["holds", "fails", "inconclusive"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +30,7 @@ class WindowProof:
     from full attention, past the window, where a lost window would bring it near nothing.
     `beyond_reach` is the largest change of any logit when the token just out of the layers' reach,
     L(W - 1) + 1 back, is replaced: exactly 0 where the window holds; None where the reach is longer
-    than could be run. `verdict` is "holds", "fails" or "inconclusive". `curve` is the divergence
-    against the position.
+    than could be run. `curve` is the divergence against the position.
     """
 
     window_tokens: int | None
@@ -42,7 +44,7 @@ class WindowProof:
     reach_tokens: int | None
     at_reach: float | None
     beyond_reach: float | None
-    verdict: str
+    verdict: Verdict
     curve: tuple[CurvePoint, ...] = ()
 
     @property
@@ -196,7 +198,7 @@ class Candidate:
     model: str
     variant: Variant
     parameters: int
-    evidence: str
+    evidence: Evidence
     context_tokens: int
     memory_bytes: Interval | None
     first_token_s: Limit | None

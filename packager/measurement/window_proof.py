@@ -19,7 +19,7 @@ from packager.checkpoint.reference import Reference
 from packager.checkpoint.tokenizer import TOKENIZER_NAME
 from packager.core.package_data import profiles_folder
 from packager.core.records import Checkpoint, Progress, no_progress
-from packager.core.results import CurvePoint, WindowProof
+from packager.core.results import CurvePoint, Verdict, WindowProof
 from runtimes import backends
 from runtimes.contract import Backend, Window
 from runtimes.prompts.tokenizer import Tokenizer
@@ -155,7 +155,7 @@ def _curve(nats: np.ndarray, full_nats: np.ndarray, inside: int) -> tuple[CurveP
 
 def judge(
     inside: np.ndarray, past: np.ndarray, full: np.ndarray, beyond_reach: float | None
-) -> str:
+) -> Verdict:
     """The verdict: "holds", "fails" or "inconclusive", from divergences in nats per position.
 
     inside (W,) and past (P,) are from the checkpoint, full (P,) from full attention past the

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from packager.core.records import Estimate, exactly
+from packager.core.records import Estimate, Evidence, exactly
 from packager.core.results import Candidate, Measurement, WindowProof
 
-MEASURED = "measured here"
+MEASURED: Evidence = "measured here"
 
 
 def of_measurement(

@@ -78,6 +78,13 @@ def test_every_kind_of_record_survives_json(kind: type, data: st.DataObject) -> 
     assert from_plain(kind, json.loads(json.dumps(to_plain(record)))) == record
 
 
+def test_a_word_that_is_no_verdict_is_refused() -> None:
+    plain = to_plain(MEASUREMENT.proof)
+    assert from_plain(results.WindowProof, plain).holds
+    with pytest.raises(ValueError, match=r"Invalid enum value 'maybe' - at `\$\.verdict`"):
+        from_plain(results.WindowProof, plain | {"verdict": "maybe"})
+
+
 def test_arrays_are_no_records_but_numpys_numbers_are() -> None:
     with pytest.raises(TypeError, match="a record holds a ndarray"):
         to_plain({"a": np.zeros(2)})
