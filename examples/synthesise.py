@@ -12,16 +12,16 @@ import argparse
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, pre_tokenizers
-from tqdm import tqdm
 
 from examples.special_tokens import SPECIAL_TOKENS, byte_level_bpe
 from packager.checkpoint.safetensors_writer import TensorSpec, write_safetensors
+from packager.cli.progress import shown_progress
 from packager.core.atomic import atomic_folder, write_json
 from packager.core.errors import UsageError
 from packager.core.records import Geometry
@@ -84,10 +84,15 @@ def synthesise(out: Path, model: Model, dtype: str, shards: int, seed: int = 0) 
     with atomic_folder(out) as folder:
         write_json(folder / "config.json", config_of(model, dtype))
         tokenizer_of(model.geometry.vocab).save(str(folder / "tokenizer.json"))
-        with tqdm(
-            total=size, unit="B", unit_scale=True, desc=f"write {out.name}", disable=None
-        ) as bar:
-            _write_shards(folder, _split(tensors, shards), dtype, seed, size, bar)
+        with shown_progress(quiet=False) as progress:
+            written = 0
+
+            def count(more: int) -> None:
+                nonlocal written
+                written += more
+                progress(f"write {out.name}", written, size)
+
+            _write_shards(folder, _split(tensors, shards), dtype, seed, size, count)
 
 
 def tokenizer_of(vocab: int) -> Tokenizer:
@@ -144,7 +149,12 @@ def _split(tensors: list[Tensor], shards: int) -> list[list[Tensor]]:
 
 
 def _write_shards(
-    folder: Path, parts: list[list[Tensor]], dtype: str, seed: int, size: int, bar: tqdm
+    folder: Path,
+    parts: list[list[Tensor]],
+    dtype: str,
+    seed: int,
+    size: int,
+    count: Callable[[int], None],
 ) -> None:
     files = ["model.safetensors"]
     if len(parts) > 1:
@@ -158,11 +168,11 @@ def _write_shards(
     rng = np.random.default_rng(seed)
     for file, part in zip(files, parts, strict=True):
         specs = [TensorSpec(t.name, DTYPES[dtype], t.shape) for t in part]
-        write_safetensors(folder / file, specs, _values(part, dtype, rng, bar), {"format": "pt"})
+        write_safetensors(folder / file, specs, _values(part, dtype, rng, count), {"format": "pt"})
 
 
 def _values(
-    tensors: list[Tensor], dtype: str, rng: np.random.Generator, bar: tqdm
+    tensors: list[Tensor], dtype: str, rng: np.random.Generator, count: Callable[[int], None]
 ) -> Iterator[tuple[str, np.ndarray]]:
     for tensor in tensors:
         rows, *rest = tensor.shape
@@ -174,7 +184,7 @@ def _values(
             values += np.float32(tensor.mean)
             encoded = values if dtype == "float32" else _bfloat16(values)
             yield tensor.name, encoded
-            bar.update(encoded.nbytes)
+            count(encoded.nbytes)
 
 
 def _bfloat16(values: np.ndarray) -> np.ndarray:

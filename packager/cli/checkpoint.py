@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from packager.checkpoint.reader import describe
-from packager.cli.result import CommandResult, table
+from packager.cli.result import CommandResult, key_values
 from packager.cli.settings import checkpoint_of
 from packager.core.record_store import to_plain
 from packager.core.records import Progress
@@ -15,7 +15,7 @@ def inspect(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
     """Geometry, window and memory of a checkpoint."""
     checkpoint = checkpoint_of(arguments, progress)
     data = describe(checkpoint)
-    return CommandResult(data, table(data))
+    return CommandResult(data, key_values(data))
 
 
 def fetch(arguments: argparse.Namespace, progress: Progress) -> CommandResult:

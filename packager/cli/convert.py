@@ -12,7 +12,7 @@ from packager.calibration.imatrix import (
     write_importance,
 )
 from packager.calibration.sources import read_sources
-from packager.cli.result import CommandResult, table
+from packager.cli.result import CommandResult, key_values
 from packager.cli.settings import calibrations_of, checkpoint_of, variants_of
 from packager.core.record_store import to_plain
 from packager.core.records import Progress
@@ -52,7 +52,7 @@ def calibrate(arguments: argparse.Namespace, progress: Progress) -> CommandResul
         "tokens": sum(map(len, batches.sequences)),
         "text_sha256": batches.sha256,
     }
-    return CommandResult(data, table(data))
+    return CommandResult(data, key_values(data))
 
 
 def convert(arguments: argparse.Namespace, progress: Progress) -> CommandResult:

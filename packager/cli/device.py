@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from packager.cli.result import CommandResult
+from packager.cli.result import CommandResult, columns
 from packager.core.record_store import to_plain
 from packager.core.records import Device, Progress
+from packager.core.units import GB, GIB, MIB, TERA
 from packager.devices.database import device_of, list_devices, read_device
 from packager.devices.detect import detect as detect_device
 from packager.devices.detect import write_device
 
-GIB, GB, TERA = 1 << 30, 1e9, 1e12
 HEADINGS = ("name", "cc", "memory GiB", "bandwidth GB/s", "fp16 TFLOPS", "int8 TOPS", "title")
 UNITS = {
     "memory_total_bytes": (GIB, "GiB"),
@@ -22,7 +22,7 @@ UNITS = {
     "fp16_half_flops_per_s": (TERA, "TFLOPS"),
     "int8_ops_per_s": (TERA, "TOPS"),
     "fp32_flops_per_s": (TERA, "TFLOPS"),
-    "l2_bytes": (1 << 20, "MiB"),
+    "l2_bytes": (MIB, "MiB"),
 }
 
 
@@ -30,13 +30,7 @@ def list_all(arguments: argparse.Namespace, progress: Progress) -> CommandResult
     """List the devices that starpack knows."""
     devices = list_devices()
     rows = [HEADINGS, *map(_row, devices)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        f"{row[0]:<{widths[0]}}  "
-        + "  ".join(f"{cell:>{width}}" for cell, width in zip(row[1:-1], widths[1:-1], strict=True))
-        + f"  {row[-1]}"
-        for row in rows
-    ]
+    lines = columns(rows, numbers_right=True)
     return CommandResult({"devices": to_plain(devices)}, "\n".join(lines))
 
 

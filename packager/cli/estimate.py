@@ -9,11 +9,12 @@ from pathlib import Path
 
 from packager import pipeline
 from packager.checkpoint.reader import read_checkpoint
-from packager.cli.result import CommandResult
+from packager.cli.result import CommandResult, columns
 from packager.core.errors import QualityError, UsageError
 from packager.core.package_data import profiles_folder
 from packager.core.record_store import to_plain
 from packager.core.records import Budget, Estimate, Interval, Progress
+from packager.core.units import GIB
 from packager.devices.budget import load_budget
 from packager.devices.database import device_of, find_device, load_device, read_device
 from packager.devices.detect import write_device
@@ -25,7 +26,6 @@ from packager.estimate.validate import GATES, LEAST_RANKED, Errors, validate, wr
 from runtimes.backends.gguf.engine import engine_version
 from runtimes.host.limits import default_threads
 
-GIB = 1 << 30
 HEADINGS = ("variant", "memory GiB", "first token ms", "per token ms", "completion ms", "evidence")
 
 
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
         f"{work.prompt_tokens}, {work.warm_prefix_tokens} of them in the cache, "
         f"and {work.output_tokens} more. Nine of ten lie within (low - high).",
         "",
-        *_aligned([HEADINGS, *map(_cells, found)]),
+        *columns([HEADINGS, *map(_cells, found)]),
     ]
     lines += [f"outside: {e.variant.name}: {e.outside}" for e in found if e.outside]
     lines += [f"note: {model.name}: {note}" for note in model.notes]
@@ -69,7 +69,7 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
     lines = [
         "absolute relative errors; constants fitted without the device of each row",
         "",
-        *_aligned(rows),
+        *columns(rows),
         "",
         f"pairs on one device, more than 10 % apart, in the right order: {found.ranked:.1%} of "
         f"{found.pairs} (at least {LEAST_RANKED:.0%})",
@@ -106,7 +106,7 @@ def calibrate(arguments: argparse.Namespace, progress: Progress) -> CommandResul
     lines = [
         f"times the specification: memory {found.memory:.2f}, arithmetic {found.arithmetic:.2f}, "
         f"starting kernels {found.launch:.2f}",
-        *_aligned(rows),
+        *columns(rows),
         f"written: {file}",
     ]
     return CommandResult({"file": str(file), "calibration": asdict(found)}, "\n".join(lines))
@@ -157,11 +157,3 @@ def _error_cells(name: str, errors: Errors) -> tuple[str, ...]:
     allowed = "" if gate is None else ", ".join(f"{limit:.0%}" for limit in gate if limit)
     shares = (f"{errors.median:.1%}", f"{errors.p90:.1%}", f"{errors.bias:+.1%}")
     return (name, str(errors.rows), *shares, allowed)
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from packager.core.records import Interval, Limit
 from packager.core.results import (
     Candidate,
     Measurement,
@@ -12,7 +11,9 @@ from packager.core.results import (
     WindowProof,
     percentiles,
 )
+from packager.core.units import duration, durations, gib, gib_between
 from packager.selection.candidates import of_measurement
+from packager.selection.selector import ORDER
 
 SHOWN = 12  # rejections shown without --explain
 
@@ -51,33 +52,17 @@ def figures(candidate: Candidate) -> str:
     """Memory, times and quality on one line, with their evidence."""
     parts = []
     if candidate.memory_bytes is not None:
-        parts.append(f"memory {_gib(candidate.memory_bytes)}")
+        parts.append(f"memory {gib_between(candidate.memory_bytes)}")
     for name, limit in (
         ("first token", candidate.first_token_s),
         ("per token", candidate.per_token_s),
         ("completion", candidate.completion_s),
     ):
         if limit is not None:
-            parts.append(f"{name} {times(limit)}")
+            parts.append(f"{name} {durations(limit)}")
     if candidate.divergence_nats is not None:
         parts.append(f"divergence {candidate.divergence_nats:.3g} nats")
     return f"{', '.join(parts)} ({candidate.evidence})"
-
-
-def times(limit: Limit) -> str:
-    """p50 to p90."""
-    return f"{duration(limit.p50)} to {duration(limit.p90)}"
-
-
-def duration(seconds: float) -> str:
-    """Three figures, in seconds or milliseconds."""
-    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
-
-
-def _gib(interval: Interval) -> str:
-    if interval.low == interval.high:
-        return f"{interval.middle / 2**30:.2f} GiB"
-    return f"{interval.low / 2**30:.2f} to {interval.high / 2**30:.2f} GiB"
 
 
 def _rejection_lines(rejection: Rejection, explain: bool) -> list[str]:
@@ -85,8 +70,8 @@ def _rejection_lines(rejection: Rejection, explain: bool) -> list[str]:
     if explain:
         lines.append(f"    {figures(rejection.candidate)}")
         lines += [f"    also: {reason}" for reason in rejection.others]
-    if rejection.limit != "order" or explain:
-        lines.append(f"    what would do: {rejection.remedy}")
+    if rejection.limit != ORDER or explain:
+        lines.append(f"    To make it fit: {rejection.remedy}")
     return lines
 
 
@@ -95,7 +80,7 @@ def proof_lines(proof: WindowProof) -> list[str]:
     lines = [
         f"  window         {proof.window_tokens} tokens; the engine applies {proof.engine_window}",
         f"  divergence     {proof.inside_nats:.2e} nats inside the window "
-        f"(same first choice {proof.agree_inside:.1%})",
+        f"(top-1 agreement {proof.agree_inside:.1%})",
     ]
     if proof.past_nats is not None:
         lines.append(
@@ -118,7 +103,7 @@ def quality_lines(quality: Quality) -> list[str]:
             lines.append(
                 f"  {name:15}perplexity {score.perplexity:.2f} (checkpoint "
                 f"{score.reference_perplexity:.2f}), divergence {score.mean_nats:.2e} nats, p99 "
-                f"{score.p99_nats:.2e}; same first choice {score.agreement.middle:.1%} "
+                f"{score.p99_nats:.2e}; top-1 agreement {score.agreement.middle:.1%} "
                 f"({score.agreement.low:.1%} to {score.agreement.high:.1%})"
             )
     lines += [
@@ -136,17 +121,17 @@ def _speed_lines(measurement: Measurement) -> list[str]:
     if measurement.out_of_memory is not None:
         failed = measurement.out_of_memory
         lines.append(
-            f"  does not fit   needed more than {failed.needed_bytes / 2**30:.2f} GiB, had "
-            f"{failed.had_bytes / 2**30:.2f} GiB ({failed.what})"
+            f"  does not fit   needed more than {gib(failed.needed_bytes)}, had "
+            f"{gib(failed.had_bytes)} ({failed.what})"
         )
     if speed is not None:
         work = speed.workload
         lines.append(
-            f"  first token    {times(speed.first_token_s)} for {work.prompt_tokens} "
+            f"  first token    {durations(speed.first_token_s)} for {work.prompt_tokens} "
             f"tokens, {work.warm_prefix_tokens} of them warm"
         )
         lines += [
-            f"  per token      {times(percentiles(steps.seconds))} "
+            f"  per token      {durations(percentiles(steps.seconds))} "
             f"(p95 {duration(steps.p95_s)}) after {steps.depth_tokens} tokens, "
             f"{speed.threads} threads"
             for steps in speed.steps
@@ -157,7 +142,7 @@ def _speed_lines(measurement: Measurement) -> list[str]:
         )
     if estimate is not None:
         found = of_measurement(measurement, parameters=0, context_tokens=0)
-        expected = [f"memory {_gib(estimate.memory_bytes)}"]
+        expected = [f"memory {gib_between(estimate.memory_bytes)}"]
         expected += [
             f"{name} {duration(i.low)} to {duration(i.high)}"
             for name, i in (

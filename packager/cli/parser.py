@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NoReturn
 
 from packager.cli import (
     bundle,
@@ -20,6 +21,7 @@ from packager.cli import (
     quality,
 )
 from packager.cli.result import Command
+from packager.core.errors import UsageError
 
 DESCRIPTION = """\
 Turn a StarCoder2 checkpoint into a self-contained bundle that generates and infills offline,
@@ -56,9 +58,16 @@ Add = Callable[..., argparse.ArgumentParser]
 """add(name, command, at=top level): a parser of that command's flags."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Raises its errors, so that they are shown as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, remedy=f"see {self.prog} --help")
+
+
 def parser() -> argparse.ArgumentParser:
-    """All commands and their flags."""
-    top = argparse.ArgumentParser(
+    """All commands and their flags; it raises UsageError for words that make no sense."""
+    top = _Parser(
         prog="starpack",
         description=DESCRIPTION,
         epilog=EPILOG,
@@ -72,7 +81,8 @@ def parser() -> argparse.ArgumentParser:
     ) -> argparse.ArgumentParser:
         text = textwrap.dedent(command.__doc__ or "")
         sub = at.add_parser(name, help=text.split("\n")[0], description=text)
-        sub.add_argument("--json", action="store_true", help="data on stdout, logs on stderr")
+        sub.add_argument("--json", action="store_true", help="print one JSON object")
+        sub.add_argument("--quiet", action="store_true", help="no progress on standard error")
         sub.set_defaults(command=command)
         return sub
 

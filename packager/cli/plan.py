@@ -9,14 +9,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from packager import formats, pipeline
-from packager.cli.formatting import selection_text, times
-from packager.cli.result import CommandResult
+from packager.cli.formatting import selection_text
+from packager.cli.result import CommandResult, columns
 from packager.cli.settings import accepted
 from packager.core.atomic import write_text
 from packager.core.errors import SelectionError
 from packager.core.record_store import to_plain
 from packager.core.records import Budget, Device, Progress, Variant
 from packager.core.results import Candidate, Selection
+from packager.core.units import GIB, durations
 from packager.devices.budget import load_budget
 from packager.devices.database import list_devices, load_device
 from packager.estimate.estimator import DEFAULT_CONTEXT_TOKENS, estimate
@@ -49,7 +50,7 @@ def matrix(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
         rows += [_row(planner, device, budget, arguments) for budget in budgets]
     if arguments.csv is not None:
         write_text(arguments.csv, _csv(rows))
-    return CommandResult({"rows": rows}, _columns(rows))
+    return CommandResult({"rows": rows}, _table(rows))
 
 
 class _Planner:
@@ -119,10 +120,10 @@ def _row(
     return row | {
         "model": chosen.model,
         "variant": chosen.variant.name,
-        "memory_gib": f"{chosen.memory_bytes.high / 2**30:.2f}",
-        "first_token": times(chosen.first_token_s),
-        "per_token": times(chosen.per_token_s),
-        "completion": times(chosen.completion_s),
+        "memory_gib": f"{chosen.memory_bytes.high / GIB:.2f}",
+        "first_token": durations(chosen.first_token_s),
+        "per_token": durations(chosen.per_token_s),
+        "completion": durations(chosen.completion_s),
         "evidence": chosen.evidence,
         "reason": chosen.note,
     }
@@ -136,10 +137,6 @@ def _csv(rows: Sequence[dict[str, str]]) -> str:
     return text.getvalue()
 
 
-def _columns(rows: Sequence[dict[str, str]]) -> str:
+def _table(rows: Sequence[dict[str, str]]) -> str:
     shown = [name for name in COLUMNS if name != "evidence"]
-    widths = {n: max(len(n), *(len(row[n]) for row in rows)) for n in shown if n != "reason"}
-    lines = ["  ".join(name.ljust(widths.get(name, 0)) for name in shown)]
-    for row in rows:
-        lines.append("  ".join(row[name].ljust(widths.get(name, 0)) for name in shown).rstrip())
-    return "\n".join(lines)
+    return "\n".join(columns([shown, *([row[name] for name in shown] for row in rows)]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from runtimes.errors import (
     Cancelled,
@@ -16,11 +16,24 @@ from runtimes.errors import (
     WindowError,
 )
 
+if TYPE_CHECKING:
+    from packager.core.results import Rejection
+
 
 class SelectionError(StarpackError):
-    """Nothing can be selected. `rejected` has every candidate with its reason, where there are."""
+    """Nothing can be selected. `rejected` has every candidate with its reason, if any."""
 
-    rejected: Sequence[Any] = ()
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        expected: object = None,
+        remedy: str | None = None,
+        rejected: Sequence[Rejection] = (),
+    ) -> None:
+        super().__init__(what, where=where, expected=expected, remedy=remedy)
+        self.rejected = tuple(rejected)
 
 
 class NothingFits(SelectionError):

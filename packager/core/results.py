@@ -11,6 +11,11 @@ from packager.core.records import Budget, Estimate, Evidence, Interval, Limit, V
 from runtimes.backends.timing import Steps
 
 Verdict = Literal["holds", "fails", "inconclusive"]
+LimitName = Literal[
+    "memory", "first token", "completion", "per token", "context", "evidence", "quality", "proof",
+    "order",
+]  # fmt: skip
+"""What stands against a candidate; "order": it fits, and another one is better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,13 +220,13 @@ class Candidate:
 class Rejection:
     """Why a candidate was not chosen, and the least that would make it fit.
 
-    limit is what binds ("memory", "first token", "quality", ...); over is the value divided by
-    the limit, 0 where no number binds; others are the further reasons.
+    limit is what binds; ratio is the value divided by the limit, 0 where no number binds; others
+    are the further reasons.
     """
 
     candidate: Candidate
-    limit: str
-    over: float
+    limit: LimitName
+    ratio: float
     reason: str
     remedy: str
     others: tuple[str, ...] = ()

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
+from packager.core.units import show, show_ends, unit_of
 from packager.report import svg
 from packager.report.data import Comparison, MemoryCurve, ProofCurve
 from packager.report.markup import tag
 from packager.report.svg import Frame
-from packager.report.units import show, show_ends, unit_of
 
 PROOF_FRAME = Frame(460, 270, 48, 450, 44, 222)
 MEMORY_FRAME = Frame(460, 300, 48, 450, 44, 252)

@@ -30,7 +30,7 @@ from packager.report.data import (
 )
 from packager.report.page import write_report
 from packager.selection.candidates import of_measurement
-from packager.selection.selector import room_bytes
+from packager.selection.selector import available_bytes
 
 TIMES = ("first_token_s", "per_token_s", "completion_s")
 
@@ -117,7 +117,7 @@ def _interval(limit: Limit | None) -> Interval | None:
 
 
 def _limits(budget: Budget, memory_bytes: int) -> Iterable[BudgetLimit]:
-    yield BudgetLimit("memory_bytes", float(room_bytes(budget, memory_bytes)), "room")
+    yield BudgetLimit("memory_bytes", float(available_bytes(budget, memory_bytes)), "room")
     for quantity in TIMES:
         limit = getattr(budget, quantity)
         if limit is not None:

@@ -14,6 +14,7 @@ from xml.etree.ElementTree import Element
 
 from packager.core.atomic import write_text
 from packager.core.records import Interval
+from packager.core.units import UNKNOWN, show, show_ends, title_of
 from packager.report.curves import FLOOR_NATS, colour_of, memory_chart, proof_chart
 from packager.report.data import (
     BudgetLimit,
@@ -44,7 +45,6 @@ from packager.report.tables import (
     pairs_table,
     proofs_table,
 )
-from packager.report.units import UNKNOWN, show, show_ends, title_of
 
 STYLE = Path(__file__).parent / "report.css"
 MOST_CHANGES = 5  # guessed: more are not read

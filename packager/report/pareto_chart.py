@@ -9,11 +9,11 @@ import math
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
+from packager.core.units import Unit, is_known, show, show_ends, title_of, unit_of
 from packager.report import svg
 from packager.report.data import BudgetLimit, ReportData, ReportRow
 from packager.report.markup import tag
 from packager.report.svg import Box, Frame, Scale
-from packager.report.units import Unit, is_known, show, show_ends, title_of, unit_of
 
 # Guessed: steps of a mean divergence that one colour stands for. On the demo, 8 bits stay below the
 # first, the better 4 and 5 bits below the third.

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from xml.etree.ElementTree import Element
 
 from packager.core.records import Interval
+from packager.core.units import UNKNOWN, digits, show, show_ends, title_of
 from packager.report.curves import error_bar, error_of, proof_means
 from packager.report.data import (
     Comparison,
@@ -18,7 +19,6 @@ from packager.report.data import (
 )
 from packager.report.markup import Child, tag
 from packager.report.pareto_chart import front
-from packager.report.units import UNKNOWN, digits, show, show_ends, title_of
 
 Cell = Child | Iterable[Child]
 

@@ -1,8 +1,8 @@
 """The best candidate within a budget on a device, and for every other one why not.
 
-Feasible is what keeps every limit with the bad end of what is known of it. Among those the best
-quality wins, then the shorter completion, then the smaller memory. Knows nothing of how figures
-were obtained.
+Feasible is what keeps every limit with the upper bound of what is known of it. Among those the
+best quality wins, then the shorter completion, then the smaller memory. Knows nothing of how
+figures were obtained.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from dataclasses import dataclass
 
 from packager.core.errors import NothingFits, QualityError, UsageError
 from packager.core.records import Budget, Limit
-from packager.core.results import Candidate, Rejection, Selection
+from packager.core.results import Candidate, LimitName, Rejection, Selection
+from packager.core.units import duration, gib
 
 PREFERENCES = ("quality", "latency", "memory", "throughput")
 UNCALIBRATED, QUALITY = "uncalibrated", "quality"
-ACCEPTABLE = (UNCALIBRATED, QUALITY)
-ORDER = "order"  # what is against a candidate that fits, and is not the best
+ORDER: LimitName = "order"
 # Guessed: differences below it are those of two roundings of the same weights, such as F16 and
 # BF16, and no reader of the text could tell them apart.
 SAME_NATS = 1e-3
 UNKNOWN = float("inf")
-VERSION = 1  # of how the choice is made: part of the key of every selection
+VERSION = 2  # of how the choice is made: part of the key of every selection
 
 AtContext = Callable[[Candidate, int], Candidate | None]
 """at_context(candidate, tokens): the same in a context of so many tokens; None if not known."""
 
 
 @dataclass(frozen=True, slots=True)
-class Excess:
-    """A limit that is not kept: by how many times, and what would do."""
+class LimitViolation:
+    """A limit that is not kept: value over limit (0 if no number binds), and the remedy."""
 
-    limit: str
-    over: float
+    limit: LimitName
+    ratio: float
     reason: str
     remedy: str
 
@@ -50,7 +50,7 @@ def select(
 ) -> Selection:
     """Choose for a device with `memory_bytes` for a process.
 
-    accept: of ACCEPTABLE, what may be overridden; what had to be is in the selection. Raises
+    accept: UNCALIBRATED and QUALITY may be overridden; what was is in the selection. Raises
     QualityError where only the quality floor or the window stands against every candidate,
     NothingFits where more does; both list all reasons.
     """
@@ -59,9 +59,9 @@ def select(
     judge = _Judge(budget, memory_bytes, frozenset(accept), at_context)
     feasible, rejected = [], []
     for candidate in candidates:
-        excesses = judge.excesses(candidate)
-        if excesses:
-            rejected.append((candidate, excesses))
+        violations = judge.violations(candidate)
+        if violations:
+            rejected.append((candidate, violations))
         else:
             feasible.append(candidate)
     feasible.sort(key=lambda candidate: _rank(candidate, prefer))
@@ -73,10 +73,10 @@ def select(
     return Selection(budget, device, prefer, chosen, behind + explained, judge.overridden(chosen))
 
 
-def room_bytes(budget: Budget, memory_bytes: int) -> int:
+def available_bytes(budget: Budget, memory_bytes: int) -> int:
     """What a candidate may take of a device that has `memory_bytes` for a process."""
-    room = memory_bytes - budget.memory_reserve_bytes
-    return room if budget.memory_bytes is None else min(room, budget.memory_bytes)
+    available = memory_bytes - budget.memory_reserve_bytes
+    return available if budget.memory_bytes is None else min(available, budget.memory_bytes)
 
 
 class _Judge:
@@ -89,19 +89,21 @@ class _Judge:
         accept: frozenset[str],
         at_context: AtContext | None,
     ) -> None:
-        self.budget, self.room = budget, room_bytes(budget, memory_bytes)
+        self.budget, self.available = budget, available_bytes(budget, memory_bytes)
         self.accept, self.at_context = accept, at_context
 
-    def excesses(self, candidate: Candidate) -> list[Excess]:
+    def violations(self, candidate: Candidate) -> list[LimitViolation]:
         """Every limit that the candidate breaks, the worst first; quality and proof at the end."""
         if candidate.blocked:
-            return [Excess("proof", 0.0, candidate.blocked, "it is never chosen like this")]
+            return [
+                LimitViolation("proof", 0.0, candidate.blocked, "its window has to be proved first")
+            ]
         found = [*self._memory(candidate), *self._times(candidate), *self._context(candidate)]
-        found.sort(key=lambda excess: -excess.over)
+        found.sort(key=lambda violation: -violation.ratio)
         if candidate.outside and UNCALIBRATED not in self.accept:
-            found.append(Excess(
-                "evidence", 0.0, f"the estimate is not to be relied on: {candidate.outside}",
-                "`starpack device calibrate` on the device, or --accept-uncalibrated",
+            found.append(LimitViolation(
+                "evidence", 0.0, f"estimate not validated for this device: {candidate.outside}",
+                "run `starpack device calibrate` on the device, or --accept-uncalibrated",
             ))  # fmt: skip
         if QUALITY not in self.accept:
             found += self._quality(candidate)
@@ -112,21 +114,23 @@ class _Judge:
         found = []
         if candidate.outside:
             found.append(f"{UNCALIBRATED}: {candidate.outside}")
-        found += [f"{QUALITY}: {excess.reason}" for excess in self._quality(candidate)]
+        found += [f"{QUALITY}: {violation.reason}" for violation in self._quality(candidate)]
         return tuple(found)
 
-    def _memory(self, candidate: Candidate) -> list[Excess]:
+    def _memory(self, candidate: Candidate) -> list[LimitViolation]:
         if candidate.memory_bytes is None:
             return []
         needed = candidate.memory_bytes.high
-        if needed <= self.room:
+        if needed <= self.available:
             return []
-        remedy = f"{_gib(needed - self.room)} more memory"
+        remedy = f"add {gib(needed - self.available)} of memory"
         shorter = self._context_that_fits(candidate)
         if shorter is not None:
-            remedy = f"a context of {shorter} tokens, or {remedy}"
-        reason = f"it takes up to {_gib(needed)} of memory, and {_gib(max(self.room, 0))} is there"
-        return [Excess("memory", needed / max(self.room, 1), reason, remedy)]
+            remedy = f"reduce the context to {shorter} tokens, or {remedy}"
+        reason = (
+            f"it takes up to {gib(needed)} of memory, and {gib(max(self.available, 0))} is there"
+        )
+        return [LimitViolation("memory", needed / max(self.available, 1), reason, remedy)]
 
     def _context_that_fits(self, candidate: Candidate) -> int | None:
         """The longest context, halving the wanted one, at which the memory is enough."""
@@ -136,57 +140,59 @@ class _Judge:
             smaller = self.at_context(candidate, tokens)
             if smaller is None or smaller.memory_bytes is None:
                 return None
-            if smaller.memory_bytes.high <= self.room:
+            if smaller.memory_bytes.high <= self.available:
                 return tokens
             tokens //= 2
         return None
 
-    def _times(self, candidate: Candidate) -> list[Excess]:
+    def _times(self, candidate: Candidate) -> list[LimitViolation]:
         budget, work = self.budget, self.budget.workload
         new = work.prompt_tokens - work.warm_prefix_tokens
-        found = []
-        for what, value, limit, count, unit in (
-            ("first token", candidate.first_token_s, budget.first_token_s, new, "new tokens of "
-             "prompt"),
+        rows: list[tuple[LimitName, Limit | None, Limit | None, int, str]] = [
+            ("first token", candidate.first_token_s, budget.first_token_s, new,
+             "new tokens of prompt"),
             ("completion", candidate.completion_s, budget.completion_s, work.output_tokens,
              "tokens of output"),
             ("per token", candidate.per_token_s, budget.per_token_s, 0, ""),
-        ):  # fmt: skip
+        ]  # fmt: skip
+        found = []
+        for what, value, limit, count, unit in rows:
             if value is None or limit is None:
                 continue
-            over = max(value.p50 / limit.p50, value.p90 / limit.p90)
-            if over <= 1:
+            ratio = max(value.p50 / limit.p50, value.p90 / limit.p90)
+            if ratio <= 1:
                 continue
-            fewer = int(count / over)
-            change = f"about {fewer} {unit} in place of {count}, or " if fewer else ""
-            remedy = f"{change}a device or recipe {over:.3g} times as fast"
-            found.append(Excess(what, over, _too_slow(what, value, limit), remedy))
+            fewer = int(count / ratio)
+            change = f"reduce the {unit} from {count} to about {fewer}, or " if fewer else ""
+            remedy = f"{change}use a device or recipe {ratio:.3g} times as fast"
+            found.append(LimitViolation(what, ratio, _too_slow(what, value, limit), remedy))
         return found
 
-    def _context(self, candidate: Candidate) -> list[Excess]:
+    def _context(self, candidate: Candidate) -> list[LimitViolation]:
         wanted = self.budget.context_tokens
         if wanted is None or candidate.context_tokens >= wanted:
             return []
-        return [Excess(
+        return [LimitViolation(
             "context", wanted / candidate.context_tokens,
             f"it opens {candidate.context_tokens} tokens, and {wanted} are wanted",
-            f"--context {wanted}, if the model has them",
+            f"use --context {wanted}, if the model has them",
         )]  # fmt: skip
 
-    def _quality(self, candidate: Candidate) -> list[Excess]:
+    def _quality(self, candidate: Candidate) -> list[LimitViolation]:
         found = []
         nats, most = candidate.divergence_nats, self.budget.divergence_nats
         if nats is not None and most is not None and nats > most:
             reason = (
                 f"it diverges by {nats:.3g} nats from the checkpoint, and the floor is {most:g}"
             )
-            found.append(Excess("quality", nats / most, reason, "a finer recipe"))
+            found.append(LimitViolation("quality", nats / most, reason, "use a finer recipe"))
         agreement, least = candidate.agreement, self.budget.agreement
         if agreement is not None and least is not None and agreement < least:
-            reason = f"it makes the same first choice {agreement:.1%} of the time at worst, the "
-            reason += f"floor is {least:.1%}"
-            over = (1 - agreement) / max(1 - least, 1e-9)
-            found.append(Excess("quality", over, reason, "a finer recipe"))
+            reason = (
+                f"its top-1 agreement is at least {agreement:.1%}, and the floor is {least:.1%}"
+            )
+            ratio = (1 - agreement) / max(1 - least, 1e-9)
+            found.append(LimitViolation("quality", ratio, reason, "use a finer recipe"))
         return found
 
 
@@ -203,15 +209,15 @@ def _rank(candidate: Candidate, prefer: str) -> tuple[float, ...]:
 
 
 def _rejection(
-    candidate: Candidate, excesses: list[Excess], feasible: Sequence[Candidate]
+    candidate: Candidate, violations: list[LimitViolation], feasible: Sequence[Candidate]
 ) -> Rejection:
-    first = excesses[0]
-    remedy = "; and ".join(dict.fromkeys(excess.remedy for excess in excesses))
+    first = violations[0]
+    remedy = "; and ".join(dict.fromkeys(violation.remedy for violation in violations))
     instead = _instead(candidate, feasible)
     if instead and first.limit != "proof":
         remedy = f"{instead}; or {remedy}"
-    others = tuple(excess.reason for excess in excesses[1:])
-    return Rejection(candidate, first.limit, first.over, first.reason, remedy, others)
+    others = tuple(violation.reason for violation in violations[1:])
+    return Rejection(candidate, first.limit, first.ratio, first.reason, remedy, others)
 
 
 def _instead(candidate: Candidate, feasible: Sequence[Candidate]) -> str:
@@ -219,9 +225,9 @@ def _instead(candidate: Candidate, feasible: Sequence[Candidate]) -> str:
     same = [f for f in feasible if f.model == candidate.model]
     if same:
         alike = [f for f in same if f.variant.format == candidate.variant.format]
-        return f"{(alike or same)[0].variant.name} fits"
+        return f"use {(alike or same)[0].variant.name}"
     smaller = [f for f in feasible if f.parameters < candidate.parameters]
-    return f"the smaller {smaller[0].name} fits" if smaller else ""
+    return f"use the smaller {smaller[0].name}" if smaller else ""
 
 
 def _behind(
@@ -234,7 +240,7 @@ def _behind(
     what = next((name for name, theirs, ours in pairs if theirs != ours), "nothing")
     return Rejection(
         other, ORDER, 0.0, f"it fits, and {chosen.name} is better in {what}",
-        "a tighter budget, or another --prefer, would choose it", overridden,
+        "tighten the budget, or change --prefer", overridden,
     )  # fmt: skip
 
 
@@ -242,34 +248,25 @@ def _nothing(
     rejected: tuple[Rejection, ...], budget: Budget, device: str, memory_bytes: int
 ) -> NothingFits | QualityError:
     """The error for this list: every candidate with its reason and the least change."""
-    floor_only = {"quality", "proof"}
+    floor_only: set[LimitName] = {"quality", "proof"}
     kind = QualityError if rejected and {r.limit for r in rejected} <= floor_only else NothingFits
     # those that miss by least come first; what no number binds comes last
-    ordered = sorted(rejected, key=lambda r: r.over or UNKNOWN)
-    lines = [f"{r.candidate.name}: {r.reason}. What would do: {r.remedy}" for r in ordered]
-    what = f"nothing fits {device} ({_gib(memory_bytes)}) within the budget {budget.name!r}"
+    ordered = sorted(rejected, key=lambda r: r.ratio or UNKNOWN)
+    lines = [f"{r.candidate.name}: {r.reason}. To make it fit: {r.remedy}" for r in ordered]
+    what = f"nothing fits {device} ({gib(memory_bytes)}) within the budget {budget.name!r}"
     if kind is QualityError:
         what = "no artifact passes the quality gate"
-    error = kind(
+    return kind(
         what,
         expected="\n    ".join(["one that keeps every limit", *lines]),
-        remedy="the least changes are in the list, the nearest miss first"
+        remedy="the smallest changes are in the list, the nearest miss first"
         if kind is NothingFits
-        else "a finer recipe; or --accept-quality where only the floor is missed: it is recorded",
+        else "use a finer recipe; or --accept-quality if only the floor is missed: it is recorded",
+        rejected=ordered,
     )
-    error.rejected = tuple(ordered)
-    return error
 
 
 def _too_slow(what: str, value: Limit, limit: Limit) -> str:
     if value.p50 > limit.p50:
-        return f"{what} takes {_ms(value.p50)} (p50), the limit is {_ms(limit.p50)}"
-    return f"{what} takes {_ms(value.p90)} (p90), the limit is {_ms(limit.p90)}"
-
-
-def _gib(count: float) -> str:
-    return f"{count / 2**30:.2f} GiB"
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.4g} ms"
+        return f"{what} takes {duration(value.p50)} (p50), the limit is {duration(limit.p50)}"
+    return f"{what} takes {duration(value.p90)} (p90), the limit is {duration(limit.p90)}"

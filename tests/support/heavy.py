@@ -23,8 +23,9 @@ HEAVY = {
         "runtimes/backends/gptq/cuda_graphs.py",
         "runtimes/backends/gptq/tiles.py",
     },
+    "rich": {"packager/cli/progress.py", "packager/cli/result.py"},
     "starlette": {"runtimes/server/app.py"},
-    "tqdm": {"packager/cli/main.py"},
+    "tqdm": set(),
     "transformers": set(),
     "uvicorn": {"runtimes/server/listen.py"},
 }

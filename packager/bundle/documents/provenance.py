@@ -21,7 +21,7 @@ from packager.core.records import Checkpoint
 
 NAMES_OR_FILES = frozenset({"budget", "device"})  # of a file, the last part is enough
 # What says where output goes and how it is shown, not what is made.
-NOT_RECORDED = frozenset({"archive", "command", "json", "out", "split"})
+NOT_RECORDED = frozenset({"archive", "command", "json", "out", "quiet", "split"})
 
 
 def provenance_of(

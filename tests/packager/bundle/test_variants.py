@@ -16,7 +16,7 @@ from packager.bundle.delta import write_delta
 from packager.bundle.pack import pack
 from packager.cli.parser import parser
 from packager.core.atomic import file_entry
-from packager.core.errors import IntegrityError
+from packager.core.errors import IntegrityError, UsageError
 from packager.core.records import Artifact, Budget, Variant, no_progress
 from packager.core.settings import ConvertSettings
 from packager.engine.target import this_machine
@@ -240,7 +240,7 @@ def test_a_selection_is_packed_with_the_figures_of_each(tmp_path: Path, monkeypa
 )
 def test_how_many_are_asked_for(flags: list[str], count: int | None) -> None:
     assert parser().parse_args(["pack", "model", *flags]).variants == count
-    with pytest.raises(SystemExit):
+    with pytest.raises(UsageError, match="is not a number from 1"):
         parser().parse_args(["pack", "model", "--variants", "0"])
 
 

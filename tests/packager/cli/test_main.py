@@ -97,6 +97,40 @@ def test_refusals(capsys, tmp_path, arguments, code, message):
     assert message in err
 
 
+@pytest.mark.parametrize(
+    ("raised", "code", "kind"),
+    [
+        (PermissionError(13, "Permission denied", "model"), 1, "StarpackError"),
+        (OSError(28, "No space left on device"), 1, "StarpackError"),
+        (KeyboardInterrupt(), 130, "Cancelled"),
+    ],
+)
+def test_with_json_every_end_is_one_object(capsys, monkeypatch, raised, code, kind):
+    from packager.cli import settings
+
+    def ends(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(settings, "read_checkpoint", ends)
+    found, out, err = run(capsys, "inspect", "model", "--json")
+    data = json.loads(out)
+    assert (found, data["exit_code"], data["error"], err) == (code, code, kind, "")
+    assert data["remedy"] and str(getattr(raised, "strerror", "interrupted")) in data["what"]
+    found, out, err = run(capsys, "inspect", "model")
+    assert (found, out) == (code, "")
+    assert err.startswith("starpack: ") and "remedy: " in err
+
+
+@pytest.mark.parametrize("words", [["inspect"], ["colour"], [], ["pack", "m", "--variants", "0"]])
+def test_words_that_make_no_sense_are_told_as_all_else_is(capsys, words):
+    code, out, err = run(capsys, *words, "--json")
+    assert (code, err) == (2, "")
+    assert json.loads(out)["error"] == "UsageError"
+    code, out, err = run(capsys, *words)
+    assert (code, out) == (2, "")
+    assert re.search(r"remedy: see starpack.* --help", err)
+
+
 def test_convert_is_resumed_and_an_interrupt_leaves_work_to_go_on_from(
     capsys, tmp_path, monkeypatch
 ):

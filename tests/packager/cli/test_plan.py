@@ -55,7 +55,7 @@ def test_a_card_of_2_gib_gets_exit_code_3_and_a_useful_list(capsys, tmp_path):
     text = capsys.readouterr().err
     assert "nothing fits small (2.00 GiB)" in text
     nearest = text.splitlines()[2]
-    assert "3b" in nearest and "more memory" in nearest and "What would do:" in nearest
+    assert "3b" in nearest and " of memory" in nearest and "To make it fit: " in nearest
     code, out = run(capsys, "plan", "--device", file, "--json")
     assert code == 3
     assert json.loads(out)["rejected"][0]["limit"] == "memory"

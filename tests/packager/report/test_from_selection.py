@@ -65,7 +65,7 @@ def test_a_selection_shows_what_was_found(tmp_path, checkpoint):
 
 def test_where_nothing_fits_the_page_says_what_would_do(tmp_path, checkpoint):
     text = words(page(tmp_path, checkpoint, [MEASUREMENT], BUDGET, memory_bytes=2 * GIB))
-    assert "1.00 GiB more memory" in text
+    assert "add 1.00 GiB of memory" in text
 
 
 def test_the_date_can_be_fixed(tmp_path, checkpoint, monkeypatch):

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packager.core.records import Interval
+from packager.core.units import UNKNOWN, digits, show, show_ends, title_of
 from packager.report import page as report
 from packager.report import svg
 from packager.report.curves import MOST_BINS, _binned, error_of, proof_means
@@ -20,7 +21,6 @@ from packager.report.markup import clean
 from packager.report.page import Comparison, ProofCurve, key_value_curves, render, write_report
 from packager.report.pareto_chart import SIZES, front, front_chart
 from packager.report.svg import Box
-from packager.report.units import UNKNOWN, digits, show, show_ends, title_of
 from runtimes.contract import Window
 from tests.support.report_samples import (
     GEOMETRY,

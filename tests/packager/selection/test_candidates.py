@@ -33,7 +33,7 @@ def test_an_estimate_stands_in_for_a_device_that_is_elsewhere():
     found = of(dataclasses.replace(MEASUREMENT, speed=None))
     assert found.evidence == "specification"
     assert found.memory_bytes == ESTIMATE.memory_bytes
-    assert found.per_token_s == Limit(0.03, 0.04)  # the bad end
+    assert found.per_token_s == Limit(0.03, 0.04)  # the upper bound
     assert found.divergence_nats == 0.06  # still measured
     assert found.outside == ESTIMATE.outside
     planned = of_estimate(ESTIMATE, parameters=5)
@@ -80,7 +80,7 @@ def test_a_selection_in_words():
     text = selection_text(selection, explain=False)
     assert text.startswith("chosen for card, budget none, by quality: gguf-Q8_0")
     assert "not gguf-F16: it takes up to 6.00 GiB of memory, and 4.00 GiB is there" in text
-    assert "what would do: gguf-Q8_0 fits; or 2.00 GiB more memory" in text
+    assert "To make it fit: use gguf-Q8_0; or add 2.00 GiB of memory" in text
     many = [candidate(f"r{i}", 0.01 * i, 1.0) for i in range(30)]
     assert "more: see --explain" in selection_text(choose(many), explain=False)
     assert "more: see" not in selection_text(choose(many), explain=True)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from packager.core.errors import NothingFits, QualityError, UsageError
 from packager.core.records import Budget, Interval, Limit, Variant, Workload
-from packager.selection.selector import room_bytes
+from packager.selection.selector import available_bytes
 from tests.support.candidates import FINE, GIB, MIDDLE, SMALL, candidate, choose
 
 
@@ -53,10 +53,10 @@ def test_every_limit_decides(budget, memory, chosen, limits):
     selection = choose(budget=budget, memory=memory)
     assert selection.chosen is chosen
     assert {r.limit for r in selection.rejected} <= limits | {"order"}
-    assert any(r.limit in limits and r.over > 1 for r in selection.rejected)
+    assert any(r.limit in limits and r.ratio > 1 for r in selection.rejected)
 
 
-def test_the_bad_end_of_an_interval_counts():
+def test_the_upper_bound_of_an_interval_counts():
     wide = dataclasses.replace(MIDDLE, memory_bytes=Interval(1 * GIB, 2 * GIB, 5 * GIB))
     with pytest.raises(NothingFits, match=r"up to 5\.00 GiB"):
         choose((wide,), memory=4 * GIB)
@@ -74,13 +74,13 @@ def test_nothing_fits_lists_the_nearest_miss_first_with_the_least_change():
         choose(memory=int(1.9 * GIB), at_context=at_context)
     text = str(caught.value)
     assert text.index("gguf-Q4_K_M:") < text.index("gguf-Q8_0:") < text.index("gguf-F16:")
-    assert "a context of 4096 tokens, or 0.10 GiB more memory" in text
+    assert "reduce the context to 4096 tokens, or add 0.10 GiB of memory" in text
     assert [r.candidate for r in caught.value.rejected] == [SMALL, MIDDLE, FINE]
 
 
 def test_a_time_that_is_missed_says_what_length_would_do():
     work = Workload(prompt_tokens=1000, output_tokens=100, warm_prefix_tokens=200)
-    with pytest.raises(NothingFits, match="about 400 new tokens of prompt in place of 800"):
+    with pytest.raises(NothingFits, match="reduce the new tokens of prompt from 800 to about 400"):
         choose((SMALL,), Budget(workload=work, first_token_s=Limit(0.1, 1.0)))
 
 
@@ -88,8 +88,8 @@ def test_another_recipe_or_a_smaller_model_is_named_where_one_fits():
     big = candidate("Q4_K_M", None, 9.0, name="7b gguf-Q4_K_M", model="7b", parameters=7)
     selection = choose((FINE, SMALL, big), memory=4 * GIB)
     remedies = {r.candidate.name: r.remedy for r in selection.rejected}
-    assert remedies["gguf-F16"].startswith("gguf-Q4_K_M fits")
-    assert remedies["7b gguf-Q4_K_M"].startswith("the smaller gguf-Q4_K_M fits")
+    assert remedies["gguf-F16"].startswith("use gguf-Q4_K_M")
+    assert remedies["7b gguf-Q4_K_M"].startswith("use the smaller gguf-Q4_K_M")
 
 
 def test_the_larger_model_comes_first_and_bits_stand_for_quality_that_is_not_known():
@@ -152,6 +152,6 @@ def test_the_chosen_one_fits_and_nothing_that_fits_is_better(rows, gib):
     assert max(selection.chosen.divergence_nats, 1e-3) == floor
 
 
-def test_room_is_what_is_left_of_the_smaller_limit():
-    assert room_bytes(Budget(memory_reserve_bytes=2), 10) == 8
-    assert room_bytes(Budget(memory_reserve_bytes=2, memory_bytes=5), 10) == 5
+def test_available_is_what_is_left_of_the_smaller_limit():
+    assert available_bytes(Budget(memory_reserve_bytes=2), 10) == 8
+    assert available_bytes(Budget(memory_reserve_bytes=2, memory_bytes=5), 10) == 5

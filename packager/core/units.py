@@ -1,4 +1,4 @@
-"""Quantities as people read them: GiB, ms, per cent, three digits.
+"""Quantities as people read them, everywhere on the build side: GiB, ms, per cent, three digits.
 
 The unit of a quantity is the end of its name (`memory_bytes`, `first_token_s`); a name without one
 (`agreement`) is a share. What is not known is a dash.
@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from packager.core.records import Interval
+from packager.core.records import Interval, Limit
 
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+MB, GB, TERA = 1e6, 1e9, 1e12
 UNKNOWN = "\N{EM DASH}"
 TITLES = {
     "memory_bytes": "Memory",
@@ -45,8 +47,9 @@ def unit_of(quantity: str, largest: float) -> Unit:
     """The unit in which numbers up to `largest` read best."""
     match quantity.removeprefix(_bare(quantity)):
         case "_bytes":
-            exponent = 30 if largest >= 2**30 else 20 if largest >= 2**20 else 10
-            return Unit({30: "GiB", 20: "MiB", 10: "KiB"}[exponent], 2**exponent)
+            if largest >= GIB:
+                return Unit("GiB", GIB)
+            return Unit("MiB", MIB) if largest >= MIB else Unit("KiB", KIB)
         case "_s":
             return Unit("s", 1) if largest >= 1 else Unit("ms", 1e-3)
         case "_nats":
@@ -76,6 +79,28 @@ def is_known(interval: Interval | None) -> bool:
     return interval is not None and all(
         math.isfinite(value) for value in (interval.low, interval.middle, interval.high)
     )
+
+
+def gib(size_bytes: float) -> str:
+    """`4.15 GiB`, for a terminal."""
+    return f"{size_bytes / GIB:.2f} GiB"
+
+
+def gib_between(interval: Interval) -> str:
+    """`3.90 to 4.40 GiB`, or one number where the ends are the same."""
+    if interval.low == interval.high:
+        return gib(interval.middle)
+    return f"{interval.low / GIB:.2f} to {gib(interval.high)}"
+
+
+def duration(seconds: float) -> str:
+    """`1.23 s` or `12.3 ms`, for a terminal."""
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+
+
+def durations(limit: Limit) -> str:
+    """p50 to p90."""
+    return f"{duration(limit.p50)} to {duration(limit.p90)}"
 
 
 def digits(value: float, significant: int = 3) -> str:
