@@ -13,6 +13,7 @@ from benchmarks.gpu_check.records import Job, Missing
 from benchmarks.gpu_check.weights import round_gptq, write_gguf, write_gptq, write_onnx
 from packager.checkpoint.tensors import TensorSource, open_tensors
 from packager.core.records import Checkpoint, Variant
+from packager.engine.build import CUDA_VERSION
 from packager.estimate.models import Model
 from packager.formats.gguf import format as gguf
 from packager.formats.gptq import format as gptq
@@ -25,7 +26,7 @@ from runtimes.errors import StarpackError
 GGUF_REMEDY = (
     "build it from the wheel's own source (needs nvcc 12.8 or newer; about an hour): "
     "`.venv/bin/starpack wheels --cuda --out build`, then `.venv/bin/pip install --no-deps "
-    "--force-reinstall build/wheels/*starpack1.cuda*.whl`"
+    f"--force-reinstall build/wheels/*-{CUDA_VERSION}-*.whl`"
 )
 ONNX_REMEDY = (
     "make another environment as .venv, with onnxruntime-gpu (1.29 or newer) in place of "

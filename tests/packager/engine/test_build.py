@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tarfile
 import threading
@@ -14,6 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from benchmarks.gpu_check.engines import GGUF_REMEDY
 from packager.core.atomic import cache_folder
 from packager.core.errors import BuildError, IntegrityError
 from packager.engine import build as wheels
@@ -22,6 +24,7 @@ from runtimes.server import REQUIRES as SERVER_REQUIRES
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).parents[3]
 REAL_CACHE = cache_folder()  # before any test points it elsewhere
 
 
@@ -43,6 +46,31 @@ def write_engine(folder: Path, *, version: str = wheels.VERSION, without: str = 
         for name in names:
             archive.writestr(name, "")
     return wheel
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "Makefile",
+        "README.md",
+        "packager/engine/llama-cpp-python.patch",
+        "profiles/measured/README.md",
+        "pyproject.toml",
+    ],
+)
+def test_every_text_names_the_version_that_is_built(path: str) -> None:
+    named = re.findall(r"[\w.]*\+?starpack\d+[.\w]*", (ROOT / path).read_text())
+    local = wheels.VERSION.partition("+")[2]
+    assert set(named) <= {wheels.VERSION, wheels.CUDA_VERSION, f"+{local}", local}
+    assert named or path == "README.md"
+
+
+def test_the_wheel_for_gpus_is_found_as_the_texts_have_it_installed(tmp_path: Path) -> None:
+    wheel = write_engine(tmp_path, version=wheels.CUDA_VERSION)
+    write_engine(tmp_path)
+    for text in ((ROOT / "profiles/measured/README.md").read_text(), GGUF_REMEDY):
+        (pattern,) = re.findall(r"build/wheels/(\S+\.whl)`", text)
+        assert list(tmp_path.glob(pattern)) == [wheel]
 
 
 def test_another_source_is_refused_before_it_is_unpacked(cache: Path, tmp_path: Path) -> None:
