@@ -7,7 +7,6 @@ the signature shows without a key as well. `model_signing verify key` checks it 
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from types import ModuleType
@@ -20,8 +19,8 @@ from runtimes.trust.manifest import (
     MANIFEST_HASH_NAME,
     MANIFEST_NAME,
     SIGNATURE_NAME,
-    Manifest,
     manifest_hash,
+    parse_manifest,
     read_manifest,
 )
 from runtimes.trust.verify import verify_files
@@ -41,7 +40,7 @@ def sign_bundle(bundle: Path, private_key: Path, progress: Progress = no_progres
             "no such file", where=private_key, expected="a private key", remedy=MAKE_KEY
         )
     manifest_data = _unsigned_manifest(bundle)
-    manifest = Manifest.from_json(json.loads(manifest_data))
+    manifest = parse_manifest(manifest_data, bundle)
     verify_files(bundle, manifest, lambda done, total: progress("verify", done, total))
     try:
         config = library.Config().use_elliptic_key_signer(private_key=private_key)

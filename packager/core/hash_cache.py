@@ -8,7 +8,6 @@ attacker who writes to the checkpoint's folder. A cache that cannot be read or w
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from packager.core.atomic import cache_folder, write_json
 from packager.core.errors import DataError
 from packager.core.records import Progress, no_progress
 from runtimes.trust.entries import FileEntry
+from runtimes.trust.strict_json import parse_json
 
 BLOCK_BYTES = 1 << 20
 MAX_REMEMBERED = 10_000  # guessed: about 2 MB of JSON
@@ -70,8 +70,8 @@ def _sha256(file: Path, done: int, total: int, progress: Progress) -> str:
 
 def _load() -> dict[str, str]:
     try:
-        value = json.loads((cache_folder() / "hashes.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
+        value = parse_json((cache_folder() / "hashes.json").read_bytes())
+    except (OSError, ValueError):
         return {}
     if not isinstance(value, dict):
         return {}

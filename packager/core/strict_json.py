@@ -5,10 +5,10 @@ Knows nothing of what the keys mean.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from packager.core.errors import DataError
+from runtimes.trust.strict_json import parse_json
 
 MAX_BYTES = 1 << 20  # guessed: profiles, configurations and records have at most some dozen KiB
 
@@ -36,8 +36,8 @@ def read_object(file: Path, max_bytes: int = MAX_BYTES) -> dict[str, object]:
 def parse_object(text: bytes, where: object) -> dict[str, object]:
     """Decode one object; a key that is given twice, NaN and Infinity are refused."""
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(text, _no_constant)
+    except ValueError as error:
         raise DataError(
             f"not valid JSON: {error}",
             where=where,
@@ -55,15 +55,6 @@ def parse_object(text: bytes, where: object) -> dict[str, object]:
 def same_value(value: object, wanted: object) -> bool:
     """Whether two JSON values are equal; unlike in Python, true is not 1."""
     return value == wanted and isinstance(value, bool) == isinstance(wanted, bool)
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    value: dict[str, object] = {}
-    for name, item in pairs:
-        if name in value:
-            raise ValueError(f"the key {name!r} is given twice")
-        value[name] = item
-    return value
 
 
 def _no_constant(name: str) -> None:

@@ -11,7 +11,6 @@ it returns is only where a file should be: whoever copies it checks the copy. St
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 from runtimes.errors import IntegrityError
 from runtimes.trust.entries import FileEntry, file_entries
 from runtimes.trust.manifest import COPY_AGAIN, MAX_MANIFEST_BYTES, UNLISTED, read_manifest
+from runtimes.trust.strict_json import parse_json
 from runtimes.trust.verify import verify_names
 
 DELTA_NAME = "delta.json"
@@ -65,12 +65,12 @@ def read_delta(delta: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > 2 * MAX_MANIFEST_BYTES:
             raise ValueError("it is too large")
-        value = json.loads(file.read_bytes())
+        value = parse_json(file.read_bytes())
         if not isinstance(value, dict) or set(value) != KEYS:
             raise ValueError(f"it should have the keys {sorted(KEYS)}")
         if value["schema_version"] != DELTA_VERSION:
             raise ValueError(f"it should have schema version {DELTA_VERSION}")
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise IntegrityError(
             f"not the record of a delta: {error}", where=file, remedy=COPY_AGAIN
         ) from None

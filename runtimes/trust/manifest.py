@@ -7,7 +7,6 @@ there is one, its signature. Knows nothing of what the files hold. Standard libr
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -17,6 +16,7 @@ from runtimes.contract import SpecialIds, Window
 from runtimes.errors import IntegrityError
 from runtimes.trust import fields as checks
 from runtimes.trust.entries import FileEntry, VariantEntry, file_entries, variant_entries
+from runtimes.trust.strict_json import parse_json
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = checks.MANIFEST_NAME
@@ -117,11 +117,17 @@ class Manifest:
 
 def read_manifest(bundle: Path) -> Manifest:
     """Read and check `bundle`/bundle.json; raises IntegrityError."""
-    file = bundle / MANIFEST_NAME
+    return parse_manifest(manifest_bytes(bundle), bundle)
+
+
+def parse_manifest(data: bytes, bundle: Path) -> Manifest:
+    """The manifest whose text is `data`, of the bundle in that folder; raises IntegrityError."""
     try:
-        return Manifest.from_json(json.loads(manifest_bytes(bundle)))
-    except (ValueError, RecursionError) as error:
-        raise IntegrityError(f"the manifest is not JSON: {error}", where=file) from None
+        return Manifest.from_json(parse_json(data))
+    except ValueError as error:
+        raise IntegrityError(
+            f"the manifest is not JSON: {error}", where=bundle / MANIFEST_NAME, remedy=COPY_AGAIN
+        ) from None
 
 
 def manifest_bytes(bundle: Path) -> bytes:

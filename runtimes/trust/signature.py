@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
 import shutil
 import subprocess
@@ -33,6 +32,7 @@ from runtimes.trust.manifest import (
     manifest_bytes,
     signature_bytes,
 )
+from runtimes.trust.strict_json import parse_json
 
 # specified: https://github.com/secure-systems-lab/dsse/blob/v1.0.0/protocol.md, and model-signing's
 # sources for the types and for the digest that belongs to each curve
@@ -90,7 +90,7 @@ def _envelope(bundle: Path) -> tuple[bytes, bytes]:
             remedy="have whoever packed it sign it: starpack sign BUNDLE --key FILE",
         )
     try:
-        envelope = json.loads(data)["dsseEnvelope"]
+        envelope = parse_json(data)["dsseEnvelope"]
         (signature,) = envelope["signatures"]
         if envelope["payloadType"] != PAYLOAD_TYPE:
             raise ValueError(f"its payload is {envelope['payloadType']!r}")
@@ -98,14 +98,14 @@ def _envelope(bundle: Path) -> tuple[bytes, bytes]:
             base64.b64decode(envelope["payload"], validate=True),
             base64.b64decode(signature["sig"], validate=True),
         )
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise _bad(bundle, f"not a signature of model-signing: {error}") from None
 
 
 def _signed_hashes(bundle: Path, payload: bytes) -> Mapping[str, str]:
     """Path to SHA-256, as the statement has them; raises IntegrityError."""
     try:
-        statement: dict[str, Any] = json.loads(payload)
+        statement: dict[str, Any] = parse_json(payload)
         predicate = statement["predicate"]
         kind = (
             statement["_type"],
@@ -119,7 +119,7 @@ def _signed_hashes(bundle: Path, payload: bytes) -> Mapping[str, str]:
             if resource["algorithm"] != "sha256" or resource["name"] in hashes:
                 raise ValueError(f"{resource['name']} is twice in it, or without SHA-256")
             hashes[resource["name"]] = resource["digest"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise _bad(bundle, f"not a statement of model-signing: {error}") from None
     return hashes
 

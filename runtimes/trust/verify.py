@@ -26,6 +26,7 @@ from threading import Event, Lock
 from runtimes.errors import Cancelled, IntegrityError
 from runtimes.trust.entries import FileEntry
 from runtimes.trust.manifest import COPY_AGAIN, UNLISTED, Manifest
+from runtimes.trust.strict_json import parse_json
 
 HASH_BLOCK_BYTES = 1 << 20  # guessed: large enough to let other threads run while hashing
 HASH_THREADS = 8  # guessed: more than one disk can feed
@@ -228,8 +229,8 @@ def _load(file: Path) -> dict[str, str]:
     try:
         if file.stat().st_size > MAX_CACHE_BYTES:
             return {}
-        value = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        value = parse_json(file.read_bytes())
+    except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -16,7 +16,6 @@ Standard library only.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -31,6 +30,7 @@ from runtimes.errors import DeviceError, IntegrityError, StarpackError, UsageErr
 from runtimes.trust.entries import FileEntry, file_entries
 from runtimes.trust.lock import try_lock
 from runtimes.trust.manifest import COPY_AGAIN, Manifest, read_manifest
+from runtimes.trust.strict_json import parse_json
 from runtimes.trust.verify import (
     BytesProgress,
     HashCache,
@@ -92,8 +92,8 @@ class Version:
         """What was unpacked from the bundle's wheels and compiled when it was installed."""
         file = self.folder / "packages.json"
         try:
-            value = json.loads(file.read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
+            value = parse_json(file.read_bytes())
+        except (OSError, ValueError) as error:
             raise IntegrityError(
                 f"the list of installed packages cannot be read: {error}",
                 where=file,
