@@ -37,7 +37,8 @@ from pathlib import Path
 from packager.core.atomic import cache_folder, sha256_file
 from packager.core.errors import BuildError, IntegrityError
 from packager.core.records import Progress, no_progress
-from packager.engine.wheelhouse import content_key, locked, pip, run_logged
+from packager.engine.build_log import run_logged
+from packager.engine.wheelhouse import content_key, locked, pip
 
 SDIST = "llama_cpp_python-0.3.36.tar.gz"
 SDIST_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
@@ -233,7 +234,7 @@ def _build(folder: Path, cuda: bool, progress: Progress) -> None:
         run_logged(
             build_command(source, build, made, cuda),
             log,
-            what="building the engine",
+            what="compiling the engine",
             environment=build_environment(source, build),
             progress=progress,
         )

@@ -9,16 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import re
-import signal
-import subprocess
 import sys
 import zipfile
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
@@ -27,15 +23,13 @@ from packager.core.atomic import atomic_folder, cache_folder, sha256_file, write
 from packager.core.errors import BuildError, IntegrityError, UsageError, data_errors_as
 from packager.core.records import Progress, no_progress
 from packager.core.strict_json import read_object
+from packager.engine.build_log import run_logged
 from packager.engine.target import Target, this_machine
 from runtimes.server import REQUIRES as SERVER_REQUIRES
 from runtimes.trust.lock import lock, try_lock
 
 # What every format needs. tokenizers also declares huggingface-hub, but only to download with.
 COMMON_PACKAGES = ("numpy", "tokenizers", *SERVER_REQUIRES)
-
-_STEP = re.compile(r"^\s*\[(\d+)/(\d+)\] ")  # ninja: "[17/330] /usr/bin/g++ ..."
-_LAST_LINES = 12  # guessed: enough to hold a compiler's error and its context
 
 
 def content_key(inputs: object) -> str:
@@ -56,54 +50,6 @@ def locked(file: Path, progress: Progress = no_progress) -> Iterator[None]:
             progress("waiting for another build of the same wheel", 0, 1)
             lock(stream.fileno())
         yield
-
-
-def run_logged(
-    command: Sequence[str],
-    log: Path,
-    *,
-    what: str,
-    environment: Mapping[str, str] | None = None,
-    progress: Progress = no_progress,
-) -> None:
-    """Run a tool with its output appended to `log`; show ninja's steps as progress.
-
-    Raises BuildError with the last lines of the output where the tool is missing or fails.
-    """
-    last: deque[str] = deque(maxlen=_LAST_LINES)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,  # so that compilers end with us, below
-        )
-    except OSError as error:
-        raise BuildError(f"{what}: cannot start {command[0]}: {error}") from None
-    with process, log.open("a", encoding="utf-8") as stream:
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                stream.write(line)
-                last.append(line.rstrip())
-                if step := _STEP.match(line):
-                    progress(what, int(step[1]), int(step[2]))
-        except BaseException:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            raise
-    if process.returncode != 0:
-        raise BuildError(
-            f"{what} failed with exit code {process.returncode}; its last lines:\n"
-            + "\n".join(f"    {line}" for line in last),
-            where=log,
-            remedy="read the log named here; without a network, run it once where there is one",
-        )
 
 
 def pip(*arguments: str) -> list[str]:

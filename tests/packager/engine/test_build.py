@@ -19,7 +19,8 @@ from benchmarks.gpu_check.engines import GGUF_REMEDY
 from packager.core.atomic import cache_folder
 from packager.core.errors import BuildError, IntegrityError
 from packager.engine import build as wheels
-from packager.engine.wheelhouse import COMMON_PACKAGES, locked, run_logged
+from packager.engine.build_log import run_logged
+from packager.engine.wheelhouse import COMMON_PACKAGES, locked
 from runtimes.server import REQUIRES as SERVER_REQUIRES
 
 pytestmark = pytest.mark.slow
@@ -180,7 +181,7 @@ def test_failed_build_leaves_its_log_and_no_entry(
     steps: list[tuple[str, int, int]] = []
     with pytest.raises(BuildError, match="fatal error: no such thing") as caught:
         wheels.build_engine(tmp_path / "out", progress=lambda *step: steps.append(step))
-    assert steps == [("building the engine", 1, 2)]
+    assert ("compiling the engine", 1, 2) in steps
     assert "exit code 3" in caught.value.what
     assert "fatal error" in Path(caught.value.where).read_text()
     names = {file.suffix for file in (cache / "wheels").iterdir()}
