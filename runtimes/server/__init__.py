@@ -1,4 +1,5 @@
-"""What the server does with a request between its HTTP dialect and the runtime."""
+"""The HTTP server: from a request in any dialect to the runtime's tokens, and back."""
 
-# The packages of the server, all of them pure Python, and what they need in their turn.
-REQUIRES = ("starlette", "uvicorn", "anyio", "click", "h11", "idna", "typing_extensions")
+# The packages of the server, and what they need in their turn. msgspec is compiled, and so has a
+# wheel for each platform; the others are pure Python.
+REQUIRES = ("starlette", "uvicorn", "anyio", "click", "h11", "idna", "msgspec", "typing_extensions")

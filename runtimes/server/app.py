@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -31,6 +32,7 @@ from runtimes.server.dialects.endpoint import (
     failure,
     object_of,
 )
+from runtimes.server.http.body import read_body
 from runtimes.server.http.guard import Access, App, Guard, Log, Scope
 from runtimes.server.http.openapi import describe
 from runtimes.server.http.playground import PLAYGROUND
@@ -42,7 +44,6 @@ from runtimes.server.http.replies import (
     failure_reply,
     json_reply,
 )
-from runtimes.server.http.schema import check, decode
 from runtimes.server.job_queue import PROBE
 from runtimes.server.metrics import CONTENT_TYPE
 from runtimes.server.request import Plan
@@ -107,7 +108,7 @@ class _Server:
         self._service = service
         self._settings = settings
         self._probe: asyncio.Task[None] | None = None
-        own = (
+        own: tuple[Telling[Any], ...] = (
             Telling("GET", "/ready", "Whether the model answers: a token came lately, or comes now",
                     object_of("status", status={"enum": ["ready"]}), lambda *_: None),
             Telling("GET", "/metrics", "Prometheus metrics", None, _metrics),
@@ -169,27 +170,26 @@ class _Server:
         return best[1]
 
     def _telling(
-        self, dialect: Dialect, endpoint: Telling
+        self, dialect: Dialect, endpoint: Telling[Any]
     ) -> Callable[[Request], Awaitable[Reply]]:
         async def handler(request: Request) -> Reply:
             try:
-                data = await self._read_body(request) if endpoint.body is not None else b"{}"
+                data = None if endpoint.body is None else await self._read_body(request)
                 return await run_in_threadpool(self._told, endpoint, data)
             except StarpackError as error:
                 return failure_reply(dialect, error)
 
         return handler
 
-    def _told(self, endpoint: Telling, data: bytes) -> Reply:
-        body = decode(data)
-        check(body, endpoint.body or {})
+    def _told(self, endpoint: Telling[Any], data: bytes | None) -> Reply:
+        body = None if data is None else read_body(data, endpoint.body or object)
         value = endpoint.tell(self._service, body)
         if isinstance(value, Text):
             return Reply(200, value.text, value.media_type, value.headers)
         return json_reply(200, value)
 
     def _completing(
-        self, dialect: Dialect, endpoint: Completing
+        self, dialect: Dialect, endpoint: Completing[Any]
     ) -> Callable[[Request], Awaitable[Reply | Stream]]:
         async def handler(request: Request) -> Reply | Stream:
             try:
@@ -204,9 +204,8 @@ class _Server:
 
         return handler
 
-    def _plan(self, endpoint: Completing, data: bytes) -> tuple[Plan, View]:
-        body = decode(data)
-        check(body, endpoint.body)
+    def _plan(self, endpoint: Completing[Any], data: bytes) -> tuple[Plan, View]:
+        body = read_body(data, endpoint.body)
         if self._settings.log_prompts:
             logger.info("asked: %r", data)
         plan = self._service.plan(endpoint.read(body, self._service.rules))

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from msgspec import Struct
+
 from runtimes.generation.completion import Chunk, Finish, GenerateOptions
 from runtimes.generation.sampling import TokenLogprobs
-from runtimes.server.dialects.endpoint import STRING, Body, Completing, Dialect, object_of
+from runtimes.server.dialects.endpoint import STRING, Completing, Dialect, object_of
 from runtimes.server.request import Ask, Model, Plan, Result, Rules, TextPrompt
 
-BODY = object_of("say", say=STRING)
+
+class SayBody(Struct):
+    """What to go on with."""
+
+    say: str
+
+
 ANSWER = object_of("said", said=STRING)
 
 
-def read(body: Body, rules: Rules) -> Ask:
-    return Ask((TextPrompt(body["say"]),), GenerateOptions(min(5, rules.most_tokens)))
+def read(body: SayBody, rules: Rules) -> Ask:
+    return Ask((TextPrompt(body.say),), GenerateOptions(min(5, rules.most_tokens)))
 
 
 class View:
     framing = "ndjson"
 
-    def __init__(self, body: Body, plan: Plan, model: Model) -> None:
+    def __init__(self, body: SayBody, plan: Plan, model: Model) -> None:
         pass
 
     def whole(self, results: list[Result]) -> object:
@@ -45,7 +53,7 @@ def failure(status: int, message: str) -> dict[str, object]:
 
 DIALECT = Dialect(
     name="toy",
-    completing=(Completing("/toys/{name}/say", "Say more", BODY, ANSWER, read, View),),
+    completing=(Completing("/toys/{name}/say", "Say more", SayBody, ANSWER, read, View),),
     telling=(),
     failure=failure,
     clients={"a toy": "speak to {url}/toys/bear/say"},

@@ -8,15 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from runtimes.generation.completion import Chunk, Finish
 from runtimes.generation.sampling import TokenLogprobs
-from runtimes.server.http.schema import Schema
 from runtimes.server.request import Ask, Model, Plan, Result, Rules
 from runtimes.server.service import Service
 
-Body = dict[str, Any]
+Schema = Mapping[str, Any]
+B = TypeVar("B")
 Framing = Literal["sse", "ndjson"]
 MEDIA_TYPES = {"sse": "text/event-stream", "ndjson": "application/x-ndjson"}
 
@@ -43,18 +43,19 @@ class View(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Completing:
+class Completing(Generic[B]):
     """A POST endpoint that runs the model. `path` may have {parameters}, which are not looked at.
 
-    read: body to ask, with what the server's rules leave open. answer: schema of the whole answer.
+    body: a msgspec struct. read: body to ask, with what the server's rules leave open. answer:
+    schema of the whole answer.
     """
 
     path: str
     summary: str
-    body: Schema
+    body: type[B]
     answer: Schema
-    read: Callable[[Body, Rules], Ask]
-    view: Callable[[Body, Plan, Model], View]
+    read: Callable[[B, Rules], Ask]
+    view: Callable[[B, Plan, Model], View]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +68,18 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Telling:
-    """An endpoint that answers from what the service knows. `answer` None: text of `media_type`."""
+class Telling(Generic[B]):
+    """An endpoint that answers from what the service knows. `answer` None: text of `media_type`.
+
+    body: a msgspec struct; None where there is none.
+    """
 
     method: str
     path: str
     summary: str
     answer: Schema | None
-    tell: Callable[[Service, Body], object]
-    body: Schema | None = None
+    tell: Callable[[Service, B], object]
+    body: type[B] | None = None
     media_type: str = "text/plain"
 
 
@@ -88,8 +92,8 @@ class Dialect:
     """
 
     name: str
-    completing: tuple[Completing, ...]
-    telling: tuple[Telling, ...]
+    completing: tuple[Completing[Any], ...]
+    telling: tuple[Telling[Any], ...]
     failure: Callable[[int, str], dict[str, object]]
     in_stream: Mapping[str, object] = field(default_factory=dict)
     clients: Mapping[str, str] = field(default_factory=dict)
@@ -116,21 +120,14 @@ def to_json(value: object) -> str:
     return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
-def given(body: Body, name: str, default: Any = None) -> Any:
-    """A field of a body; null and absent are the same, as clients send null for what is unset."""
-    value = body.get(name)
-    return default if value is None else value
-
-
 def object_of(*required: str, **properties: Schema) -> dict[str, Any]:
     """Schema of an object."""
     return {"type": "object", "properties": properties, "required": list(required)}
 
 
-def list_of(items: Schema, most: int | None = None, least: int | None = None) -> dict[str, Any]:
+def list_of(items: Schema) -> dict[str, Any]:
     """Schema of an array."""
-    bounds = {"maxItems": most, "minItems": least}
-    return {"type": "array", "items": items} | {k: v for k, v in bounds.items() if v is not None}
+    return {"type": "array", "items": items}
 
 
 STRING: Schema = {"type": "string"}

@@ -1,4 +1,4 @@
-"""The fields that the dialects share, under whatever names: their schemas, and how they are read.
+"""The fields that the dialects share, under whatever names: their types, and how they are read.
 
 null is the same as absent. -1, and any negative number, means off. A request that does not say is
 greedy and may have 128 tokens (unless the server's flags say otherwise), in every dialect: the
@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from typing import Annotated, Any, TypeVar
+
+from msgspec import Meta, Struct
 
 from runtimes.generation.sampling import OFF, Sampling
 from runtimes.prompts.fim import NO_CONTEXT, Context, RepoFile
-from runtimes.server.dialects.endpoint import BOOLEAN, STRING, Body, given, list_of, object_of
 from runtimes.server.dialects.raw_fim import read_raw
-from runtimes.server.http.schema import Schema
-from runtimes.server.request import IdsPrompt, OverContext, Rules, TextPrompt
+from runtimes.server.http.body import LARGEST
+from runtimes.server.request import OverContext, Rules, TextPrompt
 
 MOST_STOPS = 64  # guessed: Continue sends the file's next line and a dozen more
 MOST_STOP_CHARACTERS = 4096  # guessed: Continue stops at the next line, whatever its length
@@ -24,79 +26,73 @@ MOST_FILES = 1000  # guessed
 MOST_LOGPROBS = 20  # guessed; OpenAI's own limit is 5
 GREEDY_BELOW = 0.001  # guessed: a temperature so low that only rounding could tell it from 0
 SEED_BITS = 32  # as many as every client can read back
-LARGEST = 2**53  # whole numbers up to here are exact in every JSON reader
+LARGEST_SEED = 2**64 - 1
 # Continue's generic stops. Together they say who sends them; each would end every line that starts
 # with `t` (try, this, throw) or has "t." in it, so both are dropped, and the answer says so.
 CONTINUE_STOPS = frozenset({"t.", "\nt"})
 
-
-def nullable(schema: Schema) -> dict[str, object]:
-    """The same, or null."""
-    return {**schema, "type": [schema["type"], "null"]}
-
-
-def whole_number(least: int, most: int = LARGEST) -> dict[str, object]:
-    """A whole number within bounds, or null."""
-    return {"type": ["integer", "null"], "minimum": least, "maximum": most}
-
-
-def number(least: float, most: float) -> dict[str, object]:
-    """A number within bounds, or null."""
-    return {"type": ["number", "null"], "minimum": least, "maximum": most}
-
-
-LENGTH = whole_number(-2)  # -1 and Ollama's -2: as long as the server allows
-PENALTY = number(-100, 100)
-REPETITION = number(-1, 100)
-# What all dialects call by the same names. The repetition penalty has two.
-SAMPLING: dict[str, Schema] = {
-    "temperature": number(-1, 100),
-    "top_k": whole_number(-1),
-    "top_p": number(-1, 1),
-    "min_p": number(-1, 1),
-    "presence_penalty": PENALTY,
-    "frequency_penalty": PENALTY,
-    "seed": whole_number(-1, 2**64 - 1),
-}
-SWITCH = nullable(BOOLEAN)
-TEXT = nullable(STRING)
-NOTHING_OF = {"type": ["object", "null"], "maxProperties": 0}  # an object that must be empty
-IDS = list_of({"type": "integer", "minimum": 0}, MOST_IDS, 1)
-STOP_TEXT = {"type": "string", "maxLength": MOST_STOP_CHARACTERS}
+N = TypeVar("N", int, float)
+Length = Annotated[int, Meta(ge=-2, le=LARGEST)]  # -1, Ollama's -2: as long as the server allows
+Penalty = Annotated[float, Meta(ge=-100, le=100)]
+Repetition = Annotated[float, Meta(ge=-1, le=100)]
+Probability = Annotated[float, Meta(ge=-1, le=1)]
+Logprobs = Annotated[int, Meta(ge=0, le=MOST_LOGPROBS)]
+Milliseconds = Annotated[float, Meta(ge=-1, le=LARGEST)]
+Id = Annotated[int, Meta(ge=0, le=LARGEST)]
+Ids = Annotated[list[Id], Meta(min_length=1, max_length=MOST_IDS)]
+StopText = Annotated[str, Meta(max_length=MOST_STOP_CHARACTERS)]
+Stops = StopText | Annotated[list[StopText], Meta(max_length=MOST_STOPS)] | None
+# What a base model cannot honour has to be empty: it is refused, not ignored.
+NoText = Annotated[str, Meta(max_length=0)] | None
+NoList = Annotated[list[Any], Meta(max_length=0)] | None
+NoObject = Annotated[dict[str, Any], Meta(max_length=0)] | None
 
 
-def stops_schema(most: int) -> dict[str, object]:
-    """One stop string, several, or null."""
-    return {"anyOf": [nullable(STOP_TEXT), list_of(STOP_TEXT, most)]}
+class SamplingBody(Struct, kw_only=True):
+    """What all dialects call by the same names. The repetition penalty has two."""
+
+    temperature: Annotated[float, Meta(ge=-1, le=100)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=LARGEST)] | None = None
+    top_p: Probability | None = None
+    min_p: Probability | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    # msgspec's own bounds end at 2**63
+    seed: Annotated[int, Meta(ge=-1, extra_json_schema={"maximum": LARGEST_SEED})] | None = None
+
+    def __post_init__(self) -> None:
+        if self.seed is not None and self.seed > LARGEST_SEED:
+            raise ValueError(f"the seed is above {LARGEST_SEED}")
 
 
-EXTENSION: Schema = {
-    **nullable(
-        object_of(
-            repo_name=TEXT,
-            path=TEXT,
-            files=nullable(
-                list_of(object_of("path", "text", path=STRING, text=STRING), MOST_FILES)
-            ),
-            over_context={"enum": ["error", "trim", None]},
-        )
-    ),
-    "description": "starpack's own: the repository around the prompt, in the form that the model "
-    "was trained on, and what to do with a prompt that is too long",
-}
+class FileBody(Struct, kw_only=True):
+    """Another file of the repository."""
+
+    path: str
+    text: str
 
 
-def context_of(body: Body) -> Context:
+class ExtensionBody(Struct, kw_only=True):
+    """starpack's own: the repository around the prompt, in the form that the model was trained on,
+    and what to do with a prompt that is too long."""
+
+    repo_name: str | None = None
+    path: str | None = None
+    files: Annotated[list[FileBody], Meta(max_length=MOST_FILES)] | None = None
+    over_context: OverContext | None = None
+
+
+def context_of(extension: ExtensionBody | None) -> Context:
     """The repository in the extension field."""
-    said = given(body, "starpack", {})
-    files = tuple(RepoFile(file["path"], file["text"]) for file in given(said, "files", ()))
-    return Context(given(said, "repo_name"), files, given(said, "path"))
+    if extension is None:
+        return NO_CONTEXT
+    files = tuple(RepoFile(file.path, file.text) for file in extension.files or ())
+    return Context(extension.repo_name, files, extension.path)
 
 
-def over_context_of(body: Body) -> OverContext | None:
+def over_context_of(extension: ExtensionBody | None) -> OverContext | None:
     """What the extension field says about a prompt that is too long."""
-    said: OverContext | None = given(given(body, "starpack", {}), "over_context")
-    return said
+    return None if extension is None else extension.over_context
 
 
 def text_prompt(
@@ -112,11 +108,6 @@ def text_prompt(
     return raw if own else TextPrompt(raw.prefix, raw.suffix, context)
 
 
-def ids_prompt(ids: Sequence[float]) -> IdsPrompt:
-    """Ids as JSON has them, where 1.0 is a whole number too."""
-    return IdsPrompt(tuple(int(i) for i in ids))
-
-
 def read_stops(*values: str | Sequence[str] | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Stop strings to honour, without empty ones and repetitions, and those that are dropped."""
     stops: dict[str, None] = {}
@@ -129,38 +120,34 @@ def read_stops(*values: str | Sequence[str] | None) -> tuple[tuple[str, ...], tu
     return tuple(stops), ()
 
 
-def read_length(value: float | None, rules: Rules) -> int:
+def read_length(value: int | None, rules: Rules) -> int:
     """Most tokens of the answer: as asked for, within the server's limit."""
     if value is None:
         return min(rules.default_tokens, rules.most_tokens)
-    return rules.most_tokens if value < 0 else min(int(value), rules.most_tokens)
+    return rules.most_tokens if value < 0 else min(value, rules.most_tokens)
 
 
-def read_sampling(body: Body, rules: Rules, repetition: str) -> Sampling:
-    """How to choose; `repetition` is the dialect's name of that penalty.
+def read_sampling(body: SamplingBody, rules: Rules, repetition: float | None) -> Sampling:
+    """How to choose; `repetition` is the dialect's own name of that penalty.
 
     Without a seed there is a new one each time, which the answer tells.
     """
-    temperature = given(body, "temperature", -1)
-    if temperature < 0:
-        temperature = rules.temperature
-    penalty = given(body, repetition, 0)
-    seed = given(body, "seed", -1)
+    temperature = _or(body.temperature, rules.temperature)
     return Sampling(
-        temperature=0.0 if temperature < GREEDY_BELOW else float(temperature),
-        top_k=int(_or_off(body, "top_k")),
-        top_p=_or_off(body, "top_p"),
-        min_p=_or_off(body, "min_p"),
-        repetition_penalty=penalty if penalty > 0 else 1.0,
-        presence_penalty=given(body, "presence_penalty", 0.0),
-        frequency_penalty=given(body, "frequency_penalty", 0.0),
-        seed=secrets.randbits(SEED_BITS) if seed < 0 else int(seed),
+        temperature=0.0 if temperature < GREEDY_BELOW else temperature,
+        top_k=_or(body.top_k, OFF),
+        top_p=_or(body.top_p, OFF),
+        min_p=_or(body.min_p, OFF),
+        repetition_penalty=repetition if repetition and repetition > 0 else 1.0,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        seed=_or(body.seed, secrets.randbits(SEED_BITS)),
     )
 
 
-def _or_off(body: Body, name: str) -> float:
-    value = given(body, name, OFF)
-    return OFF if value < 0 else value
+def _or(value: N | None, default: N) -> N:
+    """`value` where it is one: null and negative numbers are none."""
+    return default if value is None or value < 0 else value
 
 
 def seconds(milliseconds: float | None) -> float | None:
@@ -168,11 +155,6 @@ def seconds(milliseconds: float | None) -> float | None:
     return None if milliseconds is None or milliseconds <= 0 else milliseconds / 1000
 
 
-def is_stream(body: Body, default: bool = False) -> bool:
-    """Whether the answer is to come as a stream."""
-    return bool(given(body, "stream", default))
-
-
-def unhonoured(body: Body, names: Sequence[str]) -> tuple[str, ...]:
+def ignored(body: Struct, names: Sequence[str]) -> tuple[str, ...]:
     """Which of these fields, known but not honoured, a body has something in."""
-    return tuple(name for name in names if body.get(name) not in (None, [], {}, ""))
+    return tuple(name for name in names if getattr(body, name) not in (None, [], {}, ""))

@@ -9,7 +9,9 @@ answer has a line break. `samplers` and `lora` are not honoured, and the answer 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
 
 from runtimes.errors import DeviceError
 from runtimes.generation.completion import Chunk, Finish, FinishReason, GenerateOptions, Timings
@@ -20,12 +22,10 @@ from runtimes.server.dialects.endpoint import (
     BOOLEAN,
     INTEGER,
     STRING,
-    Body,
     Completing,
     Dialect,
     Framing,
     Telling,
-    given,
     list_of,
     object_of,
 )
@@ -45,73 +45,103 @@ IGNORED = ("samplers", "lora")
 STOP_TYPES: dict[FinishReason, str] = {
     "stop": "eos", "stop_string": "word", "length": "limit", "indent": "limit", "time": "limit",
 }  # fmt: skip
-OPTIONS: dict[str, Any] = {
-    "n_predict": fields.LENGTH,
-    **fields.SAMPLING,
-    "repeat_penalty": fields.REPETITION,
-    "stop": fields.stops_schema(fields.MOST_STOPS),
-    "stream": fields.SWITCH,
-    "n_probs": fields.whole_number(0, fields.MOST_LOGPROBS),
-    "n_indent": fields.whole_number(-1, 1000),
-    "n_cmpl": fields.whole_number(1, MOST_RUNS),
-    "t_max_prompt_ms": fields.number(-1, fields.LARGEST),
-    "t_max_predict_ms": fields.number(-1, fields.LARGEST),
-    "return_tokens": fields.SWITCH,
-    "response_fields": fields.nullable(list_of(STRING, 100)),
-    "grammar": {"type": ["string", "null"], "maxLength": 0},
-    "json_schema": fields.NOTHING_OF,
-    "starpack": fields.EXTENSION,
-}
-COMPLETION = object_of("prompt", prompt={"anyOf": [STRING, fields.IDS]}, **OPTIONS)
-EXTRA = fields.nullable(
-    list_of(object_of("text", text=STRING, filename=fields.TEXT), fields.MOST_FILES)
-)
-INFILL = object_of(
-    "input_prefix", "input_suffix",
-    input_prefix=STRING, input_suffix=STRING, input_extra=EXTRA, prompt=fields.TEXT, **OPTIONS,
-)  # fmt: skip
+
+
+class OptionsBody(fields.SamplingBody, kw_only=True):
+    """What /completion and /infill share."""
+
+    n_predict: fields.Length | None = None
+    repeat_penalty: fields.Repetition | None = None
+    stop: fields.Stops = None
+    stream: bool | None = None
+    n_probs: fields.Logprobs | None = None
+    n_indent: Annotated[int, Meta(ge=-1, le=1000)] | None = None
+    n_cmpl: Annotated[int, Meta(ge=1, le=MOST_RUNS)] | None = None
+    t_max_prompt_ms: fields.Milliseconds | None = None
+    t_max_predict_ms: fields.Milliseconds | None = None
+    return_tokens: bool | None = None
+    response_fields: Annotated[list[str], Meta(max_length=100)] | None = None
+    grammar: fields.NoText = None
+    json_schema: fields.NoObject = None
+    starpack: fields.ExtensionBody | None = None
+    samplers: Any = None
+    lora: Any = None
+
+
+class CompletionBody(OptionsBody, kw_only=True):
+    """A text or ids to continue."""
+
+    prompt: str | fields.Ids
+
+
+class ExtraBody(Struct, kw_only=True):
+    """Another file of the repository, or a part of one."""
+
+    text: str
+    filename: str | None = None
+
+
+class InfillBody(OptionsBody, kw_only=True):
+    """A gap. `prompt` is the start of the line at the cursor, so it ends the prefix."""
+
+    input_prefix: str
+    input_suffix: str
+    input_extra: Annotated[list[ExtraBody], Meta(max_length=fields.MOST_FILES)] | None = None
+    prompt: str | None = None
+
+
+class TokenizeBody(Struct, kw_only=True):
+    """A text. Control tokens in it stay text."""
+
+    content: str
+    with_pieces: bool | None = None
+
+
+class DetokenizeBody(Struct, kw_only=True):
+    """Ids."""
+
+    tokens: Annotated[list[fields.Id], Meta(max_length=fields.MOST_IDS)]
+
+
 ONE = {"type": "object"}  # response_fields decides what is in it
 ANSWER = {"anyOf": [ONE, list_of(ONE)]}
 
 
-def read_completion(body: Body, rules: Rules) -> Ask:
+def read_completion(body: CompletionBody, rules: Rules) -> Ask:
     """/completion to ask."""
-    prompt = body["prompt"]
-    if isinstance(prompt, str):
-        return _ask(body, rules, fields.text_prompt(prompt, None, rules, fields.context_of(body)))
-    return _ask(body, rules, fields.ids_prompt(prompt))
+    if isinstance(body.prompt, list):
+        return _ask(body, rules, IdsPrompt(tuple(body.prompt)))
+    context = fields.context_of(body.starpack)
+    return _ask(body, rules, fields.text_prompt(body.prompt, None, rules, context))
 
 
-def read_infill(body: Body, rules: Rules) -> Ask:
-    """/infill to ask: `prompt` is the start of the line at the cursor, so it ends the prefix."""
-    said = fields.context_of(body)
-    extra = tuple(
-        RepoFile(given(file, "filename"), file["text"]) for file in given(body, "input_extra", ())
-    )
-    prefix = body["input_prefix"] + given(body, "prompt", "")
+def read_infill(body: InfillBody, rules: Rules) -> Ask:
+    """/infill to ask."""
+    said = fields.context_of(body.starpack)
+    extra = tuple(RepoFile(file.filename, file.text) for file in body.input_extra or ())
+    prefix = body.input_prefix + (body.prompt or "")
     context = Context(said.repo_name, (*said.files, *extra), said.path)
-    return _ask(body, rules, TextPrompt(prefix, body["input_suffix"], context))
+    return _ask(body, rules, TextPrompt(prefix, body.input_suffix, context))
 
 
-def _ask(body: Body, rules: Rules, prompt: TextPrompt | IdsPrompt) -> Ask:
-    stops, dropped = fields.read_stops(given(body, "stop"))
-    probs = int(given(body, "n_probs", 0))
+def _ask(body: OptionsBody, rules: Rules, prompt: TextPrompt | IdsPrompt) -> Ask:
+    stops, dropped = fields.read_stops(body.stop)
     return Ask(
         prompts=(prompt,),
         options=GenerateOptions(
-            max_tokens=fields.read_length(given(body, "n_predict"), rules),
-            sampling=fields.read_sampling(body, rules, "repeat_penalty"),
+            max_tokens=fields.read_length(body.n_predict, rules),
+            sampling=fields.read_sampling(body, rules, body.repeat_penalty),
             stop=stops,
-            logprobs=probs or None,
-            min_indent=max(0, int(given(body, "n_indent", 0))),
-            max_prompt_s=fields.seconds(given(body, "t_max_prompt_ms")),
-            max_decode_s=fields.seconds(given(body, "t_max_predict_ms")),
+            logprobs=body.n_probs or None,
+            min_indent=max(0, body.n_indent or 0),
+            max_prompt_s=fields.seconds(body.t_max_prompt_ms),
+            max_decode_s=fields.seconds(body.t_max_predict_ms),
         ),
-        choices=int(given(body, "n_cmpl", 1)),
-        stream=fields.is_stream(body),
-        over_context=fields.over_context_of(body),
+        choices=body.n_cmpl or 1,
+        stream=bool(body.stream),
+        over_context=fields.over_context_of(body.starpack),
         dropped_stops=dropped,
-        ignored=fields.unhonoured(body, IGNORED),
+        ignored=fields.ignored(body, IGNORED),
     )
 
 
@@ -120,11 +150,11 @@ class CompletionView:
 
     framing: Framing = "sse"
 
-    def __init__(self, body: Body, plan: Plan, model: Model) -> None:
+    def __init__(self, body: OptionsBody, plan: Plan, model: Model) -> None:
         self._plan = plan
         self._model = model
-        self._fields = given(body, "response_fields")
-        self._tokens = bool(given(body, "return_tokens", False))
+        self._fields = body.response_fields
+        self._tokens = bool(body.return_tokens)
         self._predicted = [0] * len(plan.runs)
 
     def whole(self, results: list[Result]) -> object:
@@ -251,10 +281,10 @@ def failure(status: int, message: str) -> dict[str, object]:
     return {"error": {"code": status, "message": message, "type": kind}}
 
 
-def _tokenize(service: Service, body: Body) -> object:
+def _tokenize(service: Service, body: TokenizeBody) -> object:
     """Control tokens in the text stay text, whatever `parse_special` says."""
-    ids = service.runtime.tokenizer.encode(body["content"])
-    if not given(body, "with_pieces", False):
+    ids = service.runtime.tokenizer.encode(body.content)
+    if not body.with_pieces:
         return {"tokens": ids}
     token_bytes = service.runtime.tokenizer.token_bytes
     return {"tokens": [{"id": i, "piece": _piece(token_bytes(i))} for i in ids]}
@@ -267,13 +297,13 @@ def _piece(data: bytes) -> str | list[int]:
         return list(data)
 
 
-def _detokenize(service: Service, body: Body) -> object:
-    ids = tuple(int(i) for i in body["tokens"])
+def _detokenize(service: Service, body: DetokenizeBody) -> object:
+    ids = tuple(body.tokens)
     service.check_ids(ids)
     return {"content": service.runtime.tokenizer.decode(ids)}
 
 
-def _props(service: Service, _body: Body) -> object:
+def _props(service: Service, _body: None) -> object:
     model, rules = service.model, service.rules
     return {
         "default_generation_settings": {
@@ -290,7 +320,7 @@ def _props(service: Service, _body: Body) -> object:
     }
 
 
-def _slots(service: Service, _body: Body) -> object:
+def _slots(service: Service, _body: None) -> object:
     """The backend computes one sequence, the first; the others wait to be gone on with."""
     held = [len(service.runtime.held_ids), *service.runtime.aside_tokens]
     return [
@@ -306,30 +336,29 @@ def _slots(service: Service, _body: Body) -> object:
     ]
 
 
-def _health(service: Service, _body: Body) -> object:
+def _health(service: Service, _body: None) -> object:
     if not service.engine.is_sound:
         raise DeviceError("the engine does not answer", remedy="see the log; ask /ready")
     return {"status": "ok"}
 
 
-CONTENT = object_of("content", content=STRING, with_pieces=fields.SWITCH)
 TOKENS = object_of("tokens", tokens=list_of({"anyOf": [INTEGER, {"type": "object"}]}))
 DIALECT = Dialect(
     name="llama.cpp",
     completing=(
         Completing(
-            "/completion", "Complete", COMPLETION, ANSWER, read_completion, CompletionView
+            "/completion", "Complete", CompletionBody, ANSWER, read_completion, CompletionView
         ),
         Completing(
-            "/infill", "Fill in, with other files as context", INFILL, ANSWER, read_infill,
+            "/infill", "Fill in, with other files as context", InfillBody, ANSWER, read_infill,
             CompletionView,
         ),
     ),
     telling=(
-        Telling("POST", "/tokenize", "Text to ids", TOKENS, _tokenize, CONTENT),
+        Telling("POST", "/tokenize", "Text to ids", TOKENS, _tokenize, TokenizeBody),
         Telling(
             "POST", "/detokenize", "Ids to text", object_of("content", content=STRING),
-            _detokenize, object_of("tokens", tokens={**fields.IDS, "minItems": 0}),
+            _detokenize, DetokenizeBody,
         ),
         Telling(
             "GET", "/props", "How the model is served",

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
+
+from msgspec import Struct
 
 from runtimes.generation.completion import Chunk, Finish, GenerateOptions
 from runtimes.generation.sampling import TokenLogprobs
@@ -17,12 +19,10 @@ from runtimes.server.dialects.endpoint import (
     BOOLEAN,
     INTEGER,
     STRING,
-    Body,
     Completing,
     Dialect,
     Framing,
     Telling,
-    given,
     list_of,
     object_of,
 )
@@ -37,26 +37,39 @@ TEMPLATE = (
 NS = 1_000_000_000
 IGNORED = ("template", "context")
 
-OPTIONS = object_of(
-    num_predict=fields.LENGTH,
-    repeat_penalty=fields.REPETITION,
-    stop=fields.stops_schema(fields.MOST_STOPS),
-    **fields.SAMPLING,
-)
-BODY = object_of(
-    "model",
-    model=STRING,
-    prompt=fields.TEXT,
-    suffix=fields.TEXT,
-    raw=fields.SWITCH,
-    stream=fields.SWITCH,
-    options=fields.nullable(OPTIONS),
-    # what a base model cannot honour is refused, not passed over
-    system={"type": ["string", "null"], "maxLength": 0},
-    images={"type": ["array", "null"], "maxItems": 0},
-    format={"enum": ["", None]},
-    starpack=fields.EXTENSION,
-)
+
+class OptionsBody(fields.SamplingBody, kw_only=True):
+    """How to generate."""
+
+    num_predict: fields.Length | None = None
+    repeat_penalty: fields.Repetition | None = None
+    stop: fields.Stops = None
+
+
+class GenerateBody(Struct, kw_only=True):
+    """A prompt, or with a suffix a gap."""
+
+    model: str
+    prompt: str | None = None
+    suffix: str | None = None
+    raw: bool | None = None
+    stream: bool | None = None
+    options: OptionsBody | None = None
+    system: fields.NoText = None
+    images: fields.NoList = None
+    format: Literal[""] | None = None
+    starpack: fields.ExtensionBody | None = None
+    template: Any = None
+    context: Any = None
+
+
+class ShowBody(Struct, kw_only=True):
+    """A model's name, which is not looked at."""
+
+    model: str | None = None
+    name: str | None = None
+
+
 ANSWER = object_of(
     "model", "created_at", "response", "done",
     model=STRING, created_at=STRING, response=STRING, done=BOOLEAN, done_reason=STRING,
@@ -64,23 +77,23 @@ ANSWER = object_of(
 )  # fmt: skip
 
 
-def read(body: Body, rules: Rules) -> Ask:
+def read(body: GenerateBody, rules: Rules) -> Ask:
     """/api/generate to ask; without a prompt it has none."""
-    said = given(body, "options", {})
-    stops, dropped = fields.read_stops(given(said, "stop"))
-    prompt, suffix = given(body, "prompt", ""), given(body, "suffix", "")
-    context = fields.context_of(body)
+    options = body.options or OptionsBody()
+    stops, dropped = fields.read_stops(options.stop)
+    prompt, suffix = body.prompt or "", body.suffix or ""
+    context = fields.context_of(body.starpack)
     return Ask(
         prompts=(fields.text_prompt(prompt, suffix, rules, context),) if prompt or suffix else (),
         options=GenerateOptions(
-            max_tokens=fields.read_length(given(said, "num_predict"), rules),
-            sampling=fields.read_sampling(said, rules, "repeat_penalty"),
+            max_tokens=fields.read_length(options.num_predict, rules),
+            sampling=fields.read_sampling(options, rules, options.repeat_penalty),
             stop=stops,
         ),
-        stream=fields.is_stream(body, default=True),
-        over_context=fields.over_context_of(body),
+        stream=body.stream is not False,
+        over_context=fields.over_context_of(body.starpack),
         dropped_stops=dropped,
-        ignored=fields.unhonoured(body, IGNORED),
+        ignored=fields.ignored(body, IGNORED),
     )
 
 
@@ -89,7 +102,7 @@ class GenerateView:
 
     framing: Framing = "ndjson"
 
-    def __init__(self, _body: Body, plan: Plan, model: Model) -> None:
+    def __init__(self, _body: GenerateBody, plan: Plan, model: Model) -> None:
         self._plan = plan
         self._model = model
 
@@ -164,7 +177,7 @@ def _details(model: Model) -> dict[str, object]:
     }
 
 
-def _show(service: Service, _body: Body) -> object:
+def _show(service: Service, _body: ShowBody) -> object:
     model = service.model
     return {
         "license": "\n\n".join(text for _, text in model.licences),
@@ -184,7 +197,7 @@ def _show(service: Service, _body: Body) -> object:
     }
 
 
-def _tags(service: Service, _body: Body) -> object:
+def _tags(service: Service, _body: None) -> object:
     model = service.model
     entry = {
         "name": model.name,
@@ -197,20 +210,22 @@ def _tags(service: Service, _body: Body) -> object:
     return {"models": [entry]}
 
 
-def _version(_service: Service, _body: Body) -> object:
+def _version(_service: Service, _body: None) -> object:
     return {"version": API_VERSION}
 
 
 DIALECT = Dialect(
     name="ollama",
     completing=(
-        Completing("/api/generate", "Complete or fill in", BODY, ANSWER, read, GenerateView),
+        Completing(
+            "/api/generate", "Complete or fill in", GenerateBody, ANSWER, read, GenerateView
+        ),
     ),
     telling=(
         Telling(
             "POST", "/api/show", "The model and its template",
             object_of("template", "details", template=STRING), _show,
-            object_of(model=fields.TEXT, name=fields.TEXT),
+            ShowBody,
         ),
         Telling(
             "GET", "/api/tags", "The models that are served",

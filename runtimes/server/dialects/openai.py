@@ -10,7 +10,12 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Annotated, Any
 
+from msgspec import Meta, Struct
+
+from runtimes.errors import UsageError
 from runtimes.generation.completion import Chunk, Finish, FinishReason, GenerateOptions
 from runtimes.generation.sampling import TokenLogprobs
 from runtimes.server.dialects import fields
@@ -18,13 +23,11 @@ from runtimes.server.dialects.endpoint import (
     INTEGER,
     NUMBER,
     STRING,
-    Body,
     Completing,
     Dialect,
     Framing,
     Telling,
     failure,
-    given,
     list_of,
     object_of,
 )
@@ -46,30 +49,39 @@ IGNORED = ("best_of",)
 COPILOT_PATH = "/copilot_internal/v2/token"
 COPILOT_TOKEN_S = 1800  # guessed: half an hour, as GitHub's own
 
-BODY = object_of(
-    "prompt",
-    model=fields.TEXT,
-    prompt={
-        "anyOf": [
-            STRING,
-            list_of(STRING, MOST_RUNS, 1),
-            fields.IDS,
-            list_of(fields.IDS, MOST_RUNS, 1),
-        ]
-    },
-    suffix=fields.TEXT,
-    max_tokens=fields.LENGTH,
-    repetition_penalty=fields.REPETITION,
-    n=fields.whole_number(1, MOST_RUNS),
-    stop=fields.stops_schema(MOST_STOPS),
-    logprobs=fields.whole_number(0, fields.MOST_LOGPROBS),
-    echo=fields.SWITCH,
-    stream=fields.SWITCH,
-    stream_options=fields.nullable(object_of(include_usage=fields.SWITCH)),
-    logit_bias=fields.NOTHING_OF,
-    starpack=fields.EXTENSION,
-    **fields.SAMPLING,
-)
+Texts = Annotated[list[fields.StopText], Meta(max_length=MOST_STOPS)]
+
+
+class StreamOptions(Struct, kw_only=True):
+    """What a stream has besides."""
+
+    include_usage: bool | None = None
+
+
+class SharedBody(fields.SamplingBody, kw_only=True):
+    """What the tasks have as well."""
+
+    max_tokens: fields.Length | None = None
+    repetition_penalty: fields.Repetition | None = None
+    stop: fields.StopText | Texts | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    starpack: fields.ExtensionBody | None = None
+
+
+class CompletionsBody(SharedBody, kw_only=True):
+    """A prompt is a text or ids; several are a list of texts, or of lists of ids."""
+
+    prompt: str | Annotated[list[str | fields.Id | fields.Ids], Meta(min_length=1)]
+    model: str | None = None
+    suffix: str | None = None
+    n: Annotated[int, Meta(ge=1, le=MOST_RUNS)] | None = None
+    logprobs: fields.Logprobs | None = None
+    echo: bool | None = None
+    logit_bias: fields.NoObject = None
+    best_of: Any = None
+
+
 ANSWER = object_of(
     "id", "object", "created", "model", "choices", "usage",
     id=STRING, object={"enum": ["text_completion"]}, created=INTEGER, model=STRING,
@@ -88,41 +100,63 @@ ANSWER = object_of(
 )  # fmt: skip
 
 
-def read(body: Body, rules: Rules) -> Ask:
+def read(body: CompletionsBody, rules: Rules) -> Ask:
     """Body to ask."""
-    stops, dropped = fields.read_stops(given(body, "stop"))
-    logprobs = given(body, "logprobs")
-    echo = bool(given(body, "echo", False))
-    return Ask(
-        prompts=tuple(_prompts(body, rules)),
-        options=GenerateOptions(
-            max_tokens=fields.read_length(given(body, "max_tokens"), rules),
-            sampling=fields.read_sampling(body, rules, "repetition_penalty"),
-            stop=stops,
-            logprobs=None if logprobs is None else int(logprobs),
-        ),
-        choices=int(given(body, "n", 1)),
+    echo = bool(body.echo)
+    return replace(
+        read_shared(body, rules, tuple(_prompts(body, rules)), body.logprobs),
+        choices=body.n or 1,
         echo=echo,
-        scored=echo and logprobs is not None,
-        stream=fields.is_stream(body),
-        over_context=fields.over_context_of(body),
-        dropped_stops=dropped,
-        ignored=fields.unhonoured(body, IGNORED),
+        scored=echo and body.logprobs is not None,
+        ignored=fields.ignored(body, IGNORED),
     )
 
 
-def _prompts(body: Body, rules: Rules) -> Iterator[TextPrompt | IdsPrompt]:
-    suffix, context = given(body, "suffix"), fields.context_of(body)
-    prompt = body["prompt"]
-    if isinstance(prompt, str):
-        prompt = [prompt]
-    elif not isinstance(prompt[0], str | list):
-        prompt = [prompt]  # one prompt of ids
-    for part in prompt:
+def read_shared(
+    body: SharedBody,
+    rules: Rules,
+    prompts: tuple[TextPrompt | IdsPrompt, ...],
+    logprobs: int | None = None,
+) -> Ask:
+    """An ask for one completion of each prompt."""
+    stops, dropped = fields.read_stops(body.stop)
+    return Ask(
+        prompts=prompts,
+        options=GenerateOptions(
+            max_tokens=fields.read_length(body.max_tokens, rules),
+            sampling=fields.read_sampling(body, rules, body.repetition_penalty),
+            stop=stops,
+            logprobs=logprobs,
+        ),
+        stream=bool(body.stream),
+        over_context=fields.over_context_of(body.starpack),
+        dropped_stops=dropped,
+    )
+
+
+def _prompts(body: CompletionsBody, rules: Rules) -> Iterator[TextPrompt | IdsPrompt]:
+    parts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    ids = [part for part in parts if isinstance(part, int)]
+    if ids:
+        if len(ids) != len(parts) or len(ids) > fields.MOST_IDS:
+            raise _bad_prompt()
+        yield IdsPrompt(tuple(ids))
+        return
+    if len(parts) > MOST_RUNS or len({type(part) for part in parts}) != 1:
+        raise _bad_prompt()
+    context = fields.context_of(body.starpack)
+    for part in parts:
         if isinstance(part, str):
-            yield fields.text_prompt(part, suffix, rules, context)
-        else:
-            yield fields.ids_prompt(part)
+            yield fields.text_prompt(part, body.suffix, rules, context)
+        elif isinstance(part, list):
+            yield IdsPrompt(tuple(part))
+
+
+def _bad_prompt() -> UsageError:
+    return UsageError(
+        "prompt is a list of different kinds, or too long",
+        expected=f"at most {MOST_RUNS} texts or lists of ids, or {fields.MOST_IDS} ids",
+    )
 
 
 def finish_reason(reason: FinishReason) -> str:
@@ -135,10 +169,10 @@ class CompletionView:
 
     framing: Framing = "sse"
 
-    def __init__(self, body: Body, plan: Plan, model: Model) -> None:
+    def __init__(self, body: SharedBody, plan: Plan, model: Model) -> None:
         self._plan = plan
         self._model = model
-        self._usage = bool(given(given(body, "stream_options", {}), "include_usage", False))
+        self._usage = bool(body.stream_options and body.stream_options.include_usage)
         self._head = {
             "id": f"cmpl-{uuid.uuid4().hex}",
             "object": "text_completion",
@@ -244,14 +278,14 @@ def _choice(
     }
 
 
-def _models(service: Service, _body: Body) -> object:
+def _models(service: Service, _body: None) -> object:
     model = service.model
     created = int(model.modified_s)
     entry = {"id": model.name, "object": "model", "created": created, "owned_by": "starpack"}
     return {"object": "list", "data": [entry]}
 
 
-def _copilot_token(_service: Service, _body: Body) -> object:
+def _copilot_token(_service: Service, _body: None) -> object:
     """Copilot's clients ask for a token before all else. This server's key is not given away."""
     now = int(time.time())
     return {
@@ -267,6 +301,7 @@ MODELS = object_of(
     data=list_of(object_of("id", "object", "created", "owned_by", id=STRING, object=STRING)),
 )  # fmt: skip
 TOKEN = object_of("token", "expires_at", token=STRING, expires_at=NUMBER, refresh_in=NUMBER)
+SUMMARY = "Complete, or with a suffix fill in"
 PATHS = (
     "/v1/completions",
     "/completions",
@@ -278,8 +313,7 @@ PATHS = (
 DIALECT = Dialect(
     name="openai",
     completing=tuple(
-        Completing(path, "Complete, or with a suffix fill in", BODY, ANSWER, read, CompletionView)
-        for path in PATHS
+        Completing(path, SUMMARY, CompletionsBody, ANSWER, read, CompletionView) for path in PATHS
     ),
     telling=(
         Telling("GET", "/v1/models", "The model that is served", MODELS, _models),

@@ -6,8 +6,12 @@ text and where it goes; a stream's first event has it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
 
 from runtimes.generation.completion import Chunk, Finish
 from runtimes.prompts import tasks
@@ -16,22 +20,80 @@ from runtimes.prompts.tasks import Task
 from runtimes.server.dialects import fields, openai
 from runtimes.server.dialects.endpoint import (
     STRING,
-    Body,
     Completing,
     Dialect,
     Telling,
     failure,
-    given,
     list_of,
     object_of,
 )
-from runtimes.server.http.schema import Schema
+from runtimes.server.http.body import LARGEST
 from runtimes.server.request import Ask, Model, Plan, Result, Rules, TextPrompt
 from runtimes.server.service import Service
 
-LANGUAGE = {"type": "string", "enum": list(NAMES)}
-_OPENAI_ONLY = frozenset({"model", "prompt", "suffix", "n", "logprobs", "echo", "logit_bias"})
-SHARED = {k: v for k, v in openai.BODY["properties"].items() if k not in _OPENAI_ONLY}
+Language = Annotated[str, Meta(extra_json_schema={"enum": list(NAMES)})]
+
+
+class TaskBody(openai.SharedBody, kw_only=True):
+    """A task's own fields, and how it is generated."""
+
+    def task(self) -> Task:
+        """The pattern, filled in; raises UsageError."""
+        raise NotImplementedError
+
+
+class CompleteTaskBody(TaskBody, kw_only=True):
+    """A text."""
+
+    prompt: str
+
+    def task(self) -> Task:
+        return tasks.complete(self.prompt)
+
+
+class InfillTaskBody(TaskBody, kw_only=True):
+    """The text around a gap."""
+
+    prefix: str
+    suffix: str
+
+    def task(self) -> Task:
+        return tasks.infill(self.prefix, self.suffix)
+
+
+class DocstringTaskBody(TaskBody, kw_only=True):
+    """Code. `line` counts from 1."""
+
+    code: str
+    language: Language
+    line: Annotated[int, Meta(ge=1, le=LARGEST)] | None = None
+
+    def task(self) -> Task:
+        return tasks.docstring(self.code, language_named(self.language), self.line or 1)
+
+
+class ExplainTaskBody(TaskBody, kw_only=True):
+    """Code."""
+
+    code: str
+    language: Language
+
+    def task(self) -> Task:
+        return tasks.explain(self.code, language_named(self.language))
+
+
+class TranslateTaskBody(TaskBody, kw_only=True):
+    """Code, and the language to write it in."""
+
+    code: str
+    language: Language
+    to: Language
+
+    def task(self) -> Task:
+        languages = language_named(self.language), language_named(self.to)
+        return tasks.translate(self.code, *languages)
+
+
 ANSWER = object_of(
     *openai.ANSWER["required"],
     "task",
@@ -43,76 +105,34 @@ ANSWER = object_of(
 )  # fmt: skip
 
 
-def _docstring(body: Body) -> Task:
-    line = int(given(body, "line", 1))
-    return tasks.docstring(body["code"], language_named(body["language"]), line)
-
-
-def _explain(body: Body) -> Task:
-    return tasks.explain(body["code"], language_named(body["language"]))
-
-
-def _translate(body: Body) -> Task:
-    languages = language_named(body["language"]), language_named(body["to"])
-    return tasks.translate(body["code"], *languages)
-
-
-# name: (summary, its fields, those that may be left out, body to task)
-TASKS: dict[str, tuple[str, dict[str, Schema], frozenset[str], Callable[[Body], Task]]] = {
-    "complete": (
-        "Continue a text",
-        {"prompt": STRING}, frozenset(), lambda body: tasks.complete(body["prompt"]),
-    ),
-    "infill": (
-        "Fill in between a prefix and a suffix",
-        {"prefix": STRING, "suffix": STRING}, frozenset(),
-        lambda body: tasks.infill(body["prefix"], body["suffix"]),
-    ),
+# name: (summary, body)
+TASKS: dict[str, tuple[str, type[TaskBody]]] = {
+    "complete": ("Continue a text", CompleteTaskBody),
+    "infill": ("Fill in between a prefix and a suffix", InfillTaskBody),
     "docstring": (
         "Document the first definition at or after a line (from 1, the default)",
-        {"code": STRING, "language": LANGUAGE, "line": fields.whole_number(1)},
-        frozenset({"line"}), _docstring,
+        DocstringTaskBody,
     ),
-    "explain": (
-        "Continue a comment that explains the code",
-        {"code": STRING, "language": LANGUAGE}, frozenset(), _explain,
-    ),
-    "translate": (
-        "The code in another language",
-        {"code": STRING, "language": LANGUAGE, "to": LANGUAGE}, frozenset(), _translate,
-    ),
-}  # fmt: skip
+    "explain": ("Continue a comment that explains the code", ExplainTaskBody),
+    "translate": ("The code in another language", TranslateTaskBody),
+}
 
 
-def _endpoint(name: str) -> Completing:
-    summary, own, optional, read_task = TASKS[name]
-
-    def read(body: Body, rules: Rules) -> Ask:
-        """The pattern is never looked at for control tokens that are spelt out."""
-        task = read_task(body)
-        ask = openai.read(_shared(body) | {"prompt": ""}, rules)
-        options = replace(ask.options, stop=tuple(dict.fromkeys((*ask.options.stop, *task.stop))))
-        prompt = TextPrompt(task.prefix, task.suffix, fields.context_of(body))
-        return replace(ask, prompts=(prompt,), options=options)
-
-    def view(body: Body, plan: Plan, model: Model) -> TaskView:
-        return TaskView(_shared(body), plan, model, read_task(body))
-
-    required = [field for field in own if field not in optional]
-    body = object_of(*required, **own, **SHARED)
-    return Completing(f"/v1/tasks/{name}", summary, body, ANSWER, read, view)
-
-
-def _shared(body: Body) -> Body:
-    """OpenAI's fields that a task has; the others were not checked, so they are as if unknown."""
-    return {name: value for name, value in body.items() if name in SHARED}
+def read(body: TaskBody, rules: Rules) -> Ask:
+    """Body to ask. The pattern is never looked at for control tokens that are spelt out."""
+    task = body.task()
+    prompt = TextPrompt(task.prefix, task.suffix, fields.context_of(body.starpack))
+    ask = openai.read_shared(body, rules, (prompt,))
+    stop = tuple(dict.fromkeys((*ask.options.stop, *task.stop)))
+    return replace(ask, options=replace(ask.options, stop=stop))
 
 
 class TaskView(openai.CompletionView):
     """A text_completion with `task` beside it."""
 
-    def __init__(self, body: Body, plan: Plan, model: Model, task: Task) -> None:
+    def __init__(self, body: TaskBody, plan: Plan, model: Model) -> None:
         super().__init__(body, plan, model)
+        task = body.task()
         self._task = {"before": task.before, "after": task.after, "at": task.at}
         self._is_told = False
 
@@ -134,12 +154,20 @@ class TaskView(openai.CompletionView):
             self._is_told = True
 
 
-def _list(_service: Service, _body: Body) -> object:
+def _list(_service: Service, _body: None) -> object:
     about = [
-        {"name": name, "summary": summary, "fields": list(own), "optional": sorted(optional)}
-        for name, (summary, own, optional, _) in TASKS.items()
+        {"name": name, "summary": summary, **_own_fields(body)}
+        for name, (summary, body) in TASKS.items()
     ]
     return {"tasks": about, "languages": list(NAMES)}
+
+
+def _own_fields(body: type[TaskBody]) -> dict[str, list[str]]:
+    own = [f for f in msgspec.structs.fields(body) if f.name not in TaskBody.__struct_fields__]
+    return {
+        "fields": [field.name for field in own],
+        "optional": [field.name for field in own if not field.required],
+    }
 
 
 LIST = object_of(
@@ -154,7 +182,10 @@ LIST = object_of(
 )  # fmt: skip
 DIALECT = Dialect(
     name="tasks",
-    completing=tuple(map(_endpoint, TASKS)),
+    completing=tuple(
+        Completing(f"/v1/tasks/{name}", summary, body, ANSWER, read, TaskView)
+        for name, (summary, body) in TASKS.items()
+    ),
     telling=(Telling("GET", "/v1/tasks", "The tasks, and the languages they know", LIST, _list),),
     failure=failure,
 )

@@ -8,17 +8,19 @@ client for Hugging Face's API takes either.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
 
 from runtimes.generation.completion import Chunk, Finish, FinishReason, GenerateOptions
 from runtimes.generation.sampling import TokenLogprobs
 from runtimes.server.dialects import fields
 from runtimes.server.dialects.endpoint import (
     STRING,
-    Body,
     Completing,
     Dialect,
     Framing,
-    given,
     object_of,
 )
 from runtimes.server.request import Ask, Model, Plan, Result, Rules, TextPrompt, report
@@ -28,53 +30,65 @@ REASONS: dict[FinishReason, str] = {
     "stop": "eos_token", "stop_string": "stop_sequence", "indent": "stop_sequence",
 }  # fmt: skip
 
-PARAMETERS = object_of(
-    max_new_tokens=fields.LENGTH,
-    repetition_penalty=fields.REPETITION,
-    do_sample=fields.SWITCH,
-    stop=fields.nullable({"type": "array", "items": fields.STOP_TEXT, "maxItems": 16}),
-    stop_tokens=fields.nullable({"type": "array", "items": fields.STOP_TEXT, "maxItems": 16}),
-    return_full_text=fields.SWITCH,
-    details=fields.SWITCH,
-    grammar=fields.NOTHING_OF,
-    **fields.SAMPLING,
-)
-BODY = object_of(
-    "inputs",
-    inputs=STRING,
-    parameters=fields.nullable(PARAMETERS),
-    stream=fields.SWITCH,
-    starpack=fields.EXTENSION,
-)
+Texts = Annotated[list[fields.StopText], Meta(max_length=16)]
+
+
+class ParametersBody(fields.SamplingBody, kw_only=True):
+    """How to generate. llm-ls calls its stop strings `stop_tokens`."""
+
+    max_new_tokens: fields.Length | None = None
+    repetition_penalty: fields.Repetition | None = None
+    do_sample: bool | None = None
+    stop: Texts | None = None
+    stop_tokens: Texts | None = None
+    return_full_text: bool | None = None
+    details: bool | None = None
+    grammar: fields.NoObject = None
+    typical_p: Any = None
+    watermark: Any = None
+    truncate: Any = None
+    adapter_id: Any = None
+    best_of: Any = None
+
+
+class TextGenerationBody(Struct, kw_only=True):
+    """A prompt, with control tokens spelt out where it has a gap."""
+
+    inputs: str
+    parameters: ParametersBody | None = None
+    stream: bool | None = None
+    starpack: fields.ExtensionBody | None = None
+
+
 ANSWER = object_of("generated_text", generated_text=STRING, details={"type": ["object", "null"]})
 
 
-def read(body: Body, rules: Rules) -> Ask:
-    """Body to ask. llm-ls calls its stop strings `stop_tokens`."""
-    said = given(body, "parameters", {})
-    stops, dropped = fields.read_stops(given(said, "stop"), given(said, "stop_tokens"))
-    if given(said, "do_sample") is False:
-        said = {**said, "temperature": 0}
-    stream = fields.is_stream(body)
+def read(body: TextGenerationBody, rules: Rules) -> Ask:
+    """Body to ask."""
+    said = body.parameters or ParametersBody()
+    stops, dropped = fields.read_stops(said.stop, said.stop_tokens)
+    if said.do_sample is False:
+        said = msgspec.structs.replace(said, temperature=0.0)
+    stream = bool(body.stream)
     return Ask(
-        prompts=(fields.text_prompt(body["inputs"], None, rules, fields.context_of(body)),),
+        prompts=(fields.text_prompt(body.inputs, None, rules, fields.context_of(body.starpack)),),
         options=GenerateOptions(
-            max_tokens=fields.read_length(given(said, "max_new_tokens"), rules),
-            sampling=fields.read_sampling(said, rules, "repetition_penalty"),
+            max_tokens=fields.read_length(said.max_new_tokens, rules),
+            sampling=fields.read_sampling(said, rules, said.repetition_penalty),
             stop=stops,
-            logprobs=0 if stream or given(said, "details") else None,
+            logprobs=0 if stream or said.details else None,
         ),
-        echo=bool(given(said, "return_full_text", False)),
+        echo=bool(said.return_full_text),
         stream=stream,
-        over_context=fields.over_context_of(body),
+        over_context=fields.over_context_of(body.starpack),
         dropped_stops=dropped,
-        ignored=fields.unhonoured(said, IGNORED),
+        ignored=fields.ignored(said, IGNORED),
     )
 
 
-def read_stream(body: Body, rules: Rules) -> Ask:
+def read_stream(body: TextGenerationBody, rules: Rules) -> Ask:
     """The same, for the path that always streams."""
-    return read({**body, "stream": True}, rules)
+    return read(msgspec.structs.replace(body, stream=True), rules)
 
 
 class GenerateView:
@@ -82,10 +96,10 @@ class GenerateView:
 
     framing: Framing = "sse"
 
-    def __init__(self, body: Body, plan: Plan, model: Model) -> None:
+    def __init__(self, body: TextGenerationBody, plan: Plan, model: Model) -> None:
         self._plan = plan
         self._model = model
-        self._details = bool(given(given(body, "parameters", {}), "details", False))
+        self._details = bool(body.parameters and body.parameters.details)
         prompt = plan.ask.prompts[0]
         self._text = ""  # all of it so far
         if plan.ask.echo and isinstance(prompt, TextPrompt):
@@ -154,11 +168,16 @@ DIALECT = Dialect(
     name="tgi",
     completing=(
         *(
-            Completing(path, "Complete or fill in", BODY, ANSWER, read, GenerateView)
+            Completing(path, "Complete or fill in", TextGenerationBody, ANSWER, read, GenerateView)
             for path in PATHS
         ),
         Completing(
-            "/generate_stream", "The same, as a stream", BODY, ANSWER, read_stream, GenerateView
+            "/generate_stream",
+            "The same, as a stream",
+            TextGenerationBody,
+            ANSWER,
+            read_stream,
+            GenerateView,
         ),
     ),
     telling=(),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
-from runtimes.server.dialects.endpoint import MEDIA_TYPES, Dialect, Telling
-from runtimes.server.http.schema import Schema
+import msgspec
+
+from runtimes.server.dialects.endpoint import MEDIA_TYPES, Dialect, Schema, Telling
 
 ABOUT = """\
 Generates and infills code with a StarCoder2 model. The same two verbs in the dialects of several
@@ -24,35 +26,52 @@ ERRORS = {
     "500": "The engine failed",
     "503": "The server is being stopped, or does not answer",
 }
+# A parameter cannot have every character: a line break is none of a path.
+NO_SUCH_PATH = {"404": "No such path"}
+REFERENCE = "#/components/schemas/{name}"
+References = dict[type[Any], Schema]
 PARAMETER = re.compile(r"\{(\w+)(:\w+)?\}")
 
 
-def describe(dialects: Iterable[Dialect], own: Iterable[Telling]) -> dict[str, object]:
+def describe(dialects: Iterable[Dialect], own: Iterable[Telling[Any]]) -> dict[str, object]:
     """The whole document. `own` are the endpoints that belong to no dialect."""
+    bodies: list[type[Any]] = []
+    for dialect in dialects:
+        bodies += [run.body for run in dialect.completing]
+        bodies += [info.body for info in dialect.telling if info.body is not None]
+    found, schemas = msgspec.json.schema_components(bodies, ref_template=REFERENCE)
+    references: References = dict(zip(bodies, found, strict=True))
     paths: dict[str, dict[str, object]] = {}
     for dialect in dialects:
         for run in dialect.completing:
             answers: dict[str, object] = {"application/json": {"schema": run.answer}}
             answers |= {media_type: {} for media_type in MEDIA_TYPES.values()}
-            _add(paths, dialect.name, "POST", run.path, run.summary, run.body, answers)
+            body = references[run.body]
+            _add(paths, dialect.name, "POST", run.path, run.summary, body, answers)
         for info in dialect.telling:
-            _add_telling(paths, dialect.name, info)
+            _add_telling(paths, dialect.name, info, references)
     for info in own:
-        _add_telling(paths, "starpack", info)
+        _add_telling(paths, "starpack", info, references)
     return {
         "openapi": "3.1.0",
         "info": {"title": "starpack", "version": "1", "description": ABOUT},
         "paths": paths,
-        "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
         "security": [{}, {"key": []}],
     }
 
 
-def _add_telling(paths: dict[str, dict[str, object]], tag: str, endpoint: Telling) -> None:
+def _add_telling(
+    paths: dict[str, dict[str, object]], tag: str, endpoint: Telling[Any], references: References
+) -> None:
     answers: dict[str, object] = {"application/json": {"schema": endpoint.answer}}
     if endpoint.answer is None:
         answers = {endpoint.media_type: {"schema": {"type": "string"}}}
-    _add(paths, tag, endpoint.method, endpoint.path, endpoint.summary, endpoint.body, answers)
+    body = None if endpoint.body is None else references[endpoint.body]
+    _add(paths, tag, endpoint.method, endpoint.path, endpoint.summary, body, answers)
 
 
 def _add(
@@ -66,7 +85,7 @@ def _add(
 ) -> None:
     errors = {
         status: {"description": text, "content": {"application/json": {}}}
-        for status, text in ERRORS.items()
+        for status, text in (ERRORS | (NO_SUCH_PATH if "{" in path else {})).items()
     }
     operation: dict[str, object] = {
         "tags": [tag],

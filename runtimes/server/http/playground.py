@@ -14,13 +14,13 @@ from pathlib import Path
 from string import Template
 
 from runtimes.prompts.languages import LANGUAGES
-from runtimes.server.dialects.endpoint import Body, Telling, Text
+from runtimes.server.dialects.endpoint import Telling, Text
 from runtimes.server.service import Service
 
 FOLDER = Path(__file__).parent / "page"
 
 
-def page(service: Service, _body: Body) -> Text:
+def page(service: Service, _body: None) -> Text:
     """The page of a service. It holds no secret: its user brings the API key."""
     source, style, script = _files()
     model = service.model

@@ -271,7 +271,7 @@ def test_real_wheel_holds_the_engine_once() -> None:
 
 
 def test_the_server_brings_all_that_it_needs() -> None:
-    needed, waiting = set(), ["starlette", "uvicorn"]
+    needed, waiting = set(), ["starlette", "uvicorn", "msgspec"]
     while waiting:
         name = waiting.pop()
         needed.add(canonicalize_name(name))

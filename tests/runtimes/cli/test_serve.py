@@ -118,7 +118,7 @@ def test_a_new_dialect_is_one_file_and_one_name(bundle, port, monkeypatch, capsy
     words = ["serve", "--bundle", str(bundle), "--port", str(port)]
     code, (good, bad, wrong_host, description, metrics) = serve_and_ask(words, ask)
     assert code == 0 and good.status_code == 200 and good.json()["said"]
-    assert bad.json()["no"].startswith("400 say is 3")
+    assert bad.json()["no"].startswith("400 say is of type int")
     assert wrong_host.json()["no"].startswith("403 ")
     described = description.json()["paths"]["/toys/{name}/say"]["post"]
     assert described["tags"] == ["toy"] and described["parameters"][0]["name"] == "name"

@@ -81,10 +81,11 @@ def test_the_tasks_are_listed(client: TestClient) -> None:
     listed = client.get("/v1/tasks").json()
     assert {entry["name"] for entry in listed["tasks"]} == {name for name, _, _ in CASES}
     assert listed["languages"] == list(LANGUAGES)
-    paths = client.get("/openapi.json").json()["paths"]
+    document = client.get("/openapi.json").json()
     for entry in listed["tasks"]:
-        schema = paths[f"/v1/tasks/{entry['name']}"]["post"]["requestBody"]["content"]
-        body = schema["application/json"]["schema"]
+        path = document["paths"][f"/v1/tasks/{entry['name']}"]
+        schema = path["post"]["requestBody"]["content"]["application/json"]["schema"]
+        body = document["components"]["schemas"][schema["$ref"].split("/")[-1]]
         assert set(body["required"]) == set(entry["fields"]) - set(entry["optional"])
 
 
