@@ -96,17 +96,18 @@ def make_server(app: Any, address: Address) -> uvicorn.Server:
 
 def run(server: uvicorn.Server, listening: socket.socket) -> None:
     """Serve until SIGINT or SIGTERM. The first one stops gracefully, a second SIGINT at once."""
+
     # uvicorn raises the signal again when it has stopped; that is then no reason to die of it.
-    before = {s: signal.signal(s, _ignore) for s in (signal.SIGINT, signal.SIGTERM)}
+    # One that comes before uvicorn listens to signals is not lost.
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         server.run(sockets=[listening])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _ignore(*_: object) -> None:
-    pass
 
 
 class _Protocol(H11Protocol):

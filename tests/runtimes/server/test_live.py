@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import ssl
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 
 from runtimes.errors import DeviceError, UsageError
 from runtimes.server import listen
-from runtimes.server.app import Settings
+from runtimes.server.app import Settings, create_app
 from runtimes.server.listen import Address, make_server, open_socket, url_of
 from tests.support.serving import listening, make_service, wait_until
 
@@ -265,3 +266,25 @@ def test_addresses():
         assert "--port" in caught.value.remedy
     with pytest.raises(DeviceError):
         open_socket(Address(host="203.0.113.1", port=0))
+
+
+def test_a_signal_before_the_server_listens_to_signals_is_not_lost(service, monkeypatch):
+    where = Address(port=0)
+    server = make_server(create_app(service, Settings()), where)
+    begin, forgotten = server.run, threading.Event()
+
+    def run(sockets: list[socket.socket]) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        begin(sockets=sockets)
+
+    def forget() -> None:
+        forgotten.set()
+        server.should_exit = True
+
+    monkeypatch.setattr(server, "run", run)
+    timer = threading.Timer(5, forget)
+    timer.start()
+    with open_socket(where) as opened:
+        listen.run(server, opened)
+    timer.cancel()
+    assert not forgotten.is_set()
