@@ -1,9 +1,9 @@
 """A request's body: strict JSON, then a struct of a dialect, or an error that names the field.
 
 JSON is decoded by the standard library, which tells a lone surrogate from a broken text: no NaN, no
-infinity, no nesting without end. msgspec checks types and limits, which its structs declare; they
-are also what /openapi.json shows. Fields that a struct does not name are skipped: clients send
-what other servers know.
+infinity, no key twice, no nesting without end. msgspec checks types and limits. The structs declare
+them, and /openapi.json shows them. Unknown fields are ignored: clients send what other servers
+know.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def read_body(data: bytes, kind: type[B]) -> B:
 def decode(data: bytes) -> dict[str, Any]:
     """The JSON object in `data`; raises UsageError."""
     try:
-        value = json.loads(data, parse_constant=_not_a_number, parse_float=_finite)
+        value = json.loads(
+            data, parse_constant=_not_a_number, parse_float=_finite, object_pairs_hook=_unique
+        )
     except RecursionError:
         raise _too_deep() from None
     except ValueError as error:  # malformed, not UTF-8, or a whole number of thousands of digits
@@ -53,6 +55,14 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{text[:20]} is too large a number")
     return int(value) if value.is_integer() and abs(value) <= LARGEST else value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Two readers could take a key that is given twice for two different values."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("an object has a key twice")
+    return value
 
 
 def _not_a_number(name: str) -> float:

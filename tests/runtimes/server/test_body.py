@@ -113,6 +113,7 @@ def test_a_whole_number_is_one_however_it_is_written(text):
         b"", b"{", b"[]", b'"text"', b"null", b"\xff\xfe{}", b'{"a": NaN}', b'{"a": Infinity}',
         b'{"a": 1e999}', b'{"a": -1e999}', b"[" * 100_000, b'{"a":' * 100_000,
         b'{"a": ' + b"9" * 5000 + b"}", b'{"a": 1} trailing',
+        b'{"prompt": "a", "prompt": "b"}', b'{"a": {"b": 1, "b": 1}}',
     ],
 )  # fmt: skip
 def test_what_is_no_object_in_json_is_refused(data):
