@@ -89,7 +89,7 @@ class Walk:
         options = BackendOptions(
             context_tokens=job.tokens, threads=job.threads, chunk_tokens=CHUNK_TOKENS
         )
-        way = {} if job.way is None else {"way": job.way}
+        way = {} if job.way is None else {"kernel_path": job.way}
         self.job, self.ids = job, ids
         self.backend: Backend = module.open_backend(
             Path(job.model), Window(job.window_tokens), options, **way

@@ -104,7 +104,7 @@ class Backend(Protocol):
         """How many ids have been taken in; the next id gets this position."""
 
     @property
-    def kept_from(self) -> int:
+    def min_rewind(self) -> int:
         """The least position above 0 that `rewind` can still return to exactly (0 is always)."""
 
     def forward(self, ids: Sequence[int], last_only: bool = True) -> np.ndarray:

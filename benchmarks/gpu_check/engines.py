@@ -73,7 +73,7 @@ def _gptq_ways() -> Sequence[Open]:
     )
 
     def in_float32(path: Path, window: Window, options: BackendOptions) -> Backend:
-        return open_backend(path, window, options, way="float32")
+        return open_backend(path, window, options, kernel_path="float32")
 
     return open_backend, in_float32
 

@@ -56,9 +56,9 @@ def check_rewind(backend: Backend, position: int) -> None:
     """Raises RewindError where the window has dropped what `position` needs."""
     if not 0 <= position <= backend.position:
         raise ValueError(f"cannot rewind to {position} from {backend.position}")
-    if position not in (0, backend.position) and position < backend.kept_from:
+    if position not in (0, backend.position) and position < backend.min_rewind:
         raise RewindError(
             f"position {position} needs keys that the window has already dropped",
-            expected=f"0, or {backend.kept_from} to {backend.position}",
+            expected=f"0, or {backend.min_rewind} to {backend.position}",
             remedy="rewind to 0 and take the ids in again",
         )

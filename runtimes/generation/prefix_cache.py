@@ -57,7 +57,7 @@ class Tape:
 
         A backend that makes room in steps keeps at least a chunk's worth each time.
         """
-        held = self._backend.position - self._backend.kept_from
+        held = self._backend.position - self._backend.min_rewind
         return min(held, self._backend.chunk_tokens)
 
     @property
@@ -143,7 +143,7 @@ class Tape:
 
     def _can_return_to(self, position: int) -> bool:
         at_end = position == self._backend.position
-        return at_end or position >= self._backend.kept_from
+        return at_end or position >= self._backend.min_rewind
 
 
 def _common(held: Sequence[int], wanted: Sequence[int]) -> int:

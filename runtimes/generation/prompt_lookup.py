@@ -4,8 +4,8 @@ Code repeats itself, so what followed last time often follows again (Saxena 2023
 decoding). A guess costs nothing to make; the runtime checks several in one forward call, and the
 sampler itself chooses every id, so a guess can save time but never change a token. Each id that
 comes shows whether it would have been guessed, also while nothing is: so guessing stops by itself
-where it does not pay (row_costs.py), and starts again where it would. Knows nothing of backends or
-logits.
+where it does not pay, and starts again where it would (backends/call_costs.py). Knows nothing of
+backends or logits.
 """
 
 from __future__ import annotations

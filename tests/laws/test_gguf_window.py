@@ -128,10 +128,10 @@ def test_a_second_rewind_does_not_go_behind_the_rings_beginning(converted):
     for _ in range(18):  # 288 ids: the ring has 256 cells
         backend.forward(ids)
     backend.rewind(256)
-    assert backend.kept_from == 256
+    assert backend.min_rewind == 256
     backend.rewind(0)
     backend.forward(ids)
-    assert backend.kept_from == 0
+    assert backend.min_rewind == 0
     backend.close()
 
 

@@ -1,4 +1,4 @@
-"""The GPTQ backend's way on GPUs: what can be known of it without one, and with one the rest.
+"""The GPTQ backend on GPUs: what can be known of it without one, and with one the rest.
 
 torch's int4 operations, which only CUDA has, are replaced by tests/support/int4_kernel.py; whatever
 else the GPU's path computes runs here as it is. Where a GPU is there, the last tests run on it too.
@@ -64,8 +64,8 @@ def stepping(path, floats, **options):
 # The step of fixed shape
 
 
-@pytest.mark.parametrize("way", ["tiled", "half", "expanded", "float32"])
-def test_a_step_asks_nothing_of_the_device_and_mixes_no_devices(made, monkeypatch, way):
+@pytest.mark.parametrize("kernel_path", ["tiled", "half", "expanded", "float32"])
+def test_a_step_asks_nothing_of_the_device_and_mixes_no_devices(made, monkeypatch, kernel_path):
     """On the meta device, where there is nothing to read: a graph cannot read back either."""
     ops = types.SimpleNamespace(
         _convert_weight_to_int4pack=torch.ops.aten._convert_weight_to_int4pack,
@@ -74,7 +74,9 @@ def test_a_step_asks_nothing_of_the_device_and_mixes_no_devices(made, monkeypatc
     monkeypatch.setattr(tiles, "_ops", ops)
     _, path, *_ = made
     files = Files(path, read_config(path))
-    model = Model(files, cells=60, positions=200, way=way, device=torch.device("meta"))
+    model = Model(
+        files, slots=60, positions=200, kernel_path=kernel_path, device=torch.device("meta")
+    )
     for step in steps_of(model):
         logits = step.compute()
         assert (logits.shape, logits.dtype) == ((step.size, 320), torch.float32)
@@ -94,7 +96,7 @@ def test_steps_give_the_references_logits_before_at_and_past_the_window(made, si
         logits = backend.forward(part.tolist(), last_only=False)
         assert np.abs(logits - reference[position : position + len(part)]).max() < MOST_ERROR
         position, turn = position + len(part), turn + 1
-    assert backend._cells.first > 0  # the cells did move
+    assert backend._slots.first > 0  # the slots did move
     assert sum(taken.values()) >= 0.9 * sum(
         sizes[i % len(sizes)] <= max(STEP_IDS) for i in range(turn)
     )
@@ -169,21 +171,21 @@ def test_what_is_recorded_is_what_is_replayed(made, monkeypatch):
     backend.close()
 
 
-@pytest.mark.parametrize("way", MOST_RMS)
-def test_steps_err_past_the_window_as_they_do_inside(made, kernel, way):
+@pytest.mark.parametrize("kernel_path", MOST_RMS)
+def test_steps_err_past_the_window_as_they_do_inside(made, kernel, kernel_path):
     floats, path, ids, reference = made
-    backend = stepping(path, floats, chunk_tokens=40, way=way)
+    backend = stepping(path, floats, chunk_tokens=40, kernel_path=kernel_path)
     error = logits_of(backend, ids, 1) - reference
     backend.rewind(0)
     chunks = logits_of(backend, ids, 40) - reference
     backend.close()
     window = floats.window.size_tokens
     for found in (error, chunks):
-        assert rms(found[:window]) < MOST_RMS[way]
+        assert rms(found[:window]) < MOST_RMS[kernel_path]
         assert rms(found[window:]) < 1.3 * rms(found[:window])
 
 
-@pytest.mark.parametrize("context", [21, 96])  # all of it in cells, or more than they hold
+@pytest.mark.parametrize("context", [21, 96])  # all of it in slots, or more than they hold
 def test_a_step_ends_where_the_context_or_the_cells_do(made, context):
     floats, path, ids, reference = made
     backend = stepping(path, floats, context=context, chunk_tokens=8)
@@ -215,23 +217,25 @@ def gpu(kernel, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("capability", "free_gib", "path", "way"),
+    ("capability", "free_gib", "path", "kernel_path"),
     [
         ((8, 6), 8.0, "int4 kernel for few rows, expanded to bfloat16 for many", "tiled"),
         ((7, 5), 8.0, "float16 weights", "half"),
         ((7, 5), 0.002, "expanded to float16 for each product", "expanded"),
     ],
 )
-def test_the_backend_takes_the_devices_way_and_says_so(made, gpu, capability, free_gib, path, way):
+def test_the_backend_takes_the_devices_path_and_says_so(
+    made, gpu, capability, free_gib, path, kernel_path
+):
     floats, artifact, ids, reference = made
     gpu(capability, free_gib)
-    backend = open_backend(artifact, floats, way=None, provider="cuda", chunk_tokens=40)
+    backend = open_backend(artifact, floats, kernel_path=None, provider="cuda", chunk_tokens=40)
     said = backend.describe()
     assert said["path"] == path
     assert said["capability"] == "CUDA {}.{}".format(*capability)
     assert (said["device"], said["cuda_graphs"]) == ("A card", "for up to 1, 2, 4, 8, 16 ids")
     error = np.concatenate([logits_of(backend, ids[:80], 40), logits_of(backend, ids[80:100], 1)])
-    assert rms(error - reference[:100]) < MOST_RMS[way]
+    assert rms(error - reference[:100]) < MOST_RMS[kernel_path]
     use = backend.memory_bytes()
     linears = [x for layer in backend._model.layers for x in layer.linears]
     weights = {
@@ -262,7 +266,7 @@ def test_every_recipe_is_computed_as_its_weights_say(tmp_path, gpu, recipe, head
     ids = np.random.default_rng(5).integers(40, 320, 150)
     floats = dequantised(checkpoint, path, int(recipe[1]), tmp_path / "float")
     gpu(capability)
-    backend = open_backend(path, checkpoint, way=None, provider="cuda", chunk_tokens=150)
+    backend = open_backend(path, checkpoint, kernel_path=None, provider="cuda", chunk_tokens=150)
     error = rms(logits_of(backend, ids, 150) - eager_logits(floats, ids))
     backend.close()
     assert error < {8: 0.05, 4: 0.3}[head_bits]
@@ -271,7 +275,7 @@ def test_every_recipe_is_computed_as_its_weights_say(tmp_path, gpu, recipe, head
 def test_values_beyond_float16_are_an_error_and_no_answer(made, gpu):
     floats, path, ids, _ = made
     gpu((7, 5))
-    backend = open_backend(path, floats, way=None, provider="cuda")
+    backend = open_backend(path, floats, kernel_path=None, provider="cuda")
     backend._model.layers[1].down.weights[:] = torch.inf
     with pytest.raises(DeviceError, match="position 0 a value is beyond the range of float16"):
         backend.forward(ids[:3].tolist())
@@ -288,7 +292,7 @@ def test_memory_that_runs_out_is_an_error_with_the_remedy(made, gpu, monkeypatch
 
     monkeypatch.setattr(backend_module, "steps_of", out_of_memory)
     with pytest.raises(DeviceError, match="failed to load the model: CUDA out of memory") as caught:
-        open_backend(path, floats, way=None, provider="cuda")
+        open_backend(path, floats, kernel_path=None, provider="cuda")
     assert "smaller recipe" in caught.value.remedy
 
 
@@ -298,7 +302,7 @@ def test_memory_that_runs_out_is_an_error_with_the_remedy(made, gpu, monkeypatch
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_devices_own_way_errs_past_the_window_as_it_does_inside(made, device):
     floats, path, ids, reference = made
-    backend = open_backend(path, floats, way=None, provider=device, chunk_tokens=40)
+    backend = open_backend(path, floats, kernel_path=None, provider=device, chunk_tokens=40)
     window = floats.window.size_tokens
     for chunk in (1, 5, 40):
         backend.rewind(0)

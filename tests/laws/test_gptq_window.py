@@ -61,7 +61,7 @@ def test_logits_equal_the_reference_at_every_position(quantised, chunk):
 def test_the_packed_way_errs_past_the_window_as_it_does_inside(quantised, chunk):
     floats, path, ids, reference = quantised
     chunk = min(chunk, len(ids))
-    backend = open_backend(path, floats, chunk_tokens=chunk, way="packed")
+    backend = open_backend(path, floats, chunk_tokens=chunk, kernel_path="packed")
     error = logits_of(backend, ids, chunk) - reference
     backend.close()
     window = floats.window.size_tokens
@@ -77,7 +77,10 @@ def test_with_a_window_that_is_off_by_one_the_same_comparison_fails(quantised, t
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"sliding_window": size + wrong}))
         backend = backend_module.open_backend(
-            folder, Window(size + wrong), BackendOptions(2048, 1, chunk_tokens=64), way="float32"
+            folder,
+            Window(size + wrong),
+            BackendOptions(2048, 1, chunk_tokens=64),
+            kernel_path="float32",
         )
         error = np.abs(logits_of(backend, ids, 64) - reference).max(-1)
         backend.close()
@@ -105,7 +108,7 @@ def test_random_rewinds_equal_a_fresh_run(quantised):
 
 
 def test_memory_stays_flat_to_100_000_positions(tmp_path):
-    # 32 - 1 + 2 chunks of 500 cells, 1 head of 32, keys and values in float32
+    # 32 - 1 + 2 chunks of 500 slots, 1 head of 32, keys and values in float32
     check_flat_memory(tmp_path, open_fresh, key_value_bytes=2 * 1088 * 32 * 4)
 
 
@@ -118,7 +121,7 @@ def test_every_recipe_is_computed_as_its_weights_say(tmp_path, recipe, head_bits
     ids = np.random.default_rng(5).integers(40, 320, 150)
     floats = dequantised(checkpoint, path, int(recipe[1]), tmp_path / "float")
     reference = eager_logits(floats, ids)
-    backend = open_backend(path, checkpoint, chunk_tokens=60, way="packed")
+    backend = open_backend(path, checkpoint, chunk_tokens=60, kernel_path="packed")
     # 48 rows and fewer go through the kernel, more are expanded
     error = rms(logits_of(backend, ids, 60) - reference)
     backend.rewind(0)
@@ -186,8 +189,8 @@ def test_files_of_others_are_read_with_their_orders_and_versions(quantised, tmp_
     settings |= {"checkpoint_format": "gptq_v2", "desc_act": True}
     (folder / "quantize_config.json").write_text(json.dumps(settings))
     model = eager_logits(reordered(floats, orders, tmp_path / "float"), ids)
-    for way, most in (("float32", 2e-5), ("packed", MOST_RMS_PACKED)):
-        backend = open_backend(folder, floats, chunk_tokens=64, way=way)
+    for kernel_path, most in (("float32", 2e-5), ("packed", MOST_RMS_PACKED)):
+        backend = open_backend(folder, floats, chunk_tokens=64, kernel_path=kernel_path)
         assert rms(logits_of(backend, ids, 64) - model) < most
         backend.close()
 
@@ -296,9 +299,9 @@ def test_what_is_not_here_is_an_error_and_no_fall_back(quantised, capfd, monkeyp
         open_backend(path, floats, provider="rocm")
     with pytest.raises(UsageError, match="gpu_layers"):
         open_backend(path, floats, gpu_layers=2)
-    with pytest.raises(UsageError, match="unknown way"):
-        open_backend(path, floats, way="float8")
-    backend = open_backend(path, floats, context=64, chunk_tokens=64, way="packed")
+    with pytest.raises(UsageError, match="unknown kernel path"):
+        open_backend(path, floats, kernel_path="float8")
+    backend = open_backend(path, floats, context=64, chunk_tokens=64, kernel_path="packed")
     backend.forward(ids[:60].tolist())
     with pytest.raises(ContextError, match="beyond the context"):
         backend.forward(ids[:10].tolist())

@@ -66,7 +66,7 @@ def test_chunks_of_changing_size_give_the_same(exported):
 def test_a_call_that_runs_in_parts_gives_the_same(exported, monkeypatch):
     """As long calls do at the real shape: scores of all their rows would take too much memory."""
     checkpoint, path, ids, reference = exported
-    monkeypatch.setattr(backend_module, "rows_at_once", lambda heads, cells: 5)
+    monkeypatch.setattr(backend_module, "rows_at_once", lambda heads, slots: 5)
     backend = open_backend(path, checkpoint, chunk_tokens=64)
     error = np.abs(logits_of(backend, ids, 64) - reference)
     assert error.max() < MOST_ERROR
@@ -79,10 +79,10 @@ def test_a_call_that_runs_in_parts_gives_the_same(exported, monkeypatch):
 
 
 def test_scores_that_are_kept_are_bounded():
-    assert rows_at_once(heads=24, cells=512) == 128  # all that other products gain by
-    for heads, cells in ((24, 4096 + 512), (48, 4096 + 512), (24, 16_384)):
-        assert 16 <= rows_at_once(heads, cells) < 128
-        assert 4 * heads * cells * rows_at_once(heads, cells) <= 27 << 20
+    assert rows_at_once(heads=24, slots=512) == 128  # all that other products gain by
+    for heads, slots in ((24, 4096 + 512), (48, 4096 + 512), (24, 16_384)):
+        assert 16 <= rows_at_once(heads, slots) < 128
+        assert 4 * heads * slots * rows_at_once(heads, slots) <= 27 << 20
 
 
 def replace_window(checkpoint: Checkpoint, size: int | None) -> Checkpoint:
@@ -120,7 +120,7 @@ def test_full_attention_where_the_checkpoint_has_it(tmp_path):
     backend = open_fresh(checkpoint, chunk_tokens=32)
     error = np.abs(logits_of(backend, ids, 32) - eager_logits(checkpoint.path, ids))
     backend.rewind(5)
-    assert (backend.kept_from, backend.describe()["window_applied"]) == (0, "none")
+    assert (backend.min_rewind, backend.describe()["window_applied"]) == (0, "none")
     backend.close()
     assert error.max() < MOST_ERROR
 
@@ -140,7 +140,7 @@ def test_reproducible_answers_do_not_depend_on_what_came_before(exported):
 
 
 def test_half_precision_on_a_cpu_keeps_to_the_laws_in_its_own_way(exported, tmp_path):
-    """The engine's own node, over cells that start anywhere."""
+    """The engine's own node, over slots that start anywhere."""
     checkpoint, _, ids, reference = exported
     folder = onnx.convert(checkpoint, onnx.variant("fp16"), tmp_path / "half").path
     backend = open_backend(folder, checkpoint, chunk_tokens=24)
@@ -163,7 +163,7 @@ def test_at_least_a_chunk_can_be_rewound_at_any_time(exported):
     rng = np.random.default_rng(2)
     for _ in range(100):
         backend.forward(rng.integers(40, 320, rng.integers(1, 25)).tolist())
-        assert backend.kept_from <= max(0, backend.position - 24)
+        assert backend.min_rewind <= max(0, backend.position - 24)
     backend.close()
 
 
@@ -197,7 +197,7 @@ def test_cells_that_were_moving_when_the_user_interrupted_are_not_used(exported)
 
 
 def test_memory_stays_flat_to_100_000_positions(tmp_path):
-    # 32 - 1 + 2 chunks of 500 cells, in whole steps; 1 head of 32, keys and values in float32
+    # 32 - 1 + 2 chunks of 500 slots, in whole steps; 1 head of 32, keys and values in float32
     check_flat_memory(tmp_path, open_fresh, key_value_bytes=2 * 1088 * 32 * 4)
 
 
@@ -212,9 +212,9 @@ def test_the_ring_of_the_engine_which_a_gpu_uses_is_exact_too(exported, tmp_path
     window = checkpoint.window.size_tokens
     error = logits_of(backend, ids, 16) - reference
     assert rms(error[window:]) < 1.5 * rms(error[:window]) < 0.01
-    cell = 2 * checkpoint.geometry.kv_heads * checkpoint.geometry.head_dim * 2
+    slot = 2 * checkpoint.geometry.kv_heads * checkpoint.geometry.head_dim * 2
     held = backend.memory_bytes().key_values_bytes
-    assert held == checkpoint.geometry.layers * window * cell
+    assert held == checkpoint.geometry.layers * window * slot
     with pytest.raises(RewindError):
         backend.rewind(len(ids) - 1)
     backend.rewind(0)

@@ -152,7 +152,7 @@ def check_saves(checkpoint: Checkpoint, backend: Backend, *, slack: bool = True)
         take(length)
         more = rng.integers(40, checkpoint.geometry.vocab, 3).tolist()
         saved = backend.save()
-        position, kept_from = backend.position, backend.kept_from
+        position, min_rewind = backend.position, backend.min_rewind
         expected = [backend.forward([i])[-1] for i in more]
         backend.rewind(0)
         take(3 * window)  # another one, which overwrites every cell
@@ -160,7 +160,7 @@ def check_saves(checkpoint: Checkpoint, backend: Backend, *, slack: bool = True)
             backend.load(saved)
             assert backend.position == position
             lost = not slack and length > window
-            assert kept_from <= backend.kept_from <= (position if lost else kept_from)
+            assert min_rewind <= backend.min_rewind <= (position if lost else min_rewind)
             found = [backend.forward([i])[-1] for i in more]
             assert np.array_equal(found, expected)
             backend.rewind(position)

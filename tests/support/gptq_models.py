@@ -41,9 +41,11 @@ def quantise(checkpoint: Checkpoint, out: Path, recipe: str = "w4g32", head_bits
     return gptq.convert(checkpoint, variant, out, calibration=sources, sampling=SAMPLING).path
 
 
-def open_backend(path: Path, checkpoint: Checkpoint, context: int = 2048, way="float32", **options):
+def open_backend(
+    path: Path, checkpoint: Checkpoint, context: int = 2048, kernel_path="float32", **options
+):
     return backend_module.open_backend(
-        path, checkpoint.window, BackendOptions(context, 1, **options), way=way
+        path, checkpoint.window, BackendOptions(context, 1, **options), kernel_path=kernel_path
     )
 
 

@@ -48,7 +48,7 @@ class ToyBackend:
         self.within_forward: Callable[[], None] = lambda: None  # after the first id is in
 
     @property
-    def kept_from(self) -> int:
+    def min_rewind(self) -> int:
         lost = max(0, self._written - len(self._ring))  # positions below this are gone
         return lost + self.window.size_tokens - 1 if lost else 0
 
@@ -80,7 +80,7 @@ class ToyBackend:
         if position == 0:
             self._ring = [(-1, -1)] * len(self._ring)
             self._written = 0
-        elif position < self.kept_from and position != self.position:
+        elif position < self.min_rewind and position != self.position:
             raise RewindError("the ring has lost it")
         self.position = position
 

@@ -14,7 +14,7 @@ from packager.core.records import Device, Geometry, Variant
 from packager.formats import Footprint, Setting
 from packager.formats.gptq.recipe import parse
 from packager.formats.sizes import HALF_BYTES, MIB, activation_bytes, padded
-from runtimes.backends.own_cache.kv_cells import Cells
+from runtimes.backends.own_cache.kv_slots import KvSlots
 from runtimes.contract import Window
 from runtimes.host.gpu_memory import half_fits
 
@@ -22,7 +22,7 @@ KernelPath = Literal["int4", "half", "expanded"]
 """torch's int4 kernel; float16 weights; or 4-bit weights that are expanded for each product."""
 
 KERNEL = "gptq-torch-int4"  # as profiles/device.schema.json names it
-EXPANDED_BYTES = 3 << 24  # codes and float16 of a chunk (STRETCH_ELEMENTS, gptq/tiles.py)
+EXPANDED_BYTES = 3 << 24  # codes and float16 of a chunk (CHUNK_ELEMENTS, gptq/tiles.py)
 # Counted, not measured: what ExpandedLinear.expand reads and writes for each 4-bit weight, step by
 # step, each of which goes through memory (runtimes/backends/gptq/tiles.py).
 EXPANDING_BYTES = 13
@@ -37,7 +37,7 @@ def footprint(geometry: Geometry, variant: Variant, window: Window, setting: Set
     """As in Format."""
     path = kernel_path(geometry, variant, setting)
     chunk = min(setting.chunk_tokens, setting.context_tokens)
-    cells = Cells(window, setting.context_tokens, chunk).count
+    cells = KvSlots(window, setting.context_tokens, chunk).count
     weights = weights_bytes(geometry, variant, path, setting.gpu)
     return Footprint(
         weights_bytes=weights,

@@ -6,8 +6,8 @@ from packager.core.records import Geometry, Variant
 from packager.formats import Footprint, Setting
 from packager.formats.onnx.recipe import parse, tensor_bytes
 from packager.formats.sizes import HALF_BYTES, MIB, activation_bytes
-from runtimes.backends.onnx.graph import MOST_ROWS, rows_at_once
-from runtimes.backends.own_cache.kv_cells import Cells, EngineRing
+from runtimes.backends.onnx.graph import MAX_ROWS, rows_at_once
+from runtimes.backends.own_cache.kv_slots import KvSlots, RingCache
 from runtimes.contract import Window
 
 # Planning constants: on a card, code and workspaces; on a CPU, the whole process with its engine
@@ -19,7 +19,7 @@ def footprint(geometry: Geometry, variant: Variant, window: Window, setting: Set
     """As in Format."""
     chunk = min(setting.chunk_tokens, setting.context_tokens)
     half = setting.gpu or parse(variant.recipe).activations == "float16"
-    cells = (EngineRing if setting.gpu else Cells)(window, setting.context_tokens, chunk).count
+    cells = (RingCache if setting.gpu else KvSlots)(window, setting.context_tokens, chunk).count
     tensors = tensor_bytes(geometry, variant)
     weights = sum(tensors.values())
     embedding = sum(size for name, size in tensors.items() if name.startswith("embedding"))
@@ -67,4 +67,4 @@ def _compute_bytes(geometry: Geometry, seen: int, chunk: int, half: bool) -> int
     # Products run in parts. StarCoder2-3B with 4-bit weights, measured: 53 to 90 MB with the first
     # chunk (44 by the first term), 110 to 147 at the window (128 by both).
     scores = 4 * geometry.heads * seen * min(chunk, rows_at_once(geometry.heads, seen))
-    return 7 * ffn * min(chunk, MOST_ROWS) // chunk + 3 * scores
+    return 7 * ffn * min(chunk, MAX_ROWS) // chunk + 3 * scores

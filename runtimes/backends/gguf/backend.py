@@ -158,7 +158,7 @@ class GgufBackend:
         return self._position
 
     @property
-    def kept_from(self) -> int:
+    def min_rewind(self) -> int:
         """The least position above 0 that `rewind` can return to exactly.
 
         The query at position p sees keys p - W + 1 .. p, so all of p - W + 1 .. p - 1 must still

@@ -1,4 +1,4 @@
-"""The GPU that torch has here, and which way to compute suits it. Knows nothing of models."""
+"""The GPU that torch has here, and which kernel path suits it. Knows nothing of models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from runtimes.errors import DeviceError
 from runtimes.host.gpu_memory import half_fits
 
 KERNEL_CAPABILITY = (8, 0)  # specified: torch's int4 kernel and bfloat16 need it
-LEAST_CAPABILITY = (7, 0)  # specified: before it, products of float16 have no tensor cores
+MIN_CAPABILITY = (7, 0)  # specified: before it, products of float16 have no tensor cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +28,17 @@ class Gpu:
         return torch.cuda.mem_get_info(self.device)[0]
 
 
-def choose_way(capability: tuple[int, int], free_bytes: int, half_bytes: int) -> str:
-    """One of gptq_model.WAYS for a GPU; half_bytes is what all weights take in float16.
+def choose_kernel_path(capability: tuple[int, int], free_bytes: int, half_bytes: int) -> str:
+    """One of model.KERNEL_PATHS for a GPU; half_bytes is what all weights take in float16.
 
     Raises DeviceError for one that is too old.
     """
     if capability >= KERNEL_CAPABILITY:
         return "tiled"
-    if capability < LEAST_CAPABILITY:
+    if capability < MIN_CAPABILITY:
         raise DeviceError(
             "the GPU has compute capability {}.{}".format(*capability),
-            expected="{}.{} or newer".format(*LEAST_CAPABILITY),
+            expected="{}.{} or newer".format(*MIN_CAPABILITY),
             remedy="use --provider cpu, or a GGUF bundle with the CUDA engine",
         )
     return "half" if half_fits(half_bytes, free_bytes) else "expanded"

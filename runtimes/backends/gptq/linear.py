@@ -1,9 +1,9 @@
 """Products with 4- and 8-bit weights on a CPU, and with floats anywhere.
 
-Few rows go through torch's own int4 kernel. Many rows are cheaper as an ordinary product: stretches
+Few rows go through torch's own int4 kernel. Many rows are cheaper as an ordinary product: chunks
 of the same packed weights are expanded just before they are used. So there is one copy of the
 weights. 8-bit codes are two planes of 4 bits: code = 16 high + low. What GPUs do is in
-gptq_tiles.py. Knows nothing of models.
+tiles.py. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Linear(Protocol):
 
 # Measured on 3072 x 12288: up to about 64 rows the kernel is faster (benchmarks/LOG.md).
 FEW_ROWS = 48
-STRETCH_ELEMENTS = 1 << 21  # guessed: 4 MB expanded, which stays in a core's cache
+CHUNK_ELEMENTS = 1 << 21  # guessed: 4 MB expanded, which stays in a core's cache
 PADDED_ROWS = 64  # the kernel packs blocks of 32 or 64 outputs
 MIDDLE = 8  # the kernel computes (code - 8) * scale + zero
 _ops = torch.ops.aten
@@ -118,10 +118,10 @@ class PackedLinear:
         return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
     def _many(self, x: torch.Tensor) -> torch.Tensor:
-        """Stretches of outputs, each expanded to (in, outputs) and multiplied."""
+        """Chunks of outputs, each expanded to (in, outputs) and multiplied."""
         order = block_layout()
         block, blocks = len(order), self.planes[0].blocks
-        step = max(1, STRETCH_ELEMENTS // (self.inputs * block))
+        step = max(1, CHUNK_ELEMENTS // (self.inputs * block))
         y = x.new_empty(len(x), blocks, block)
         for start in range(0, blocks, step):
             stop = min(start + step, blocks)

@@ -1,8 +1,8 @@
-"""StarCoder2's forward over GPTQ weights, written plainly, with keys and values in given cells.
+"""StarCoder2's forward over GPTQ weights, written plainly, with keys and values in given slots.
 
-There are several ways to compute, see WAYS: "float32" from what the codes stand for is what every
-other way is compared with. Sums between the layers are float32 in all of them. Knows nothing of
-which position lies in which cell.
+Products run on one of several KERNEL_PATHS. "float32" multiplies with what the codes stand for;
+every other path is compared with it. Sums between the layers are float32 in all of them. Knows
+nothing of which position lies in which slot.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HEAD_GROUP = 32  # of a 4-bit head
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class KernelPath:
     """How products are computed. type: of what goes into them. text: for a reader."""
 
     type: torch.dtype
@@ -36,33 +36,35 @@ def _floats(kind: torch.dtype) -> Callable[[Codes, int], Linear]:
     return lambda codes, bits: FloatLinear(codes.weights().to(kind), codes.bias)
 
 
-WAYS = {
-    "float32": Way(torch.float32, "float32 weights", _floats(torch.float32)),
+KERNEL_PATHS = {
+    "float32": KernelPath(torch.float32, "float32 weights", _floats(torch.float32)),
     # on a CPU
-    "packed": Way(
+    "packed": KernelPath(
         torch.bfloat16, "int4 kernel for few rows, expanded to bfloat16 for many", PackedLinear
     ),
-    # on a GPU, as gptq_device.py chooses
-    "tiled": Way(
+    # on a GPU, as device.py chooses
+    "tiled": KernelPath(
         torch.bfloat16, "int4 kernel for few rows, expanded to bfloat16 for many", TiledLinear
     ),
-    "half": Way(torch.float16, "float16 weights", _floats(torch.float16)),
-    "expanded": Way(torch.float16, "expanded to float16 for each product", ExpandedLinear),
+    "half": KernelPath(torch.float16, "float16 weights", _floats(torch.float16)),
+    "expanded": KernelPath(torch.float16, "expanded to float16 for each product", ExpandedLinear),
 }
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""From q (T, heads, D), k and v (T, kv_heads, D), float32 or the way's type, to (T, heads * D)."""
+"""From q (T, heads, D), k and v (T, kv_heads, D), float32 or the path's type, to (T, heads * D)."""
 
 
 class Model:
-    """Weights and caches of one sequence. cells: how many positions the caches hold."""
+    """Weights and caches of one sequence. slots: how many positions the caches hold."""
 
     def __init__(
-        self, files: Files, *, cells: int, positions: int, way: str, device: torch.device
+        self, files: Files, *, slots: int, positions: int, kernel_path: str, device: torch.device
     ) -> None:
-        if way not in WAYS:
-            raise UsageError(f"unknown way to compute {way!r}", expected=f"one of {list(WAYS)}")
-        self.config, self.way, self.device = files.config, WAYS[way], device
-        self.type, config = self.way.type, files.config
+        if kernel_path not in KERNEL_PATHS:
+            raise UsageError(
+                f"unknown kernel path {kernel_path!r}", expected=f"one of {list(KERNEL_PATHS)}"
+            )
+        self.config, self.kernel_path, self.device = files.config, KERNEL_PATHS[kernel_path], device
+        self.type, config = self.kernel_path.type, files.config
         shape = (config.vocab, config.hidden)
         self.embedding = files.read("model.embed_tokens.weight", shape).to(device)
         self.layers = [_Layer(self, files, layer) for layer in range(config.layers)]
@@ -71,7 +73,7 @@ class Model:
         if not config.tied:
             head = files.read("lm_head.weight", shape).to(device)
         self.head = self._head(head)
-        size = (2, config.kv_heads, cells, config.head_dim)
+        size = (2, config.kv_heads, slots, config.head_dim)
         self.cache = [
             torch.zeros(size, dtype=self.type, device=device) for _ in range(config.layers)
         ]
@@ -79,16 +81,16 @@ class Model:
         self.cos, self.sin = (torch.from_numpy(table)[:, None].to(device) for table in tables)
 
     def linear(self, codes: Codes) -> Linear:
-        """A linear of the layers, as this way computes it."""
-        return self.way.linear(codes.to(self.device), self.config.bits)
+        """A linear of the layers, as this kernel path computes it."""
+        return self.kernel_path.linear(codes.to(self.device), self.config.bits)
 
     def _head(self, weights: torch.Tensor) -> Linear:
         bits = self.config.head_bits
         if bits == 16:
             return FloatLinear(weights.to(self.type))
-        if bits == 8 and self.way is WAYS["packed"]:
+        if bits == 8 and self.kernel_path is KERNEL_PATHS["packed"]:
             return ByteLinear(weights)  # what CUDA has for it is slow: one thread for each output
-        return self.way.linear(_rounded(weights, bits), bits)
+        return self.kernel_path.linear(_rounded(weights, bits), bits)
 
     @property
     def weights_bytes(self) -> int:
@@ -104,8 +106,8 @@ class Model:
     ) -> torch.Tensor:
         """Logits float32 (1 or T, vocab) of `ids`, int64 (T,), at positions from `position` on.
 
-        Their keys and values are written to the last T cells of `seen`, the cells that the first of
-        them sees and all after those; `first` is the position in cell 0.
+        Their keys and values are written to the last T slots of `seen`, the slots that the first of
+        them sees and all after those; `first` is the position in slot 0.
         """
         state = self.embedding[ids.to(self.device)].float()
         span = slice(position, position + len(ids))
@@ -155,7 +157,7 @@ def attend_seen(
     k: torch.Tensor,
     v: torch.Tensor,
 ) -> torch.Tensor:
-    """As Attend, over the cells `seen`; k and v are written to the last of them."""
+    """As Attend, over the slots `seen`; k and v are written to the last of them."""
     new = slice(seen.stop - len(q), seen.stop)
     cache[0, :, new] = k.transpose(0, 1)
     cache[1, :, new] = v.transpose(0, 1)

@@ -25,7 +25,7 @@ INNER_TILES = (8, 4, 2)  # tiles of inputs that a thread reads at once; the more
 # Guessed from what torchao published for an A6000 (4096 x 4096, prototype/hqq): 0.07 ms at 64 rows,
 # 0.25 at 128, 0.52 at 256. Expanding and an ordinary product are estimated at 0.4 ms for all.
 FEW_ROWS = 128
-STRETCH_ELEMENTS = 1 << 24  # guessed: 32 MiB expanded, enough to keep a GPU busy
+CHUNK_ELEMENTS = 1 << 24  # guessed: 32 MiB expanded, enough to keep a GPU busy
 _ops = torch.ops.aten
 
 
@@ -76,9 +76,9 @@ class Tiles:
         return y
 
     def many(self, x: torch.Tensor) -> torch.Tensor:
-        """The same as ordinary products with stretches of the weights, each expanded for it."""
+        """The same as ordinary products with chunks of the weights, each expanded for it."""
         tiles = len(self.packed)
-        step = max(1, STRETCH_ELEMENTS // (self.inputs * TILE_OUTPUTS))
+        step = max(1, CHUNK_ELEMENTS // (self.inputs * TILE_OUTPUTS))
         y = x.new_empty(len(x), tiles * TILE_OUTPUTS)
         for start in range(0, tiles, step):
             stop = min(start + step, tiles)
@@ -149,7 +149,7 @@ class ExpandedLinear:
         if self.order is not None:
             x = x[:, self.order]
         y = x.new_empty((len(x), self.outputs), dtype=torch.float32)
-        step = max(1, STRETCH_ELEMENTS // self.inputs)
+        step = max(1, CHUNK_ELEMENTS // self.inputs)
         for start in range(0, self.outputs, step):
             stop = min(start + step, self.outputs)
             y[:, start:stop] = wide_product(x, self.expand(start, stop).T)

@@ -5,9 +5,9 @@ lies. Knows nothing of text or sampling. WINDOW: exact. What the attention kerne
 engine means by a window is tried out when a model opens, on the model's own shape, and an engine
 that would be off by one is refused.
 
-On a CPU the cache is ours (cells.py), and the engine is shown only the cells that the window needs,
-and a few more. On a GPU the cells are the engine's own ring: past the window, nothing can be
-rewound.
+On a CPU the cache is ours (own_cache/kv_slots.py): the engine is shown the slots that the window
+needs, and a few more. On a GPU the engine keeps the slots as a ring: past the window, nothing can
+be rewound.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import numpy as np
 from runtimes.backends.checks import check_rewind, check_whole, check_window, checked_ids
 from runtimes.backends.onnx.bindings import Bindings
 from runtimes.backends.onnx.graph import Graph, check_attention, rows_at_once
-from runtimes.backends.onnx.huge_pages import LEAST_BYTES, collapse_in_background, large_regions
+from runtimes.backends.onnx.huge_pages import MIN_BYTES, collapse_in_background, large_regions
 from runtimes.backends.onnx.session import engine, engine_files, open_session
-from runtimes.backends.own_cache.kv_cells import Cells, EngineRing
+from runtimes.backends.own_cache.kv_slots import KvSlots, RingCache
 from runtimes.contract import BackendOptions, MemoryUse, Saved, Window
 from runtimes.errors import IF_MEMORY_RAN_OUT, DeviceError, UsageError
 from runtimes.host.limits import resident_bytes
@@ -60,7 +60,7 @@ def open_backend(path: Path, window: Window, options: BackendOptions) -> OnnxBac
         check_attention(graph, path / PROBE_NAME, options.provider, options.threads)
     weights_bytes = max(resident_bytes() - held, 0)
     backend = OnnxBackend(session, graph, window, options, weights_bytes, started_s)
-    if options.provider == "cpu" and weights_bytes >= LEAST_BYTES:
+    if options.provider == "cpu" and weights_bytes >= MIN_BYTES:
         collapse_in_background(before)
     return backend
 
@@ -84,16 +84,16 @@ class OnnxBackend:
         self.chunk_tokens = min(options.chunk_tokens, options.context_tokens)
         self._session, self._graph, self._threads = session, graph, options.threads
         self._moves = options.provider == "cpu"
-        ring = Cells if self._moves else EngineRing
-        self._cells = ring(window, self.context_tokens, self.chunk_tokens)
-        count = self._cells.count
-        if not graph.products:  # the engine asks for no fewer cells than the window has
+        ring = KvSlots if self._moves else RingCache
+        self._slots = ring(window, self.context_tokens, self.chunk_tokens)
+        count = self._slots.count
+        if not graph.products:  # the engine asks for no fewer slots than the window has
             count = max(count, window.size_tokens or 0)
         self._bindings = Bindings(
             session,
             graph,
             options.provider,
-            cells=count,
+            slots=count,
             context_tokens=self.context_tokens,
             chunk_tokens=self.chunk_tokens,
         )
@@ -106,38 +106,38 @@ class OnnxBackend:
     @property
     def position(self) -> int:
         """How many ids have been taken in."""
-        return self._cells.position
+        return self._slots.position
 
     @property
-    def kept_from(self) -> int:
+    def min_rewind(self) -> int:
         """The least position above 0 that `rewind` can return to exactly."""
-        return self._cells.kept_from
+        return self._slots.min_rewind
 
     def forward(self, ids: Sequence[int], last_only: bool = True) -> np.ndarray:
         """Append `ids` (1 to chunk_tokens); float32 logits, (1 or T, vocab), the caller's own."""
         new = checked_ids(self, ids)
-        count, cells = len(new), self._cells
-        cells.make_room(count, self._move)
+        count, slots = len(new), self._slots
+        slots.make_room(count, self._move)
         rows = 1 if last_only else count
         logits = self._last_logits
         if rows > 1:
             logits = np.empty((1, rows, self.vocab_size), np.float32)
         step = count
         if self._graph.products:
-            seen = cells.filled - cells.needed + count
+            seen = slots.filled - slots.first_visible + count
             step = min(count, rows_at_once(self._graph.heads, seen))
         for start in range(0, count, step):
             part = new[start : start + step]
             self._run(part, start, logits[:, start : start + len(part)] if rows > 1 else logits)
-        cells.position += count
+        slots.position += count
         found: np.ndarray = logits[0]
         return found.copy() if rows == 1 else found
 
     def _run(self, new: np.ndarray, after: int, logits: np.ndarray) -> None:
         """Compute `new`, which lie `after` ids beyond the position, and their last logits."""
-        cells = self._cells
-        position, filled = cells.position + after, cells.filled + after
-        self._bindings.prepare(new, position, cells.first, cells.needed_after(after), filled)
+        slots = self._slots
+        position, filled = slots.position + after, slots.filled + after
+        self._bindings.prepare(new, position, slots.first, slots.first_visible_after(after), filled)
         self._bindings.receive(logits)
         try:
             self._session.run_with_iobinding(self._bindings.binding)
@@ -148,28 +148,28 @@ class OnnxBackend:
             ) from None
 
     def _move(self, start: int, count: int) -> None:
-        for cells in self._cache.values():
-            cells[:count] = cells[start : start + count]
+        for slots in self._cache.values():
+            slots[:count] = slots[start : start + count]
 
     def rewind(self, position: int) -> None:
         """Forget every id at `position` and after; RewindError where that cannot be exact."""
         check_rewind(self, position)
-        self._cells.rewind(position)
+        self._slots.rewind(position)
 
     def save(self) -> Saved | None:
-        """The cells that are filled, and what lies in them; None for a ring of the engine's own."""
+        """The slots that are filled, and what lies in them; None for a ring of the engine's own."""
         if not self._moves:
             return None
-        filled = self._cells.filled
-        return self._cells.state, [cells[:filled].copy() for cells in self._cache.values()]
+        filled = self._slots.filled
+        return self._slots.state, [slots[:filled].copy() for slots in self._cache.values()]
 
     def load(self, saved: Saved) -> None:
-        """Put saved cells back."""
+        """Put saved slots back."""
         state, caches = saved
-        self._cells.rewind(0)
-        for cells, kept in zip(self._cache.values(), caches, strict=True):
-            cells[: len(kept)] = kept
-        self._cells.state = state
+        self._slots.rewind(0)
+        for slots, kept in zip(self._cache.values(), caches, strict=True):
+            slots[: len(kept)] = kept
+        self._slots.state = state
 
     def memory_bytes(self) -> MemoryUse:
         """Measured: what the process grew by when the model was opened, and since then.

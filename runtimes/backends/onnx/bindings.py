@@ -1,7 +1,7 @@
 """The buffers of an open session, and which part of its cache the engine is shown.
 
 Knows the graph's inputs and outputs (packager/formats/onnx/graph.py). Knows nothing of which
-position lies in which cell.
+position lies in which slot.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import numpy as np
 
 from runtimes.backends.onnx.graph import Graph
 from runtimes.backends.onnx.session import engine
-from runtimes.backends.own_cache.kv_cells import STEP
+from runtimes.backends.own_cache.kv_slots import STEP
 from runtimes.backends.own_cache.rope import rope_tables
 
 
 class Bindings:
     """Everything that one session reads and writes. Not for two runs at once.
 
-    `cache` has the cells of each layer's keys and values, (cells, kv_heads, head_dim); on another
+    `cache` has the slots of each layer's keys and values, (slots, kv_heads, head_dim); on another
     device than the CPU it is empty, since the engine keeps them.
     """
 
@@ -29,24 +29,24 @@ class Bindings:
         graph: Graph,
         provider: str,
         *,
-        cells: int,
+        slots: int,
         context_tokens: int,
         chunk_tokens: int,
     ) -> None:
         """Allocate every buffer and bind what stays bound."""
         self.binding = session.io_binding()
-        self._graph, self._count, self._on_cpu = graph, cells, provider == "cpu"
+        self._graph, self._count, self._on_cpu = graph, slots, provider == "cpu"
         names = [f"{layer}.{part}" for layer in range(graph.layers) for part in ("key", "value")]
-        values = len(names) * graph.kv_heads * cells * graph.head_dim
+        values = len(names) * graph.kv_heads * slots * graph.head_dim
         self.cache_bytes = values * graph.float_type.itemsize
-        self.cache = _cells_of(graph, names, cells) if self._on_cpu else {}
+        self.cache = _slots_of(graph, names, slots) if self._on_cpu else {}
         if not self._on_cpu:
             self._bind_ring(names, provider)
         self._shown = (0, 0)
-        self._show(0, cells)
+        self._show(0, slots)
         self._ids = np.zeros((1, chunk_tokens), np.int64)
         self._positions = np.zeros((1, chunk_tokens), np.int64)
-        self._mask = np.ones((1, cells if self._on_cpu else context_tokens), np.int64)
+        self._mask = np.ones((1, slots if self._on_cpu else context_tokens), np.int64)
         self._first_position = np.zeros(1, np.int64)
         self._logits_from = np.zeros(1, np.int64)
         tables = rope_tables(context_tokens, graph.head_dim, graph.rope_theta)
@@ -59,13 +59,15 @@ class Bindings:
         self._bound = 0  # how many ids the inputs are bound for
         self._bound_logits: np.ndarray | None = None
 
-    def prepare(self, ids: np.ndarray, position: int, first: int, needed: int, filled: int) -> None:
-        """Take `ids` (T,) for positions from `position` on; `first` is the position in cell 0.
+    def prepare(
+        self, ids: np.ndarray, position: int, first: int, first_visible: int, filled: int
+    ) -> None:
+        """Take `ids` (T,) for positions from `position` on; `first` is the position in slot 0.
 
-        The cells [needed, filled) are seen and the T behind them written.
+        The slots [first_visible, filled) are seen and the T behind them written.
         """
         count = len(ids)
-        self._see(needed, filled + count)
+        self._see(first_visible, filled + count)
         self._ids[0, :count] = ids
         self._positions[0, :count] = np.arange(position, position + count)
         if count != self._bound:
@@ -86,40 +88,40 @@ class Bindings:
             self._bind_output("logits", logits, logits.shape)
             self._bound_logits = logits
 
-    def _see(self, needed: int, end: int) -> None:
-        """Show the cells [needed, end) and less than a STEP more on either side.
+    def _see(self, first_visible: int, end: int) -> None:
+        """Show the slots [first_visible, end) and less than a STEP more on either side.
 
-        The engine looks at every cell it is shown, and showing others costs a binding per layer
+        The engine looks at every slot it is shown, and showing others costs a binding per layer
         (.28 ms for 24, measured): hence steps.
         What is shown follows from the positions alone, so that a sequence goes on to the bit,
         whatever was rewound or put back before: where a sum begins says how it is rounded.
         """
         if not self._on_cpu:
             return
-        first, last = needed - needed % STEP, self._count
+        first, last = first_visible - first_visible % STEP, self._count
         if self._graph.products:
             last = min(last, end + -end % STEP)
         if (first, last) != self._shown:
             self._show(first, last)
 
     def _show(self, first: int, end: int) -> None:
-        """Have the engine see the cells from `first` on as all of its cache; products, to `end`."""
+        """Have the engine see the slots from `first` on as all of its cache; products, to `end`."""
         self._shown = (0, 0)  # none, should this be interrupted
         heads, size = self._graph.kv_heads, self._graph.head_dim
         shape: tuple[int, ...] = (1, heads, self._count, size)
         if self._graph.products:
             shape = (end - first, heads, size)
-        for name, cells in self.cache.items():
-            self._bind_input(f"past_key_values.{name}", cells[first], shape)
-            self._bind_output(f"present.{name}", cells[first], shape)
+        for name, slots in self.cache.items():
+            self._bind_input(f"past_key_values.{name}", slots[first], shape)
+            self._bind_output(f"present.{name}", slots[first], shape)
         self._shown = (first, end)
 
     def _bind_ring(self, names: list[str], provider: str) -> None:
-        """Cells on the device, which the engine keeps as a ring."""
+        """KvSlots on the device, which the engine keeps as a ring."""
         graph = self._graph
         for name in names:
-            cells = np.zeros((1, graph.kv_heads, self._count, graph.head_dim), graph.float_type)
-            value = engine().OrtValue.ortvalue_from_numpy(cells, provider, 0)
+            slots = np.zeros((1, graph.kv_heads, self._count, graph.head_dim), graph.float_type)
+            value = engine().OrtValue.ortvalue_from_numpy(slots, provider, 0)
             self.binding.bind_ortvalue_input(f"past_key_values.{name}", value)
             self.binding.bind_ortvalue_output(f"present.{name}", value)
 
@@ -130,11 +132,11 @@ class Bindings:
         self.binding.bind_output(name, "cpu", 0, array.dtype, shape, array.ctypes.data)
 
 
-def _cells_of(graph: Graph, names: list[str], count: int) -> dict[str, np.ndarray]:
-    """On a CPU, one array (cells, kv_heads, head_dim) for each of `names`.
+def _slots_of(graph: Graph, names: list[str], count: int) -> dict[str, np.ndarray]:
+    """On a CPU, one array (slots, kv_heads, head_dim) for each of `names`.
 
-    Products have cells in that order. The engine's own node has them by head in memory. Then
-    what is shown starts at any cell and has the same shape, so its end lies as far beyond: in
+    Products have slots in that order. The engine's own node has them by head in memory. Then
+    what is shown starts at any slot and has the same shape, so its end lies as far beyond: in
     the next array, or in a head that is never touched. They are one allocation, which numpy
     asks the system to put on large pages.
     """

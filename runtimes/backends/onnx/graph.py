@@ -26,8 +26,8 @@ MAX_COUNT = 1 << 20  # guessed: far beyond any layer, head or vocabulary; bounds
 # (benchmarks/LOG.md): other products gain 3 % from 64 to 128 rows, and nothing by more. This is 64
 # rows at the window of 4,096; with 128 attention loses what they gain, and takes twice the memory.
 SCORES_BYTES = 27 << 20
-MOST_ROWS = 128
-LEAST_ROWS = 16  # guessed: fewer make the weights be read too often
+MAX_ROWS = 128
+MIN_ROWS = 16  # guessed: fewer make the weights be read too often
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +67,9 @@ class Graph:
             ) from None
 
 
-def rows_at_once(heads: int, cells: int) -> int:
-    """How many new positions products take in one run, where `cells` are seen."""
-    return max(LEAST_ROWS, min(MOST_ROWS, SCORES_BYTES // (4 * heads * cells)))
+def rows_at_once(heads: int, slots: int) -> int:
+    """How many new positions products take in one run, where `slots` are seen."""
+    return max(MIN_ROWS, min(MAX_ROWS, SCORES_BYTES // (4 * heads * slots)))
 
 
 def check_attention(graph: Graph, probe: Path, provider: str, threads: int) -> None:
@@ -82,10 +82,10 @@ def check_attention(graph: Graph, probe: Path, provider: str, threads: int) -> N
     wanted = graph.window_tokens
     assert wanted is not None, "without a window there is nothing to ask"
     session = open_session(probe, provider, threads)
-    cells = wanted if provider != "cpu" else None
+    slots = wanted if provider != "cpu" else None
     for new in (1, 2):  # kernels for one query and for several may differ
         plain, out, inside = (
-            _probe(session, graph, wanted, new, cells or wanted + new, at) for at in (None, 0, 1)
+            _probe(session, graph, wanted, new, slots or wanted + new, at) for at in (None, 0, 1)
         )
         if (plain != out).any() or not (plain[0] != inside[0]).any():
             raise _not_the_window(
@@ -105,13 +105,13 @@ def _not_the_window(probe: Path, what: str) -> WindowError:
 
 
 def _probe(
-    session: Any, graph: Graph, past: int, new: int, cells: int, marked: int | None
+    session: Any, graph: Graph, past: int, new: int, slots: int, marked: int | None
 ) -> np.ndarray:
     """What `new` queries after `past` positions compute, (new, hidden), one value marked."""
     kind = graph.float_type
     rng = np.random.default_rng(0)
     width = (graph.heads + 2 * graph.kv_heads) * graph.head_dim
-    key = np.zeros((cells, graph.kv_heads, graph.head_dim), kind)
+    key = np.zeros((slots, graph.kv_heads, graph.head_dim), kind)
     key[:past] = rng.standard_normal(key[:past].shape).astype(kind)
     value = key.copy()
     if marked is not None:

@@ -19,7 +19,7 @@ import numpy as np
 MAPS, PAGEMAP = Path("/proc/self/maps"), Path("/proc/self/pagemap")
 ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 PAGE_BYTES, SMALL_BYTES = 2 << 20, 4 << 10  # of x86-64, and of ARM where it has these
-LEAST_BYTES = 32 << 20  # guessed: what is smaller is no weights
+MIN_BYTES = 32 << 20  # guessed: what is smaller is no weights
 MADV_COLLAPSE = 25  # specified: linux/mman.h
 PRESENT = np.uint64(1 << 63)  # specified: Documentation/admin-guide/mm/pagemap.rst
 THREAD_NAME = "large pages"
@@ -85,7 +85,7 @@ def large_regions() -> list[Region]:
         span, access, _, _, inode, *name = line.split(maxsplit=5)
         start, stop = (int(address, 16) for address in span.split("-"))
         own = access == "rw-p" and inode == "0" and name in ([], ["[heap]"])
-        if own and stop - start >= LEAST_BYTES:
+        if own and stop - start >= MIN_BYTES:
             found.append((start, stop))
     return found
 

@@ -20,8 +20,8 @@ from runtimes.host.limits import library_hashes
 
 # GroupQueryAttention of these versions sees W keys for local_window_size W, the query's own
 # included, and keeps a ring of them (onnxruntime#25927, #29904). Before 1.24 it saw W + 1; from
-# 1.29 on it has the ring. What comes after is told apart by the self-test in onnx_graph.py.
-LEAST_VERSION = (1, 29)
+# 1.29 on it has the ring. What comes after is told apart by the self-test in graph.py.
+MIN_VERSION = (1, 29)
 TESTED_VERSION = "1.32"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 FATAL = 4  # onnxruntime's severities: errors come as exceptions too
@@ -40,10 +40,10 @@ def engine() -> ModuleType:
             expected="the onnxruntime wheel of the bundle",
             remedy="install the bundle with its own ./install, or run `make setup`",
         ) from None
-    if tuple(int(part) for part in module.__version__.split(".")[:2]) < LEAST_VERSION:
+    if tuple(int(part) for part in module.__version__.split(".")[:2]) < MIN_VERSION:
         raise DeviceError(
             f"ONNX Runtime {module.__version__} has no window-sized cache, or another window",
-            expected="{}.{} or newer".format(*LEAST_VERSION),
+            expected="{}.{} or newer".format(*MIN_VERSION),
             remedy="install the bundle with its own ./install, or run `make setup`",
         )
     module.set_default_logger_severity(FATAL)

@@ -27,7 +27,7 @@ from tests.support.packing import write_artifact, write_checkpoint, write_wheel
 GGUF_FILES = Path(__file__).parents[2] / "goldens" / "gguf_bundle_files.txt"
 # Of runtimes/backends/, beside what every bundle has.
 COMMON = "__init__.py call_costs.py checks.py timing.py"
-OWN_CACHE = "own_cache/__init__.py own_cache/kv_cells.py own_cache/rope.py"
+OWN_CACHE = "own_cache/__init__.py own_cache/kv_slots.py own_cache/rope.py"
 BACKENDS = {
     "gguf": "gguf/__init__.py gguf/backend.py gguf/engine.py",
     "onnx": "onnx/__init__.py onnx/backend.py onnx/bindings.py onnx/graph.py onnx/huge_pages.py "

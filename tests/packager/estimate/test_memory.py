@@ -95,7 +95,7 @@ def test_gptq_file_and_what_torch_holds_of_it(recipe, head_bits, tied, tmp_path)
         written = {name: file.get_tensor(name).nbytes for name in file.keys()}  # noqa: SIM118
     assert gptq.tensor_bytes(checkpoint.geometry, variant) == written
 
-    backend = models.open_backend(folder, checkpoint, 2048, way="packed")
+    backend = models.open_backend(folder, checkpoint, 2048, kernel_path="packed")
     model = backend._model
     linears = [linear for layer in model.layers for linear in layer.linears]
     packed = [x for x in [*linears, model.head] if hasattr(x, "planes")]
@@ -111,18 +111,18 @@ def test_gptq_file_and_what_torch_holds_of_it(recipe, head_bits, tied, tmp_path)
     backend.close()
 
 
-@pytest.mark.parametrize("way", ["half", "expanded"])
+@pytest.mark.parametrize("kernel_path", ["half", "expanded"])
 @pytest.mark.parametrize("recipe", ["w4g128", "w8g32-asym"])
-def test_what_torch_holds_where_it_has_no_kernel(recipe, way, tmp_path) -> None:
+def test_what_torch_holds_where_it_has_no_kernel(recipe, kernel_path, tmp_path) -> None:
     models = pytest.importorskip("tests.support.gptq_models")
     folder = write_checkpoint(tmp_path / "model", **SHAPE | dict(layers=1, vocab=576))
     checkpoint, variant = read_checkpoint(folder), gptq.variant(recipe)
     out = models.quantise(checkpoint, tmp_path / "out", recipe, None)
-    backend = models.open_backend(out, checkpoint, 2048, way=way)
+    backend = models.open_backend(out, checkpoint, 2048, kernel_path=kernel_path)
     held = backend.memory_bytes().weights_bytes
     backend.close()
     # biases and norms are not in what the backend says: 3 % of so small a model
-    found = weights_bytes(checkpoint.geometry, variant, way, gpu=True)
+    found = weights_bytes(checkpoint.geometry, variant, kernel_path, gpu=True)
     assert found == pytest.approx(held, rel=0.03)
 
 
@@ -138,7 +138,7 @@ def test_what_torch_holds_on_a_gpu(recipe, tmp_path, monkeypatch) -> None:
     checkpoint, variant = read_checkpoint(folder), gptq.variant(recipe)
     out = models.quantise(checkpoint, tmp_path / "out", recipe, None)
     files, device = Files(out, read_config(out)), torch.device("meta")
-    held = Model(files, cells=64, positions=64, way="tiled", device=device).weights_bytes
+    held = Model(files, slots=64, positions=64, kernel_path="tiled", device=device).weights_bytes
     found = weights_bytes(checkpoint.geometry, variant, "int4", gpu=True)
     assert found == pytest.approx(held, rel=0.03)  # biases and norms, as above
 
@@ -185,7 +185,7 @@ def test_onnx_cache(checkpoint, recipe, tmp_path) -> None:
     variant = onnx.variant(recipe)
     out = onnx.convert(checkpoint, variant, tmp_path / "out").path
     backend = module.open_backend(out, checkpoint.window, BackendOptions(2048, 1))
-    spare = 0 if recipe == "fp32" else backend._cells.count * 32 * 2
+    spare = 0 if recipe == "fp32" else backend._slots.count * 32 * 2
     expected = backend.memory_bytes().key_values_bytes + spare
     backend.close()
     found = footprint(checkpoint.geometry, variant, checkpoint.window, Setting(2048))

@@ -50,7 +50,7 @@ def test_only_large_weights_are_moved_to_large_pages(tmp_path, monkeypatch):
     folder = onnx.convert(checkpoint, onnx.variant("fp32"), tmp_path / "out").path
     open_backend(folder, checkpoint).close()
     assert asked == []
-    monkeypatch.setattr(backend_module, "LEAST_BYTES", 0)
+    monkeypatch.setattr(backend_module, "MIN_BYTES", 0)
     open_backend(folder, checkpoint).close()
     assert len(asked) == 1
 

@@ -1,4 +1,4 @@
-"""Which way to compute a GPU gets, and what is said where there is none."""
+"""Which kernel path a GPU gets, and what is said where there is none."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from runtimes.errors import DeviceError
 
 torch = pytest.importorskip("torch")
 from runtimes.backends.gptq import device as gptq_device  # noqa: E402
-from runtimes.backends.gptq.device import choose_way, find_gpu  # noqa: E402
+from runtimes.backends.gptq.device import choose_kernel_path, find_gpu  # noqa: E402
 
 GIB = 1 << 30
 
 
 @pytest.mark.parametrize(
-    ("capability", "free_gib", "half_gib", "way"),
+    ("capability", "free_gib", "half_gib", "kernel_path"),
     [
         ((12, 0), 16, 6, "tiled"),
         ((9, 0), 80, 30, "tiled"),
@@ -30,13 +30,13 @@ GIB = 1 << 30
         ((5, 2), 24, 6, None),
     ],
 )
-def test_the_way_follows_from_the_device(capability, free_gib, half_gib, way):
+def test_the_way_follows_from_the_device(capability, free_gib, half_gib, kernel_path):
     given = (capability, int(free_gib * GIB), int(half_gib * GIB))
-    if way is None:
+    if kernel_path is None:
         with pytest.raises(DeviceError, match="compute capability {}.{}".format(*capability)):
-            choose_way(*given)
+            choose_kernel_path(*given)
     else:
-        assert choose_way(*given) == way
+        assert choose_kernel_path(*given) == kernel_path
 
 
 def test_without_a_gpu_the_error_says_what_to_do(monkeypatch):

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 from runtimes.backends.gptq import tiles as gptq_tiles  # noqa: E402
 from runtimes.backends.gptq.files import Codes  # noqa: E402
 from runtimes.backends.gptq.linear import FloatLinear  # noqa: E402
-from runtimes.backends.gptq.model import WAYS  # noqa: E402
+from runtimes.backends.gptq.model import KERNEL_PATHS  # noqa: E402
 from runtimes.backends.gptq.tiles import ExpandedLinear, TiledLinear, Tiles, check_tiles  # noqa: E402
 from tests.support import int4_kernel  # noqa: E402
 
@@ -57,7 +57,7 @@ def _swap_halves(packed):
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("kind", ["tiled", "expanded", "half"])
 def test_linears_compute_what_their_codes_stand_for(kernel, monkeypatch, kind, bits, group):
-    monkeypatch.setattr(gptq_tiles, "STRETCH_ELEMENTS", 24 * 384)  # stretches that do not divide
+    monkeypatch.setattr(gptq_tiles, "CHUNK_ELEMENTS", 24 * 384)  # chunks that do not divide
     torch.manual_seed(bits + group)
     outputs, inputs = 100, 384
     groups = inputs // group
@@ -68,13 +68,13 @@ def test_linears_compute_what_their_codes_stand_for(kernel, monkeypatch, kind, b
         torch.randn(outputs),
         torch.randperm(inputs),
     )
-    way = WAYS[kind]
-    linear = way.linear(codes, bits)
+    kernel_path = KERNEL_PATHS[kind]
+    linear = kernel_path.linear(codes, bits)
     assert isinstance(linear, {"tiled": TiledLinear, "expanded": ExpandedLinear}.get(kind, object))
     x = torch.randn(150, inputs)
     wanted = x @ codes.weights().T + codes.bias
     for rows in (1, 3, gptq_tiles.FEW_ROWS, 150):
-        found = linear(x[:rows].to(way.type))
+        found = linear(x[:rows].to(kernel_path.type))
         assert found.dtype == (torch.bfloat16 if kind == "tiled" else torch.float32)
         error = (found.float() - wanted[:rows]).norm() / wanted[:rows].norm()
         assert error < (0.015 if kind == "tiled" else 0.001), (rows, float(error))

@@ -53,14 +53,14 @@ def test_what_was_never_touched_takes_no_memory() -> None:
 
 
 def test_files_shared_memory_and_small_regions_are_left_alone(tmp_path, monkeypatch) -> None:
-    own = (1 << 32, (1 << 32) + huge_pages.LEAST_BYTES)
+    own = (1 << 32, (1 << 32) + huge_pages.MIN_BYTES)
 
-    def line(access="rw-p", inode="0", name="", size=huge_pages.LEAST_BYTES) -> str:
+    def line(access="rw-p", inode="0", name="", size=huge_pages.MIN_BYTES) -> str:
         return f"{own[0]:x}-{own[0] + size:x} {access} 00000000 00:00 {inode} {name}"
 
     lines = [
         line(), "", line("r--p"), line("rw-s"), line(inode="7", name="/lib/x \xe9.so"),
-        line(name="[stack]"), line(size=huge_pages.LEAST_BYTES - 1), line(name="[heap]"),
+        line(name="[stack]"), line(size=huge_pages.MIN_BYTES - 1), line(name="[heap]"),
     ]  # fmt: skip
     maps = tmp_path / "maps"
     maps.write_text("\n".join(lines), encoding="latin-1")

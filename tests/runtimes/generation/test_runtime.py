@@ -95,7 +95,7 @@ def test_one_short_of_what_the_ring_keeps_starts_over(tmp_path: Path) -> None:
     runtime = toy_runtime(tmp_path, chunk_tokens=8)
     ids = runtime.tokenizer.encode(LONG_PROMPT)
     answer(runtime, ids, max_tokens=0)
-    least = runtime.backend.kept_from
+    least = runtime.backend.min_rewind
     assert 0 < least < len(ids)
     assert answer(runtime, [*ids[:least], 100], max_tokens=0).finish.timings.reused_tokens == least
     answer(runtime, ids, max_tokens=0)

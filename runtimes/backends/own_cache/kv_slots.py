@@ -1,6 +1,6 @@
-"""Which position of a sequence lies in which cell of a cache of keys and values.
+"""Which position of a sequence lies in which slot of a cache of keys and values.
 
-Cells [0, filled) hold the latest positions in order. When the end is reached, the oldest beyond
+KvSlots [0, filled) hold the latest positions in order. When the end is reached, the oldest beyond
 what the window needs and one chunk make room, all at once, so that moving costs little and a chunk
 can be rewound after it. Whole numbers only; knows nothing of arrays or engines.
 """
@@ -11,16 +11,16 @@ from collections.abc import Callable
 
 from runtimes.contract import Window
 
-STEP = 32  # cells, guessed. They move by whole steps: a position's place in its step stays
+STEP = 32  # slots, guessed. They move by whole steps: a position's place in its step stays
 
 Move = Callable[[int, int], None]
-"""move(start, count): copy the `count` cells from `start` on to the front, in every layer."""
+"""move(start, count): copy the `count` slots from `start` on to the front, in every layer."""
 
 
-class Cells:
-    """Law: cells [needed, filled) hold all that the next position sees besides itself.
+class KvSlots:
+    """Law: slots [first_visible, filled) hold all that the next position sees besides itself.
 
-    `first` is the position in cell 0, a multiple of STEP. A move that is interrupted leaves no
+    `first` is the position in slot 0, a multiple of STEP. A move that is interrupted leaves no
     position at all.
     """
 
@@ -36,23 +36,23 @@ class Cells:
 
     @property
     def filled(self) -> int:
-        """How many cells hold a position."""
+        """How many slots hold a position."""
         return self.position - self.first
 
     @property
-    def needed(self) -> int:
-        """The first cell that the window of the next position reaches."""
-        return self.needed_after(0)
+    def first_visible(self) -> int:
+        """The first slot that the window of the next position reaches."""
+        return self.first_visible_after(0)
 
-    def needed_after(self, more: int) -> int:
-        """The same once `more` cells are filled."""
+    def first_visible_after(self, more: int) -> int:
+        """The same once `more` slots are filled."""
         return 0 if self._size is None else max(0, self.filled + more - (self._size - 1))
 
     @property
-    def kept_from(self) -> int:
+    def min_rewind(self) -> int:
         """The least position above 0 that `rewind` can return to exactly.
 
-        Position p sees p - W + 1 and later, so cell 0 must not lie beyond that.
+        Position p sees p - W + 1 and later, so slot 0 must not lie beyond that.
         """
         return self.first + self._size - 1 if self._size is not None and self.first else 0
 
@@ -60,7 +60,7 @@ class Cells:
         """See to it that `new` more fit behind those that are filled; at most a chunk."""
         if self.filled + new <= self.count:
             return
-        assert self._size is not None, "without a window the cells hold the whole context"
+        assert self._size is not None, "without a window the slots hold the whole context"
         start = self.filled - min(self.filled, self._size - 1 + self._chunk_tokens)
         start -= start % STEP
         first, position = self.first + start, self.position
@@ -70,7 +70,7 @@ class Cells:
 
     @property
     def state(self) -> tuple[int, int]:
-        """Position and `first`: with the cells themselves, all there is to a sequence."""
+        """Position and `first`: with the slots themselves, all there is to a sequence."""
         return self.position, self.first
 
     @state.setter
@@ -78,22 +78,22 @@ class Cells:
         self.position, self.first = saved
 
     def rewind(self, position: int) -> None:
-        """Forget every position from `position` on; the caller has looked at kept_from."""
+        """Forget every position from `position` on; the caller has looked at min_rewind."""
         self.position = position
         if position == 0:
             self.first = 0
 
 
-class EngineRing(Cells):
-    """Cells that the engine itself keeps as a ring of one window: nothing past it is kept."""
+class RingCache(KvSlots):
+    """KvSlots that the engine itself keeps as a ring of one window: nothing past it is kept."""
 
     def __init__(self, window: Window, context_tokens: int, chunk_tokens: int) -> None:
         super().__init__(window, context_tokens, chunk_tokens)
         self.count = self._size or context_tokens
 
     @property
-    def kept_from(self) -> int:
-        """As in Cells, but nothing where one more chunk would leave the window.
+    def min_rewind(self) -> int:
+        """As in KvSlots, but nothing where one more chunk would leave the window.
 
         What is guessed is taken in before it can be undone, so it has to be undone from there too.
         """
