@@ -63,7 +63,7 @@ class BackendOptions:
     GGUF, how many layers to put on the GPU, where not all. chunk_tokens: most ids per forward call,
     which is also the slack of the key/value ring. flash_attention: use the engine's fused
     attention, where it has another. reproducible: let nothing be rewound or copied that the engine
-    would go on from with another rounding; prompts then come in whole chunks, see Tape.
+    would go on from with another rounding; prompts then come in whole chunks, see PrefixCache.
     """
 
     context_tokens: int

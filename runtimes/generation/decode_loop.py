@@ -1,6 +1,6 @@
 """One request from its first chunk to its last: prefill, choose, check, stop, detokenise.
 
-The loop of the runtime. Knows nothing of other requests; the tape brings what they left.
+The loop of the runtime. Knows nothing of other requests; the prefix cache has what they left.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from runtimes.contract import Backend
 from runtimes.generation.completion import Chunk, Finish, FinishReason, GenerateOptions, Timings
-from runtimes.generation.prefix_cache import Tape
+from runtimes.generation.prefix_cache import PrefixCache
 from runtimes.generation.prompt_lookup import PromptLookup
 from runtimes.generation.sampling import Sampler, TokenLogprobs, token_logprobs
 from runtimes.prompts.tokenizer import IndentRule, TextStream, Tokenizer
@@ -40,7 +40,7 @@ class Request:
     def __init__(
         self,
         backend: Backend,
-        tape: Tape,
+        cache: PrefixCache,
         tokenizer: Tokenizer,
         stop_ids: frozenset[int],
         prompt_ids: Sequence[int],
@@ -50,14 +50,14 @@ class Request:
     ) -> None:
         self._started = time.perf_counter()
         self._backend = backend
-        self._tape = tape
+        self._cache = cache
         self._stop_ids = stop_ids
         self._options = options
         self._progress = progress
         self._cancelled = cancelled
         self._ids = list(prompt_ids)  # and what is generated, as it comes
         self._prompt_tokens = len(prompt_ids)
-        self._most_tokens = min(options.max_tokens, backend.context_tokens - len(prompt_ids))
+        self._max_tokens = min(options.max_tokens, backend.context_tokens - len(prompt_ids))
         self._stream = TextStream(tokenizer.token_bytes, options.stop)
         self._indent = IndentRule(options.min_indent)
         self._has_line_break = False
@@ -77,9 +77,9 @@ class Request:
         while self._reason is None:
             yield self._choose(logits, guesses)
             if self._reason is None and not self._interrupted():
-                self._tape.rewind(len(self._ids) - 1)  # forgets the guesses that were wrong
+                self._cache.rewind(len(self._ids) - 1)  # forgets the guesses that were wrong
                 guesses = self._guess()
-                logits = self._tape.forward([self._ids[-1], *guesses], last_only=not guesses)
+                logits = self._cache.forward([self._ids[-1], *guesses], last_only=not guesses)
         yield self._finish()
 
     def _take_prompt_in(self) -> np.ndarray:
@@ -87,13 +87,13 @@ class Request:
         logits = np.empty((0, self._backend.vocab_size), np.float32)
         total = len(self._ids)
         chunk_tokens = self._backend.chunk_tokens
-        if self._options.max_prompt_s is not None and not self._tape.in_groups:
+        if self._options.max_prompt_s is not None and not self._cache.in_groups:
             chunk_tokens = min(chunk_tokens, TIMED_CHUNK_TOKENS)
-        done = self._reused_tokens = self._tape.keep_prefix(self._ids)
+        done = self._reused_tokens = self._cache.keep_prefix(self._ids)
         self._progress(done, total)
         while done < total and not self._interrupted() and not self._prompt_is_late(done):
-            logits = self._tape.forward(self._ids[done : done + chunk_tokens])
-            done = len(self._tape)
+            logits = self._cache.forward(self._ids[done : done + chunk_tokens])
+            done = len(self._cache)
             self._progress(done, total)
         return logits
 
@@ -134,9 +134,9 @@ class Request:
         """Ids to check along with the last one: no more than can be used, taken in and undone."""
         if self._lookup is None:
             return []
-        useful = self._most_tokens - self._generated_tokens - 1
-        most = min(useful, self._backend.chunk_tokens - 1, self._tape.slack_tokens)
-        return self._lookup.propose(most, self._tape.costs)
+        useful = self._max_tokens - self._generated_tokens - 1
+        longest = min(useful, self._backend.chunk_tokens - 1, self._cache.slack_tokens)
+        return self._lookup.propose(longest, self._cache.costs)
 
     @property
     def _generated_tokens(self) -> int:
@@ -150,7 +150,7 @@ class Request:
             self._reason = "indent"
         elif self._stream.stopped_by is not None:
             self._reason = "stop_string"
-        elif self._reason is None and self._generated_tokens >= self._most_tokens:
+        elif self._reason is None and self._generated_tokens >= self._max_tokens:
             self._reason = "length"
 
     def _interrupted(self) -> bool:

@@ -32,7 +32,7 @@ from runtimes.generation.decode_loop import (
     Request,
     never_cancelled,
 )
-from runtimes.generation.prefix_cache import Tape
+from runtimes.generation.prefix_cache import PrefixCache
 from runtimes.generation.sampling import TokenLogprobs, token_logprobs
 from runtimes.prompts.fim import NO_CONTEXT, Context, generate_ids, infill_ids
 from runtimes.prompts.tokenizer import Tokenizer
@@ -47,7 +47,7 @@ class Runtime:
     One request at a time: a lock makes the requests of other threads wait. A stream takes it with
     its first chunk and holds it until it is exhausted or closed; another request by the thread
     that holds it would wait for ever, so it is a UsageError. However a request ends (an error,
-    KeyboardInterrupt, a stream closed early), the next one starts from a sound state.
+    KeyboardInterrupt, a stream closed early), the next one starts from a valid state.
 
     Law: ids and text depend on the prompt and the options, never on earlier requests, on how the
     prompt was chunked, or on speculation. It holds to the bit where the engine gives equal logits
@@ -81,7 +81,7 @@ class Runtime:
         self.tokenizer = tokenizer
         self.special_ids = special_ids
         self.reproducible = reproducible
-        self._tape = Tape(backend, reproducible, RowCosts(clock))
+        self._cache = PrefixCache(backend, reproducible, RowCosts(clock))
         self._lock = threading.Lock()
         self._holder: int | None = None  # the thread that took the lock
         self._closed = False
@@ -155,7 +155,7 @@ class Runtime:
         """Continue `ids`: what all the others come down to. Generation starts with the first chunk.
 
         Raises at once UsageError for an empty prompt or an id outside the vocabulary, and
-        ContextError for a prompt that leaves no room; with the first chunk UsageError for a
+        ContextError for a prompt that fills the context; with the first chunk UsageError for a
         runtime that is closed, or busy in this thread; later whatever the engine meets.
         """
         self._check_prompt(ids, options)
@@ -174,39 +174,39 @@ class Runtime:
         self._check_prompt(ids, GenerateOptions(max_tokens=0))
         result: list[TokenLogprobs] = []
         with self._alone():
-            self._tape.clear()
+            self._cache.clear()
             for start in range(0, len(ids) - 1, self.backend.chunk_tokens):
                 if cancelled():
                     raise Cancelled("scoring was cancelled")
                 chunk = list(ids[start : start + self.backend.chunk_tokens])
-                rows = self._tape.forward(chunk, last_only=False)  # (chunk, vocab)
+                rows = self._cache.forward(chunk, last_only=False)  # (chunk, vocab)
                 following = ids[start + 1 : start + 1 + len(chunk)]
                 # the last id may be in the chunk: nothing follows it
                 for row, next_id in zip(rows[: len(following)], following, strict=True):
                     result.append(token_logprobs(row, next_id, top))
         return result
 
-    def remember(self, sequences: int) -> None:
-        """Keep so many sequences between requests; each beside the last takes what the cache does.
+    def cache_sequences(self, count: int) -> None:
+        """Keep `count` sequences between requests; each takes as much memory as the KV cache.
 
         Where the backend cannot copy a sequence, the last one alone is kept.
         """
-        self._tape.slots = sequences
+        self._cache.max_sequences = count
 
     @property
-    def aside_tokens(self) -> tuple[int, ...]:
+    def saved_tokens(self) -> tuple[int, ...]:
         """Lengths of the sequences that are kept beside the last one."""
-        return self._tape.aside_tokens
+        return self._cache.saved_tokens
 
     @property
     def held_ids(self) -> tuple[int, ...]:
         """What the backend holds: as much of the next prompt as agrees with it costs nothing."""
-        return self._tape.ids
+        return self._cache.ids
 
     @property
     def row_costs(self) -> RowCosts:
         """What forward calls of this model have taken here."""
-        return self._tape.costs
+        return self._cache.costs
 
     def close(self) -> None:
         """Give the model's memory back, after any request of another thread. Safe to call twice."""
@@ -237,7 +237,7 @@ class Runtime:
         with self._alone():
             request = Request(
                 self.backend,
-                self._tape,
+                self._cache,
                 self.tokenizer,
                 self.special_ids.stops,
                 ids,
@@ -277,10 +277,11 @@ class Runtime:
         vocab_size = self.backend.vocab_size
         if min(ids) < 0 or max(ids) >= vocab_size:
             raise UsageError("an id is outside the vocabulary", expected=f"0 to {vocab_size - 1}")
-        room = self.backend.context_tokens - min(1, options.max_tokens)
-        if len(ids) > room:
+        context = self.backend.context_tokens
+        available = context - min(1, options.max_tokens)
+        if len(ids) > available:
             raise ContextError(
                 f"the prompt has {len(ids)} tokens",
-                expected=f"at most {room}, in a context of {self.backend.context_tokens} tokens",
+                expected=f"at most {available}, in a context of {context} tokens",
                 remedy="send less, or open the model with a larger context",
             )

@@ -16,11 +16,11 @@ import numpy as np
 
 from runtimes.errors import DeviceError, UsageError
 
-MOST_PENALTY = 100  # guessed: far beyond use, and dividing by it or 1/100 overflows nothing
+MAX_PENALTY = 100  # guessed: far beyond use, and dividing by it or 1/100 overflows nothing
 OFF = -1  # clients (Cody, llama.cpp's own) send -1 for "off"
 
 
-def _whole(value: object) -> bool:
+def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -31,7 +31,7 @@ class Sampling:
     temperature: 0 is greedy, whatever the other fields say but the penalty; no upper bound.
     top_k: keep the k most likely ids, and any that tie with the last; 0 or -1 is off.
     top_p: keep the fewest most likely ids that reach this mass, at least one; 1 or -1 is off.
-    min_p: keep ids at least this share as likely as the likeliest; 0 or -1 is off.
+    min_p: keep ids at least this fraction as likely as the likeliest; 0 or -1 is off.
     repetition_penalty: logits of ids already in the prompt or the answer are divided by it where
     positive and multiplied where negative (arXiv 1909.05858); 1 is off.
     presence_penalty, frequency_penalty: subtracted from the logits of ids already in the answer,
@@ -51,12 +51,12 @@ class Sampling:
     def __post_init__(self) -> None:
         """Raise UsageError that names the first field out of range."""
         self._need("temperature", self.temperature >= 0, "0 (greedy) or more")
-        self._need("top_k", _whole(self.top_k) and self.top_k >= OFF, "a whole number, -1 or more")
+        self._need("top_k", _is_int(self.top_k) and self.top_k >= OFF, "a whole number, -1 or more")
         self._need("top_p", self.top_p == OFF or 0 <= self.top_p <= 1, "0 to 1, or -1 for off")
         self._need("min_p", self.min_p == OFF or 0 <= self.min_p <= 1, "0 to 1, or -1 for off")
-        in_range = 1 / MOST_PENALTY <= self.repetition_penalty <= MOST_PENALTY
-        self._need("repetition_penalty", in_range, f"{1 / MOST_PENALTY} to {MOST_PENALTY}")
-        self._need("seed", _whole(self.seed) and 0 <= self.seed < 2**64, "0 to 2**64 - 1")
+        in_range = 1 / MAX_PENALTY <= self.repetition_penalty <= MAX_PENALTY
+        self._need("repetition_penalty", in_range, f"{1 / MAX_PENALTY} to {MAX_PENALTY}")
+        self._need("seed", _is_int(self.seed) and 0 <= self.seed < 2**64, "0 to 2**64 - 1")
         self._need("presence_penalty", True, "a number")
         self._need("frequency_penalty", True, "a number")
 
@@ -104,7 +104,7 @@ class Sampler:
         if not np.isfinite(logits.max()):  # the maximum is NaN if any is
             raise DeviceError(
                 "the engine returned logits that are not numbers",
-                remedy="verify the bundle; if it is whole, try fewer GPU layers and report this",
+                remedy="verify the bundle; if it is intact, try fewer GPU layers and report this",
             )
         scores = self._penalised(logits)
         token_id = int(scores.argmax()) if self._sampling.temperature == 0 else self._draw(scores)

@@ -30,9 +30,9 @@ class Service:
     def __init__(
         self, runtime: Runtime, model: Model, rules: Rules, *, queue_jobs: int = 32, slots: int = 1
     ) -> None:
-        """slots: sequences that are remembered between requests; see Runtime.remember."""
+        """slots: sequences that are cached between requests; see Runtime.cache_sequences."""
         self.runtime, self.slots = runtime, slots
-        runtime.remember(slots)
+        runtime.cache_sequences(slots)
         self.model = model
         self.rules = rules
         self.metrics = Metrics()

@@ -107,7 +107,7 @@ def test_a_token_reaches_layers_times_window_minus_one_back_and_no_further(tmp_p
     check_reach(tmp_path, open_fresh)
 
 
-def test_a_sequence_put_aside_goes_on_to_the_bit(converted):
+def test_a_saved_sequence_goes_on_to_the_bit(converted):
     checkpoint, path, *_ = converted
     check_saves(
         checkpoint,

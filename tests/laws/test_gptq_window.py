@@ -92,7 +92,7 @@ def test_a_token_reaches_layers_times_window_minus_one_back_and_no_further(tmp_p
     check_reach(tmp_path, open_fresh)
 
 
-def test_a_sequence_put_aside_goes_on_to_the_bit(quantised):
+def test_a_saved_sequence_goes_on_to_the_bit(quantised):
     checkpoint, path, *_ = quantised
     check_saves(checkpoint, open_backend(path, checkpoint, chunk_tokens=24))
 

@@ -15,7 +15,7 @@ from packager.core.records import Checkpoint
 from packager.measurement.window_proof import proof_sample, prove_window, reach
 from runtimes.contract import Backend
 from runtimes.errors import RewindError
-from runtimes.generation.prefix_cache import Tape
+from runtimes.generation.prefix_cache import PrefixCache
 from runtimes.host.limits import resident_bytes
 from tests.support.reference import eager_logits
 from tests.support.tiny import write_checkpoint
@@ -135,7 +135,7 @@ def check_rewinds(checkpoint: Checkpoint, backend: Backend, most_rms: float) -> 
 
 
 def check_saves(checkpoint: Checkpoint, backend: Backend, *, slack: bool = True) -> None:
-    """A sequence that was put aside goes on as if nothing had come between; to the bit.
+    """A saved sequence goes on as if nothing had come between; to the bit.
 
     slack: what could be rewound can be still; without, that is lost past the window.
     """
@@ -178,8 +178,8 @@ def check_same_bits(path: Path, checkpoint: Checkpoint, open_backend: Open) -> N
         open_backend(path, checkpoint, chunk_tokens=16, reproducible=True) for _ in range(2)
     )
     rng, vocab = np.random.default_rng(9), checkpoint.geometry.vocab
-    tape, alone = Tape(backend, in_groups=True), Tape(fresh, in_groups=True)
-    tape.slots = 3
+    cache, alone = PrefixCache(backend, in_groups=True), PrefixCache(fresh, in_groups=True)
+    cache.max_sequences = 3
     texts = rng.integers(40, vocab, (4, 600)).tolist()
     lengths = [150, 300, 450, 600]
     kept_tokens = 0
@@ -187,13 +187,13 @@ def check_same_bits(path: Path, checkpoint: Checkpoint, open_backend: Open) -> N
         which = rng.integers(len(texts))
         lengths[which] = int(np.clip(lengths[which] + rng.integers(-30, 50), 2, 600))
         wanted = [*texts[which][: lengths[which]], int(rng.integers(40, vocab))]
-        kept_tokens += tape.keep_prefix(wanted)
+        kept_tokens += cache.keep_prefix(wanted)
         alone.clear()
-        for of in (tape, alone):
+        for of in (cache, alone):
             while len(of) < len(wanted):
                 logits = of.forward(wanted[len(of) : len(of) + backend.chunk_tokens])
             answers = [logits[-1]] + [of.forward([int(i)])[-1] for i in wanted[:3]]
-            if of is tape:
+            if of is cache:
                 found = answers
         assert np.array_equal(found, answers)
     assert kept_tokens > 1000

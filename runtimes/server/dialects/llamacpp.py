@@ -322,7 +322,7 @@ def _props(service: Service, _body: None) -> object:
 
 def _slots(service: Service, _body: None) -> object:
     """The backend computes one sequence, the first; the others wait to be gone on with."""
-    held = [len(service.runtime.held_ids), *service.runtime.aside_tokens]
+    held = [len(service.runtime.held_ids), *service.runtime.saved_tokens]
     return [
         {
             "id": number,

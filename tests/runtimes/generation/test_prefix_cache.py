@@ -7,7 +7,7 @@ import random
 import pytest
 
 from runtimes.generation import prefix_cache as module
-from runtimes.generation.prefix_cache import Tape
+from runtimes.generation.prefix_cache import PrefixCache
 from tests.support.runtime_toys import ToyBackend, random_logits
 
 A, B, C = ([100 + i for i in range(40)], [40 + i for i in range(40)], [7] * 40)
@@ -15,93 +15,93 @@ A, B, C = ([100 + i for i in range(40)], [40 + i for i in range(40)], [7] * 40)
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setattr(module, "WORTH_TOKENS", 4)
+    monkeypatch.setattr(module, "MIN_SAVED_TOKENS", 4)
 
 
-def make(slots: int, window: int = 6) -> Tape:
-    tape = Tape(ToyBackend(random_logits(window=window), window=window, chunk_tokens=8))
-    tape.slots = slots
-    return tape
+def make(sequences: int, window: int = 6) -> PrefixCache:
+    cache = PrefixCache(ToyBackend(random_logits(window=window), window=window, chunk_tokens=8))
+    cache.max_sequences = sequences
+    return cache
 
 
-def ask(tape: Tape, wanted: list[int]) -> int:
+def ask(cache: PrefixCache, wanted: list[int]) -> int:
     """Take a prompt in as a request does; returns how much of it was there already."""
-    kept = done = tape.keep_prefix(wanted)
+    kept = done = cache.keep_prefix(wanted)
     while done < len(wanted):
-        tape.forward(wanted[done : done + 8])
-        done = len(tape)
+        cache.forward(wanted[done : done + 8])
+        done = len(cache)
     return kept
 
 
 def test_clients_that_take_turns_each_go_on_where_they_were():
-    tape = make(slots=2)
-    assert ask(tape, A) == 0 and ask(tape, B) == 0
+    cache = make(sequences=2)
+    assert ask(cache, A) == 0 and ask(cache, B) == 0
     for more in range(1, 4):
-        assert ask(tape, A + [50] * more) == len(A) + more - 1
-        assert ask(tape, B + [50] * more) == len(B) + more - 1
-    assert len(tape.aside_tokens) == 1
+        assert ask(cache, A + [50] * more) == len(A) + more - 1
+        assert ask(cache, B + [50] * more) == len(B) + more - 1
+    assert len(cache.saved_tokens) == 1
 
 
 def test_one_slot_remembers_the_last_one_alone():
-    tape = make(slots=1)
-    ask(tape, A)
-    assert ask(tape, B) == 0 and ask(tape, [*A, 1]) == 0
-    assert tape.aside_tokens == ()
+    cache = make(sequences=1)
+    ask(cache, A)
+    assert ask(cache, B) == 0 and ask(cache, [*A, 1]) == 0
+    assert cache.saved_tokens == ()
 
 
 def test_the_least_recently_used_one_goes_first():
-    tape = make(slots=2)
+    cache = make(sequences=2)
     for prompt in (A, B, C):
-        ask(tape, prompt)
-    assert ask(tape, [*B, 1]) == len(B)
-    assert ask(tape, [*A, 1]) == 0
+        ask(cache, prompt)
+    assert ask(cache, [*B, 1]) == len(B)
+    assert ask(cache, [*A, 1]) == 0
 
 
 def test_little_is_not_worth_a_copy():
-    tape = make(slots=3)
-    ask(tape, A)
-    ask(tape, [*A[:38], 1, 2, 3])  # the same text, edited at its end
-    ask(tape, [1, 2])
-    ask(tape, B)  # what was there has two ids
-    assert tape.aside_tokens == (41,)
+    cache = make(sequences=3)
+    ask(cache, A)
+    ask(cache, [*A[:38], 1, 2, 3])  # the same text, edited at its end
+    ask(cache, [1, 2])
+    ask(cache, B)  # what was there has two ids
+    assert cache.saved_tokens == (41,)
 
 
 def test_a_backend_that_cannot_copy_is_asked_for_nothing_more():
-    tape = make(slots=3)
-    tape._backend.save = lambda: None
-    ask(tape, A)
-    assert ask(tape, B) == 0 and ask(tape, [*A, 1]) == 0
+    cache = make(sequences=3)
+    cache._backend.save = lambda: None
+    ask(cache, A)
+    assert ask(cache, B) == 0 and ask(cache, [*A, 1]) == 0
 
 
 def test_a_failed_load_leaves_nothing_half_known():
-    tape = make(slots=2)
-    ask(tape, A)
-    ask(tape, B)
+    cache = make(sequences=2)
+    ask(cache, A)
+    ask(cache, B)
 
     def fail(_saved):
-        tape._backend.rewind(0)
+        cache._backend.rewind(0)
         raise RuntimeError("no")
 
-    tape._backend.load = fail
+    cache._backend.load = fail
     with pytest.raises(RuntimeError):
-        ask(tape, [*A, 1])
-    assert ask(tape, [*B, 1]) == 0
-    assert tape.ids == (*B, 1)
+        ask(cache, [*A, 1])
+    assert ask(cache, [*B, 1]) == 0
+    assert cache.ids == (*B, 1)
 
 
 def test_any_order_of_requests_gives_what_a_fresh_backend_gives():
     rng = random.Random(3)
-    tape = make(slots=3)
-    fresh = make(slots=1)
+    cache = make(sequences=3)
+    fresh = make(sequences=1)
     reused = 0
     for _ in range(200):
         prompt = rng.choice([A, B, C, A[:20] + B])[: rng.randint(1, 60)]
         prompt = prompt + [rng.randint(40, 50) for _ in range(rng.randint(0, 3))]
-        kept = tape.keep_prefix(prompt)
+        kept = cache.keep_prefix(prompt)
         reused += kept
-        assert list(tape.ids) == prompt[:kept] and kept < len(prompt)
-        while len(tape) < len(prompt):
-            found = tape.forward(prompt[len(tape) : len(tape) + 8])
+        assert list(cache.ids) == prompt[:kept] and kept < len(prompt)
+        while len(cache) < len(prompt):
+            found = cache.forward(prompt[len(cache) : len(cache) + 8])
         fresh.clear()
         while len(fresh) < len(prompt):
             expected = fresh.forward(prompt[len(fresh) : len(fresh) + 8])
@@ -110,15 +110,17 @@ def test_any_order_of_requests_gives_what_a_fresh_backend_gives():
 
 
 def test_what_was_generated_alone_pushes_nothing_out():
-    tape = Tape(ToyBackend(random_logits(window=6), window=6, chunk_tokens=8), in_groups=True)
-    tape.slots = 2
-    ask(tape, A)
-    ask(tape, B[:4])
+    cache = PrefixCache(
+        ToyBackend(random_logits(window=6), window=6, chunk_tokens=8), in_groups=True
+    )
+    cache.max_sequences = 2
+    ask(cache, A)
+    ask(cache, B[:4])
     for i in range(30):
-        tape.forward([40 + i])
-    assert ask(tape, [*C, 1]) == 0
-    assert tape.aside_tokens == (40,)
-    assert ask(tape, [*A, 1]) == 40
+        cache.forward([40 + i])
+    assert ask(cache, [*C, 1]) == 0
+    assert cache.saved_tokens == (40,)
+    assert ask(cache, [*A, 1]) == 40
 
 
 class RoundingByGroup(ToyBackend):
@@ -143,18 +145,18 @@ class RoundingByGroup(ToyBackend):
 def test_whole_groups_alone_are_kept_for_an_engine_that_rounds_by_them(in_groups):
     rng = random.Random(4)
     logits = random_logits(window=6)
-    tape, fresh = (
-        Tape(RoundingByGroup(logits, window=6, chunk_tokens=8), in_groups) for _ in range(2)
+    cache, fresh = (
+        PrefixCache(RoundingByGroup(logits, window=6, chunk_tokens=8), in_groups) for _ in range(2)
     )
-    tape.slots = 3
+    cache.max_sequences = 3
     reused = different = 0
     for _ in range(200):
         prompt = rng.choice([A, B, C, A[:20] + B])[: rng.randint(1, 60)]
         prompt = prompt + [rng.randint(40, 50) for _ in range(rng.randint(0, 3))]
-        reused += tape.keep_prefix(prompt)
+        reused += cache.keep_prefix(prompt)
         fresh.clear()
         answers = []
-        for of in (tape, fresh):
+        for of in (cache, fresh):
             while len(of) < len(prompt):
                 row = of.forward(prompt[len(of) : len(of) + 8])
             answers.append([row, of.forward([50]), of.forward([51])])

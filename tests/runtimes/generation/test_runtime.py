@@ -154,7 +154,7 @@ def test_an_interrupted_call_leaves_a_sound_state(
         answer(runtime, ids)
     runtime.backend.within_forward = lambda: None
     after = answer(runtime, ids)
-    assert after.finish.timings.reused_tokens == 0  # a torn tape is not trusted
+    assert after.finish.timings.reused_tokens == 0  # a dirty cache is not trusted
     assert after.ids == answer(toy_runtime(tmp_path), ids).ids
 
 
@@ -269,7 +269,7 @@ def test_infill_takes_the_prompt_of_training(tmp_path: Path) -> None:
     text = (
         "<repo_name>repo<file_sep>a.py\nx<file_sep><fim_prefix>b.py\nin<fim_suffix>er<fim_middle>"
     )
-    held = runtime._tape.ids[: done.finish.timings.prompt_tokens]
+    held = runtime._cache.ids[: done.finish.timings.prompt_tokens]
     assert runtime.tokenizer.decode(held) == text
     streamed = join(runtime.stream_infill("in", "er", PLAIN, context))
     assert (streamed.text, streamed.ids) == (done.text, done.ids)
@@ -359,15 +359,15 @@ def test_an_answer_ends_before_a_line_that_is_indented_too_little(tmp_path: Path
 
 
 def test_prompts_of_several_clients_are_remembered(tmp_path, monkeypatch):
-    monkeypatch.setattr("runtimes.generation.prefix_cache.WORTH_TOKENS", 4)
+    monkeypatch.setattr("runtimes.generation.prefix_cache.MIN_SAVED_TOKENS", 4)
     options = GenerateOptions(max_tokens=2)
     one, other = "def first(value):\n", "class Second:\n    x = 1\n"
     runtime = toy_runtime(tmp_path)
     expected = [runtime.generate(p, options).text for p in (one + "a", other + "b")]
-    runtime.remember(2)
+    runtime.cache_sequences(2)
     for prompt in (one, other):
         runtime.generate(prompt, options)
     again = [runtime.generate(p, options) for p in (one + "a", other + "b")]
     assert [completion.text for completion in again] == expected
     assert all(completion.finish.timings.reused_tokens > 10 for completion in again)
-    assert len(runtime.aside_tokens) == 1
+    assert len(runtime.saved_tokens) == 1
