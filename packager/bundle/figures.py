@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runtimes.bundle.baseline import read_promise
+from runtimes.bundle.baseline import read_baseline
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +71,15 @@ def _quality(measured: Mapping[str, Any]) -> Iterator[Figure]:
 
 
 def _speed(measured: Mapping[str, Any]) -> Iterator[Figure]:
-    promise = read_promise(measured)
-    if promise.first_token_s is not None:
-        part = f"prompt of {promise.prompt_tokens} tokens, nothing in the cache"
-        yield Figure("first token", promise.first_token_s, "s", part)
-    if promise.per_token_s is not None:
-        part = f"after {promise.depth_tokens} tokens"
-        yield Figure("each further token", promise.per_token_s, "s", part)
-    if promise.memory_bytes is not None:
-        yield Figure("memory at the most", promise.memory_bytes, "bytes")
+    baseline = read_baseline(measured)
+    if baseline.first_token_s is not None:
+        part = f"prompt of {baseline.prompt_tokens} tokens, nothing in the cache"
+        yield Figure("first token", baseline.first_token_s, "s", part)
+    if baseline.per_token_s is not None:
+        part = f"after {baseline.depth_tokens} tokens"
+        yield Figure("each further token", baseline.per_token_s, "s", part)
+    if baseline.memory_bytes is not None:
+        yield Figure("memory at the most", baseline.memory_bytes, "bytes")
 
 
 def _one(

@@ -13,7 +13,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Promise:
+class Baseline:
     """Figures of the manifest; None for what it does not have.
 
     first_token_s: for a prompt of prompt_tokens, with nothing in the cache; the fastest where
@@ -32,7 +32,7 @@ class Promise:
     artifact_bytes: int | None = None
 
 
-def read_promise(measured: Mapping[str, Any]) -> Promise:
+def read_baseline(measured: Mapping[str, Any]) -> Baseline:
     """Whatever of it is there, in the words of any starpack so far."""
     speed = _mapping(measured.get("speed"))
     prompt_tokens = _number(_mapping(speed.get("workload")).get("prompt_tokens"))
@@ -44,7 +44,7 @@ def read_promise(measured: Mapping[str, Any]) -> Promise:
         first_token_s = _number(speed.get("first_token_s"))
     depth_tokens, per_token_s = _steps(speed, prompt_tokens)
     device = measured.get("device")
-    return Promise(
+    return Baseline(
         device=device if isinstance(device, str) else None,
         threads=_whole(speed.get("threads")),
         context_tokens=_whole(speed.get("context_tokens")),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from runtimes.bundle.baseline import fits, needed_bytes, read_promise
+from runtimes.bundle.baseline import fits, needed_bytes, read_baseline
 from runtimes.errors import DeviceError, UsageError
 from runtimes.host.gpu_memory import gpu_free_bytes
 from runtimes.host.limits import machine_memory_bytes
@@ -20,7 +20,7 @@ AUTO = "auto"
 
 
 @dataclass(frozen=True, slots=True)
-class Weighed:
+class MemoryFit:
     """A variant, what it needs here, and what there is; available_bytes is 0 where unknown."""
 
     variant: VariantEntry
@@ -46,10 +46,10 @@ def variants_in(manifest: Manifest) -> tuple[VariantEntry, ...]:
     """All variants of the bundle, the best first."""
     if manifest.variants:
         return manifest.variants
-    promise = read_promise(manifest.measured)
+    baseline = read_baseline(manifest.measured)
     name = f"{manifest.format}-{manifest.recipe}"
     only = VariantEntry(name, manifest.format, manifest.recipe, manifest.artifact)
-    return (replace(only, memory_bytes=promise.memory_bytes, measured=manifest.measured),)
+    return (replace(only, memory_bytes=baseline.memory_bytes, measured=manifest.measured),)
 
 
 def free_bytes(provider: str) -> int:
@@ -57,10 +57,10 @@ def free_bytes(provider: str) -> int:
     return gpu_free_bytes() if provider == "cuda" else machine_memory_bytes()[1]
 
 
-def weigh(manifest: Manifest, available_bytes: int) -> tuple[Weighed, ...]:
+def check_memory(manifest: Manifest, available_bytes: int) -> tuple[MemoryFit, ...]:
     """Each variant against the memory that is there, the best first."""
     return tuple(
-        Weighed(
+        MemoryFit(
             variant,
             needed_bytes(variant.memory_bytes, _only(manifest, variant).artifact_bytes),
             available_bytes,
@@ -83,7 +83,7 @@ def choose(
     if wanted is None:
         return _only(manifest, variants_in(manifest)[0])
     if wanted == AUTO:
-        return _only(manifest, _best(weigh(manifest, free_bytes(provider)), tell))
+        return _only(manifest, _best(check_memory(manifest, free_bytes(provider)), tell))
     for variant in variants_in(manifest):
         if variant.name == wanted:
             return _only(manifest, variant)
@@ -93,14 +93,14 @@ def choose(
     )
 
 
-def _best(weighed: Sequence[Weighed], tell: Callable[[str], None]) -> VariantEntry:
-    for one in weighed:
+def _best(fits_by_variant: Sequence[MemoryFit], tell: Callable[[str], None]) -> VariantEntry:
+    for one in fits_by_variant:
         tell(f"variant {one.variant.name} {one.text}")
         if one.fits:
             return one.variant
     raise DeviceError(
         "no variant of the bundle fits the memory that is free",
-        expected="; ".join(f"{one.variant.name}: {one.text}" for one in weighed),
+        expected="; ".join(f"{one.variant.name}: {one.text}" for one in fits_by_variant),
         remedy="free memory, or take a bundle with a smaller variant; --variant NAME tries one",
     )
 

@@ -1,6 +1,6 @@
 """What `doctor` concludes: from the machine's facts and a short measure to a verdict.
 
-Pure: it opens nothing and prints nothing. The promise is what the manifest says was measured where
+Pure: it opens nothing and prints nothing. The baseline is what the manifest says was measured where
 the bundle was made (runtimes/bundle/baseline.py).
 """
 
@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Literal
 
 from runtimes.backends.timing import Prompt, Steps
-from runtimes.bundle.baseline import Promise
+from runtimes.bundle.baseline import Baseline
 from runtimes.host.cpu import read_processor
 
-Verdict = Literal["as promised", "slower", "no promise", "does not fit", "wrong device"]
-"""no promise: it runs, and the manifest has no figure to compare with."""
+Verdict = Literal["within baseline", "slower", "no baseline", "does not fit", "wrong device"]
+"""no baseline: it runs, and the manifest has no figure to compare with."""
 
 SLOWER = 1.5  # guessed: what a second program on the machine and a warm processor may cost
 NVIDIA = Path("/proc/driver/nvidia/version")
@@ -28,39 +28,39 @@ INSTRUCTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One figure here and as promised, in seconds; `ratio` above 1 is slower."""
+    """One figure here and in the baseline, in seconds; `ratio` above 1 is slower."""
 
     what: str
     here_s: float
-    promised_s: float
+    baseline_s: float
 
     @property
     def ratio(self) -> float:
-        return self.here_s / self.promised_s if self.promised_s > 0 else 1.0
+        return self.here_s / self.baseline_s if self.baseline_s > 0 else 1.0
 
     @property
     def text(self) -> str:
         """For a reader."""
-        return f"{self.what}: {self.here_s:.3g} s here, {self.promised_s:.3g} s promised"
+        return f"{self.what}: {self.here_s:.3g} s here, {self.baseline_s:.3g} s in the baseline"
 
 
-def compare(promise: Promise, prompt: Prompt, steps: Steps) -> list[Comparison]:
-    """What can be compared. A shorter prompt is held to its share of the promised time."""
+def compare(baseline: Baseline, prompt: Prompt, steps: Steps) -> list[Comparison]:
+    """What can be compared. A shorter prompt is held to its fraction of the baseline."""
     found = []
-    if promise.first_token_s is not None and promise.prompt_tokens:
-        share = promise.first_token_s * prompt.tokens / promise.prompt_tokens
-        found.append(Comparison(f"a prompt of {prompt.tokens} tokens", prompt.seconds, share))
-    if promise.per_token_s is not None:
+    if baseline.first_token_s is not None and baseline.prompt_tokens:
+        expected_s = baseline.first_token_s * prompt.tokens / baseline.prompt_tokens
+        found.append(Comparison(f"a prompt of {prompt.tokens} tokens", prompt.seconds, expected_s))
+    if baseline.per_token_s is not None:
         what = f"each token after {steps.depth_tokens}"
-        found.append(Comparison(what, steps.p50_s, promise.per_token_s))
+        found.append(Comparison(what, steps.p50_s, baseline.per_token_s))
     return found
 
 
 def verdict_of(comparisons: list[Comparison]) -> Verdict:
     """Of a model that runs."""
     if not comparisons:
-        return "no promise"
-    return "slower" if any(c.ratio > SLOWER for c in comparisons) else "as promised"
+        return "no baseline"
+    return "slower" if any(c.ratio > SLOWER for c in comparisons) else "within baseline"
 
 
 def instruction_sets() -> list[str]:

@@ -1,4 +1,4 @@
-"""The command that says whether a device does what was promised of it, and what it is."""
+"""The command that says what a device is, and whether the model runs there as it was measured."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from importlib import metadata
 from pathlib import Path
 
 from runtimes.backends.timing import Prompt, Steps, fastest, time_prompts, time_steps, warm_up
-from runtimes.bundle.baseline import Promise, read_promise
-from runtimes.bundle.variants import choose, free_bytes, weigh
+from runtimes.bundle.baseline import Baseline, read_baseline
+from runtimes.bundle.variants import check_memory, choose, free_bytes
 from runtimes.cli.diagnosis import (
     Comparison,
     Verdict,
@@ -66,12 +66,12 @@ def doctor(args: argparse.Namespace, call: Invocation) -> None:
     except DeviceError as error:
         _report(console, "does not fit", False, facts, [], error)
         raise
-    promise = read_promise(manifest.measured)
+    baseline = read_baseline(manifest.measured)
     try:
         with open_model(args, call, manifest) as runtime:
             facts |= _facts_after(manifest, runtime)
             ready = _answers(runtime)
-            prompt, steps = _measure(runtime, promise, QUICK if args.quick else USUAL)
+            prompt, steps = _measure(runtime, baseline, QUICK if args.quick else USUAL)
     except DeviceError as error:
         _report(console, "wrong device", False, facts, [], error)
         raise
@@ -79,7 +79,7 @@ def doctor(args: argparse.Namespace, call: Invocation) -> None:
         failure = DeviceError(f"memory ran out: {error}", where=call.bundle, remedy="free memory")
         _report(console, "does not fit", False, facts, [], failure)
         raise failure from None
-    comparisons = compare(promise, prompt, steps)
+    comparisons = compare(baseline, prompt, steps)
     facts["measured here"] = {
         "prompt_tokens": prompt.tokens,
         "prompt_s": prompt.seconds,
@@ -89,7 +89,7 @@ def doctor(args: argparse.Namespace, call: Invocation) -> None:
         "per_token_p90_s": steps.p90_s,
         "peak_memory_bytes": peak_resident_bytes(),
     }
-    facts["promised"] = asdict(promise)
+    facts["baseline"] = asdict(baseline)
     _report(console, verdict_of(comparisons), ready, facts, comparisons)
 
 
@@ -99,13 +99,13 @@ def _fitting(args: argparse.Namespace, call: Invocation, every: Manifest, facts:
     Raises DeviceError where the memory is not enough.
     """
     if every.variants:
-        weighed = weigh(every, free_bytes(args.provider))
-        facts["variants"] = {one.variant.name: one.text for one in weighed}
+        fits_by_variant = check_memory(every, free_bytes(args.provider))
+        facts["variants"] = {one.variant.name: one.text for one in fits_by_variant}
     manifest = choose(every, args.variant, args.provider, call.console.remark)
     facts["bundle"] |= {"format": manifest.format, "recipe": manifest.recipe}
     if manifest.variants:
         facts["bundle"]["variant"] = manifest.variants[0].name
-    (here,) = weigh(manifest, machine_memory_bytes()[1])
+    (here,) = check_memory(manifest, machine_memory_bytes()[1])
     needed, available = here.needed_bytes, here.available_bytes
     facts["free memory"] = {"needed_bytes": needed, "available_bytes": available or "unknown"}
     if args.provider == "cpu" and not here.fits:
@@ -124,10 +124,10 @@ def _answers(runtime: Runtime) -> bool:
     return bool(answer.ids) or answer.finish.reason == "stop"
 
 
-def _measure(runtime: Runtime, promise: Promise, extent: Extent) -> tuple[Prompt, Steps]:
+def _measure(runtime: Runtime, baseline: Baseline, extent: Extent) -> tuple[Prompt, Steps]:
     backend = runtime.backend
     steps = min(extent.steps, max(1, backend.context_tokens // 2))
-    wanted = min(extent.prompt_tokens, promise.prompt_tokens or math.inf)
+    wanted = min(extent.prompt_tokens, baseline.prompt_tokens or math.inf)
     tokens = max(1, min(int(wanted), backend.context_tokens - steps))
     warm_up(backend)
     limit_s = extent.prompt_limit_s

@@ -165,7 +165,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     command("rollback", "go back to the version that was installed before this one")
     command("licence", "show the model's licence and its use restrictions")
-    doctor = command("doctor", "show what runs the model, and whether it does what was promised")
+    doctor = command("doctor", "show what runs the model, and compare it with its baseline")
     doctor.add_argument("--quick", action="store_true", help="measure for seconds, not a minute")
     bench = command("bench", "time prompts of several lengths, and tokens at several depths")
     _add_bench(bench)

@@ -16,7 +16,7 @@ from packager.bundle.documents.render import render
 from packager.bundle.figures import Figure, figures
 from packager.checkpoint.model_card import CARD_NAME, declared_licence
 from packager.core.records import Artifact, Checkpoint, Variant
-from runtimes.bundle.baseline import read_promise
+from runtimes.bundle.baseline import read_baseline
 
 ORIGINAL_CARD_NAME = "MODEL_CARD_ORIGINAL.md"
 
@@ -46,13 +46,13 @@ def model_card(parts: Sequence[Packed], checkpoint: Checkpoint) -> str:
 
 
 def _section(part: Packed, checkpoint: Checkpoint) -> Section:
-    promise = read_promise(part.evidence)
+    baseline = read_baseline(part.evidence)
     return Section(
         variant=part.artifact.variant,
         changes=_changes(part, checkpoint),
         figures=figures(part.evidence),
-        device=promise.device,
-        threads=promise.threads,
+        device=baseline.device,
+        threads=baseline.threads,
     )
 
 

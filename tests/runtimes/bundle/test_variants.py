@@ -129,7 +129,7 @@ def test_doctor_lists_them_and_holds_one_to_its_own_promise(
     words = ["doctor", "--quick", "--json", "--bundle", str(bundle)]
     assert cli.main([*words, "--variant", "auto"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["verdict"] == "as promised" and report["promised"]["device"] == "a small one"
+    assert report["verdict"] == "within baseline" and report["baseline"]["device"] == "a small one"
     assert (report["bundle"]["recipe"], report["bundle"]["variant"]) == ("F8", SMALL)
     assert report["variants"][LARGE].startswith("does not fit")
     assert report["variants"][SMALL].startswith("fits")

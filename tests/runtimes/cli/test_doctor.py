@@ -13,7 +13,7 @@ import pytest
 
 from runtimes import backends
 from runtimes.backends.timing import Prompt, Steps
-from runtimes.bundle.baseline import Promise, fits, needed_bytes, read_promise
+from runtimes.bundle.baseline import Baseline, fits, needed_bytes, read_baseline
 from runtimes.cli import diagnosis
 from runtimes.cli import doctor as cli_doctor
 from runtimes.cli import main as cli
@@ -43,7 +43,7 @@ def doctor(bundle: Path, capsys, *flags: str) -> tuple[int, dict[str, Any], str]
 
 
 @pytest.mark.parametrize(
-    ("speed", "verdict"), [(FAST, "as promised"), (SLOW, "slower"), ({}, "no promise")]
+    ("speed", "verdict"), [(FAST, "within baseline"), (SLOW, "slower"), ({}, "no baseline")]
 )
 def test_what_runs_is_compared_with_the_promise(
     bundle: Path, capsys, manifest_reads: list[Path], speed: dict[str, float], verdict: str
@@ -55,7 +55,7 @@ def test_what_runs_is_compared_with_the_promise(
     assert report["measured here"]["prompt_tokens"] == (16 if speed else 32)
     assert report["measured here"]["steps"] == 4
     assert len(report["reasons"]) == len(report["comparisons"]) == (2 if speed else 0)
-    assert report["promised"]["device"] == "a processor"
+    assert report["baseline"]["device"] == "a processor"
     assert report["window"]["window_tokens"] == 6
     assert cli.main(["doctor", "--bundle", str(bundle), "--quick"]) == 0
     text = capsys.readouterr().out
@@ -114,10 +114,10 @@ def test_a_measure_ends_at_its_limit(bundle: Path, capsys, monkeypatch) -> None:
     write_manifest(bundle, measured={"speed": {"prompt_tokens": 1024, "first_token_s": 1024e-6}})
     _, report, _ = doctor(bundle, capsys, "--quick")
     assert report["measured here"]["steps"] == 1
-    # what was taken in counts against its share of the promise: 1 microsecond for each token
+    # what was taken in counts against its fraction of the baseline: 1 microsecond for each token
     (comparison,) = report["comparisons"]
     tokens = report["measured here"]["prompt_tokens"]
-    assert comparison["promised_s"] == pytest.approx(tokens * 1e-6)
+    assert comparison["baseline_s"] == pytest.approx(tokens * 1e-6)
     assert report["verdict"] == "slower"
 
 
@@ -146,33 +146,33 @@ OLD = {
 
 
 @pytest.mark.parametrize(
-    ("speed", "promise"),
+    ("speed", "baseline"),
     [
-        (NEW, Promise("x", 8, 16384, 1024, 1.0, 1024, 0.03, 2000, 7)),
-        (OLD, Promise("x", 2, 4096, 512, 1.5, 512, 0.05, 1000, 7)),
-        (None, Promise("x", artifact_bytes=7)),
-        ([], Promise("x", artifact_bytes=7)),
-        ({"workload": 3, "steps": [None, {}], "cold_s": "x"}, Promise("x", artifact_bytes=7)),
-        ({"first_token_s": float("nan"), "threads": True}, Promise("x", artifact_bytes=7)),
-        ({"first_token_s": -1.0, "cold_s": []}, Promise("x", artifact_bytes=7)),
+        (NEW, Baseline("x", 8, 16384, 1024, 1.0, 1024, 0.03, 2000, 7)),
+        (OLD, Baseline("x", 2, 4096, 512, 1.5, 512, 0.05, 1000, 7)),
+        (None, Baseline("x", artifact_bytes=7)),
+        ([], Baseline("x", artifact_bytes=7)),
+        ({"workload": 3, "steps": [None, {}], "cold_s": "x"}, Baseline("x", artifact_bytes=7)),
+        ({"first_token_s": float("nan"), "threads": True}, Baseline("x", artifact_bytes=7)),
+        ({"first_token_s": -1.0, "cold_s": []}, Baseline("x", artifact_bytes=7)),
     ],
 )
-def test_promises_of_every_kind_and_none(speed: object, promise: Promise) -> None:
-    assert read_promise({"device": "x", "artifact_bytes": 7, "speed": speed}) == promise
+def test_baselines_of_every_kind_and_none(speed: object, baseline: Baseline) -> None:
+    assert read_baseline({"device": "x", "artifact_bytes": 7, "speed": speed}) == baseline
 
 
 def test_a_promise_of_nothing_is_none() -> None:
-    assert read_promise({}) == Promise()
-    assert read_promise({"device": 3, "speed": {"threads": float("inf")}}) == Promise()
+    assert read_baseline({}) == Baseline()
+    assert read_baseline({"device": 3, "speed": {"threads": float("inf")}}) == Baseline()
 
 
 @pytest.mark.parametrize(
-    ("seconds", "verdict"), [(1.0, "as promised"), (1.4, "as promised"), (1.6, "slower")]
+    ("seconds", "verdict"), [(1.0, "within baseline"), (1.4, "within baseline"), (1.6, "slower")]
 )
 def test_the_verdict_leaves_room_for_noise(seconds: float, verdict: str) -> None:
-    promise = Promise(prompt_tokens=100, first_token_s=1.0, per_token_s=1.0)
+    baseline = Baseline(prompt_tokens=100, first_token_s=1.0, per_token_s=1.0)
     for prompt, step in ((seconds, 0.5), (0.5, seconds)):
-        found = diagnosis.compare(promise, Prompt(100, prompt), Steps(100, (step,)))
+        found = diagnosis.compare(baseline, Prompt(100, prompt), Steps(100, (step,)))
         assert diagnosis.verdict_of(found) == verdict
 
 
