@@ -22,7 +22,7 @@ def describe_timings(timings: Timings, finish_reason: str) -> str:
 def describe_chosen(chosen: Chosen) -> str:
     """One line for a person, the most relevant file first."""
     paths = ", ".join(str(file.path) for file in reversed(chosen.files)) or "none fits"
-    more = "" if chosen.is_whole else "; the folder is too large to be looked at as a whole"
+    more = "" if chosen.is_complete else "; the folder is too large to be looked at as a whole"
     return (
         f"repository: {len(chosen.files)} files, {chosen.tokens} of {chosen.budget_tokens} tokens "
         f"({paths}); {chosen.left_out} left out{more}"

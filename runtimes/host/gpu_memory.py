@@ -10,7 +10,7 @@ import ctypes
 import os
 
 LIBRARY = "libnvidia-ml.so.1"  # specified: it comes with the driver
-HALF_SHARE = 0.8  # guessed: of the free memory for weights; the cache and the sums need the rest
+HALF_FRACTION = 0.8  # guessed: of the free memory for weights; the cache and the sums need the rest
 
 
 class Memory(ctypes.Structure):
@@ -28,7 +28,7 @@ def half_fits(half_bytes: int, free_bytes: int) -> bool:
 
     To expand them for each token costs several times as much as to read float16.
     """
-    return half_bytes <= HALF_SHARE * free_bytes
+    return half_bytes <= HALF_FRACTION * free_bytes
 
 
 def gpu_free_bytes() -> int:

@@ -22,10 +22,10 @@ from runtimes.prompts.fim import RepoFile
 from runtimes.prompts.languages import LANGUAGES
 
 # Guessed, all of them: above what a project of one's own has, below what takes seconds.
-MOST_NAMES = 50_000  # files and folders that are looked at
-MOST_FILE_BYTES = 128 * 1024  # larger ones are data, or generated
-MOST_TRIED_FILES = 200  # that are read
-LEAST_TOKENS = 16  # too little room for any file
+MAX_NAMES = 50_000  # files and folders that are looked at
+MAX_FILE_BYTES = 128 * 1024  # larger ones are data, or generated
+MAX_TRIED_FILES = 200  # that are read
+MIN_TOKENS = 16  # fewer hold no file
 # What belongs to tools; names that begin with a dot are passed over as well.
 TOOLS_FOLDERS = frozenset(
     "__pycache__ build dist node_modules out site-packages target vendor venv".split()
@@ -34,7 +34,7 @@ SUFFIXES = frozenset(s for language in LANGUAGES.values() for s in language.suff
 FOLDERS_OWN = frozenset({"__init__", "index", "lib", "main", "mod"})  # named by their folder
 TEST_WORDS = frozenset({"spec", "test", "tests"})
 IMPORT = re.compile(r"^\s*(?:from|import|#\s*include|use|using|mod|require\w*)\b|\brequire\s*\(")
-MOST_IMPORT_LINES = 50  # guessed: of one import that goes on over several lines
+MAX_IMPORT_LINES = 50  # guessed: of one import that goes on over several lines
 WORD = re.compile(r"[^\W\d]\w*")
 
 
@@ -43,14 +43,14 @@ class Chosen:
     """Files for the prompt, the most relevant last, which is next to the edited one.
 
     tokens: of all of them, their paths and separators included. budget_tokens: how many they might
-    have. left_out: how many files of source code were not taken. is_whole: no bound was reached.
+    have. left_out: how many files of source code were not taken. is_complete: no bound was reached.
     """
 
     files: tuple[RepoFile, ...]
     tokens: int
     budget_tokens: int
     left_out: int
-    is_whole: bool
+    is_complete: bool
 
 
 def path_in(folder: Path, file: str) -> str:
@@ -93,20 +93,20 @@ def read_in(folder: Path, path: str) -> str:
 def choose(
     folder: Path, edited: str, text: str, count: Callable[[str], int], budget_tokens: int
 ) -> Chosen:
-    """Whole files in the order of `rank`, as many as fit into the budget; one too long is skipped.
+    """Complete files in the order of `rank`, as many as fit; one that is too long is skipped.
 
     count(text): how many tokens it has. Raises UsageError for a folder that cannot be read.
     """
     taken: list[RepoFile] = []
     tokens = tried = 0
     with _opened(folder) as root:
-        paths, is_whole = _source_files(root, PurePosixPath(edited).suffix)
+        paths, is_complete = _source_files(root, PurePosixPath(edited).suffix)
         ranked = rank(paths, edited, text)
         for path in ranked:
-            if budget_tokens - tokens < LEAST_TOKENS:
+            if budget_tokens - tokens < MIN_TOKENS:
                 break
-            if tried == MOST_TRIED_FILES:
-                is_whole = False
+            if tried == MAX_TRIED_FILES:
+                is_complete = False
                 break
             tried += 1
             content = _text(root, path)
@@ -117,7 +117,7 @@ def choose(
                 taken.append(RepoFile(path, content))
                 tokens += needed
     left_out = len(ranked) - len(taken)
-    return Chosen(tuple(reversed(taken)), tokens, budget_tokens, left_out, is_whole)
+    return Chosen(tuple(reversed(taken)), tokens, budget_tokens, left_out, is_complete)
 
 
 def rank(paths: Sequence[str], edited: str, text: str) -> list[str]:
@@ -158,7 +158,7 @@ def _imported_words(text: str) -> frozenset[str]:
         words |= set(WORD.findall(line))
         depth += sum(map(line.count, "({")) - sum(map(line.count, ")}"))
         lines += 1
-        goes_on = (depth > 0 or line.endswith("\\")) and lines < MOST_IMPORT_LINES
+        goes_on = (depth > 0 or line.endswith("\\")) and lines < MAX_IMPORT_LINES
     return frozenset(words)
 
 
@@ -195,7 +195,7 @@ def _source_files(root: int, suffix: str) -> tuple[list[str], bool]:
     for folder, folders, files, handle in os.fwalk(".", dir_fd=root, follow_symlinks=False):
         folders[:] = sorted(f for f in folders if f[0] != "." and f not in TOOLS_FOLDERS)
         seen += len(folders) + len(files)
-        if seen > MOST_NAMES:
+        if seen > MAX_NAMES:
             return paths, False
         for name in sorted(files):
             known = PurePosixPath(name).suffix in SUFFIXES | {suffix} and name[0] != "."
@@ -210,14 +210,14 @@ def _is_small_file(name: str, handle: int) -> bool:
         name.encode()  # a name that is no UTF-8 cannot be put into a prompt
     except (OSError, UnicodeEncodeError):
         return False
-    return stat.S_ISREG(status.st_mode) and 0 < status.st_size <= MOST_FILE_BYTES
+    return stat.S_ISREG(status.st_mode) and 0 < status.st_size <= MAX_FILE_BYTES
 
 
 def _text(root: int, path: str) -> str | None:
     """None for what has gone, has grown, or is no text."""
     try:
-        data = _read(root, path, MOST_FILE_BYTES)
-        return None if len(data) > MOST_FILE_BYTES or b"\0" in data else data.decode()
+        data = _read(root, path, MAX_FILE_BYTES)
+        return None if len(data) > MAX_FILE_BYTES or b"\0" in data else data.decode()
     except (OSError, UnicodeDecodeError):
         return None
 

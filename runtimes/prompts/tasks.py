@@ -120,7 +120,7 @@ def _python_signature(code: str, line: int) -> tuple[int, str]:
     """Index of the line after a signature, and the indentation of the body.
 
     By Python's own tokens, because a signature may run over several lines and hold anything. The
-    code may be unfinished: only the signature has to be whole.
+    code may be unfinished: only the signature has to be complete.
     """
     indent = None  # of the definition, once it is found
     at_start, last = True, ""
@@ -142,9 +142,9 @@ def _python_signature(code: str, line: int) -> tuple[int, str]:
             if token.type != tokenize.COMMENT:
                 last = token.string
     except (tokenize.TokenError, SyntaxError):
-        pass  # what follows is unfinished, and no signature was whole before it
+        pass  # what follows is unfinished, and no signature was complete before it
     raise UsageError(
-        f"there is no whole definition from line {line} on",
+        f"there is no complete definition from line {line} on",
         expected="def or class, with the colon that ends its signature",
     )
 

@@ -220,20 +220,20 @@ class IndentRule:
     the same.
     """
 
-    def __init__(self, least: int) -> None:
-        """`least` blanks and tabs; 0 is off."""
-        self._least = least
+    def __init__(self, min_blanks: int) -> None:
+        """`min_blanks` blanks and tabs; 0 is off."""
+        self._min_blanks = min_blanks
         self._held = ""  # a line break, and the start of a line as far as it is blank
         self.ended = False
 
     def push(self, text: str) -> str:
         """Take more of the text; what of it is certain to stay. After the end always ""."""
-        if self._least == 0:
+        if self._min_blanks == 0:
             return text
         certain = ""
         for character in text:
-            if self._held and character not in " \t":  # so the line's indentation is whole
-                if len(self._held) - 1 < self._least:
+            if self._held and character not in " \t":  # so the indentation of the line is complete
+                if len(self._held) - 1 < self._min_blanks:
                     self.ended, self._held = True, ""
                 certain, self._held = certain + self._held, ""
             if self.ended:

@@ -111,7 +111,7 @@ def test_infilling_within_a_repository(ask, repo: Path) -> None:
         "tokens": 1 + tokens("pkg/text.py\nx = 1\n"),
         "budget_tokens": 30,
         "left_out": 1,
-        "is_whole": True,
+        "is_complete": True,
     }
 
 

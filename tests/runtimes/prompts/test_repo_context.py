@@ -89,7 +89,7 @@ def test_the_most_relevant_is_last_and_all_fit_into_the_budget(tmp_path: Path) -
     assert chosen_paths(tmp_path, budget=200) == expected
     chosen = choose(tmp_path, EDITED, "", len, 200)
     assert chosen.tokens == sum(len(f"{f.path}\n{f.text}") + 1 for f in chosen.files) <= 200
-    assert (chosen.left_out, chosen.is_whole) == (1, True)
+    assert (chosen.left_out, chosen.is_complete) == (1, True)
     assert choose(tmp_path, EDITED, "", len, chosen.tokens).files == chosen.files
     assert len(choose(tmp_path, EDITED, "", len, chosen.tokens - 1).files) < 3
     assert chosen_paths(tmp_path, budget=0) == []
@@ -101,7 +101,7 @@ def test_what_is_no_source_code_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "empty.py").write_text("")
     (tmp_path / "binary.py").write_bytes(b"a\0b")
     (tmp_path / "latin.py").write_bytes(b"\xe9")
-    (tmp_path / "large.py").write_bytes(b"x" * (repo_context.MOST_FILE_BYTES + 1))
+    (tmp_path / "large.py").write_bytes(b"x" * (repo_context.MAX_FILE_BYTES + 1))
     os.mkfifo(tmp_path / "pipe.py")
     (tmp_path / os.fsdecode(b"\xff.py")).write_text("x")
     assert chosen_paths(tmp_path) == ["ok.py"]
@@ -141,11 +141,11 @@ def test_a_folder_that_becomes_a_link_in_between_is_not_followed(
 
 def test_what_is_looked_at_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, EDITED, "a.py", "b.py", "c.py")
-    monkeypatch.setattr(repo_context, "MOST_TRIED_FILES", 2)
+    monkeypatch.setattr(repo_context, "MAX_TRIED_FILES", 2)
     chosen = choose(tmp_path, EDITED, "", len, 1000)
-    assert (len(chosen.files), chosen.is_whole) == (2, False)
-    monkeypatch.setattr(repo_context, "MOST_NAMES", 3)
-    assert not choose(tmp_path, EDITED, "", len, 1000).is_whole
+    assert (len(chosen.files), chosen.is_complete) == (2, False)
+    monkeypatch.setattr(repo_context, "MAX_NAMES", 3)
+    assert not choose(tmp_path, EDITED, "", len, 1000).is_complete
 
 
 def test_paths_stay_in_the_folder(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_text_that_spells_control_tokens_stays_text(client: TestClient, service:
 @pytest.mark.parametrize(
     ("name", "body", "says"),
     [
-        ("docstring", {"code": "x = 1", "language": "python"}, "no whole definition"),
+        ("docstring", {"code": "x = 1", "language": "python"}, "no complete definition"),
         ("docstring", {"code": CODE, "language": "cobol"}, "language"),
         ("translate", {"code": CODE, "language": "go", "to": "go"}, "the same"),
         ("explain", {"language": "go"}, "code is missing"),
