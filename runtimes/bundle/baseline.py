@@ -16,9 +16,10 @@ from typing import Any
 class Baseline:
     """Figures of the manifest; None for what it does not have.
 
-    first_token_s: for a prompt of prompt_tokens, with nothing in the cache; the fastest where
-    several were timed. per_token_s: median of the single-token steps after depth_tokens tokens.
-    memory_bytes: the most that the measuring process held, or that its device reported.
+    first_token_s: for a prompt of prompt_tokens, with nothing in the cache; a median where several
+    were timed, of which fastest_prompt_s is the fastest. per_token_s: median of the single-token
+    steps after depth_tokens tokens. memory_bytes: the most that the measuring process held, or that
+    its device reported.
     """
 
     device: str | None = None
@@ -30,6 +31,7 @@ class Baseline:
     per_token_s: float | None = None
     memory_bytes: int | None = None
     artifact_bytes: int | None = None
+    fastest_prompt_s: float | None = None
 
 
 def read_baseline(measured: Mapping[str, Any]) -> Baseline:
@@ -38,23 +40,23 @@ def read_baseline(measured: Mapping[str, Any]) -> Baseline:
     prompt_tokens = _number(_mapping(speed.get("workload")).get("prompt_tokens"))
     if prompt_tokens is None:
         prompt_tokens = _number(speed.get("prompt_tokens"))
-    cold_s = _numbers(speed.get("cold_s"))
-    first_token_s = min(cold_s) if cold_s else None
+    first_token_s = _median(speed.get("cold_s"))
     if first_token_s is None:
         first_token_s = _number(speed.get("first_token_s"))
     depth_tokens, per_token_s = _steps(speed, prompt_tokens)
     device = measured.get("device")
     return Baseline(
         device=device if isinstance(device, str) else None,
-        threads=_whole(speed.get("threads")),
-        context_tokens=_whole(speed.get("context_tokens")),
-        prompt_tokens=_whole(prompt_tokens),
+        threads=_count(speed.get("threads")),
+        context_tokens=_count(speed.get("context_tokens")),
+        prompt_tokens=_count(prompt_tokens),
         first_token_s=first_token_s,
-        depth_tokens=_whole(depth_tokens),
+        depth_tokens=_count(depth_tokens),
         per_token_s=per_token_s,
-        memory_bytes=_whole(speed.get("device_memory_bytes"))
-        or _whole(speed.get("peak_memory_bytes")),
-        artifact_bytes=_whole(measured.get("artifact_bytes")),
+        memory_bytes=_count(speed.get("device_memory_bytes"))
+        or _count(speed.get("peak_memory_bytes")),
+        artifact_bytes=_count(measured.get("artifact_bytes")),
+        fastest_prompt_s=min(_numbers(speed.get("cold_s")), default=first_token_s),
     )
 
 
@@ -95,7 +97,7 @@ def _number(value: object) -> float | None:
     return value
 
 
-def _whole(value: object) -> int | None:
+def _count(value: object) -> int | None:
     number = _number(value)
     return None if number is None or number == float("inf") else int(number)
 

@@ -47,8 +47,8 @@ class Comparison:
 def compare(baseline: Baseline, prompt: Prompt, steps: Steps) -> list[Comparison]:
     """What can be compared. A shorter prompt is held to its fraction of the baseline."""
     found = []
-    if baseline.first_token_s is not None and baseline.prompt_tokens:
-        expected_s = baseline.first_token_s * prompt.tokens / baseline.prompt_tokens
+    if baseline.fastest_prompt_s is not None and baseline.prompt_tokens:
+        expected_s = baseline.fastest_prompt_s * prompt.tokens / baseline.prompt_tokens
         found.append(Comparison(f"a prompt of {prompt.tokens} tokens", prompt.seconds, expected_s))
     if baseline.per_token_s is not None:
         what = f"each token after {steps.depth_tokens}"

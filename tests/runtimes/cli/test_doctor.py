@@ -148,8 +148,8 @@ OLD = {
 @pytest.mark.parametrize(
     ("speed", "baseline"),
     [
-        (NEW, Baseline("x", 8, 16384, 1024, 1.0, 1024, 0.03, 2000, 7)),
-        (OLD, Baseline("x", 2, 4096, 512, 1.5, 512, 0.05, 1000, 7)),
+        (NEW, Baseline("x", 8, 16384, 1024, 2.0, 1024, 0.03, 2000, 7, 1.0)),
+        (OLD, Baseline("x", 2, 4096, 512, 1.5, 512, 0.05, 1000, 7, 1.5)),
         (None, Baseline("x", artifact_bytes=7)),
         ([], Baseline("x", artifact_bytes=7)),
         ({"workload": 3, "steps": [None, {}], "cold_s": "x"}, Baseline("x", artifact_bytes=7)),
@@ -170,7 +170,7 @@ def test_a_promise_of_nothing_is_none() -> None:
     ("seconds", "verdict"), [(1.0, "within baseline"), (1.4, "within baseline"), (1.6, "slower")]
 )
 def test_the_verdict_leaves_room_for_noise(seconds: float, verdict: str) -> None:
-    baseline = Baseline(prompt_tokens=100, first_token_s=1.0, per_token_s=1.0)
+    baseline = Baseline(prompt_tokens=100, fastest_prompt_s=1.0, per_token_s=1.0)
     for prompt, step in ((seconds, 0.5), (0.5, seconds)):
         found = diagnosis.compare(baseline, Prompt(100, prompt), Steps(100, (step,)))
         assert diagnosis.verdict_of(found) == verdict
