@@ -15,7 +15,7 @@ from packager.report.svg import Frame
 
 PROOF_FRAME = Frame(460, 270, 48, 450, 44, 222)
 MEMORY_FRAME = Frame(460, 300, 48, 450, 44, 252)
-MOST_BINS = 100  # guessed: as many points of a curve as can be told apart
+MAX_BINS = 100  # guessed: as many points of a curve as can be told apart
 FLOOR_NATS = 1e-9  # guessed: what is below comes from rounding, and has no place on a log axis
 COLOURS = 4  # of curves, in the style sheet
 ERROR_SPAN = 0.5  # an error bar shows half of the measurement to one and a half of it
@@ -103,7 +103,7 @@ def _binned(
         for position, value in zip(positions, values, strict=bool(values))
         if value is not None and math.isfinite(value)
     ]
-    size = max(1.0, len(known) / MOST_BINS)
+    size = max(1.0, len(known) / MAX_BINS)
     bins = []
     for side in ([p for p in known if p[0] < edge], [p for p in known if p[0] >= edge]):
         count = math.ceil(len(side) / size)

@@ -1,4 +1,4 @@
-"""HTML and SVG as trees of elements, so that every tag is closed and every text is escaped.
+"""SVG as trees of elements, so that every tag is closed and every text is escaped.
 
 Built on the standard library's ElementTree, which escapes as it writes. Text from outside may hold
 anything; what a page cannot hold, or what would turn the text around it, is replaced.
@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
+
+from markupsafe import Markup
 
 Child = Element | str | None
 
@@ -55,6 +57,6 @@ def clean(text: str) -> str:
     return _UNFIT.sub("\ufffd", text)
 
 
-def document(root: Element) -> str:
-    """A whole page."""
-    return "<!DOCTYPE html>\n" + ElementTree.tostring(root, "unicode", method="html") + "\n"
+def inline(picture: Element) -> Markup:
+    """A picture as it stands in a page, escaped already."""
+    return Markup(ElementTree.tostring(picture, "unicode", method="html"))

@@ -19,8 +19,8 @@ from packager.report.svg import Box, Frame, Scale
 # first, the better 4 and 5 bits below the third.
 QUALITY_STEPS_NATS = (1e-3, 1e-2, 1e-1)
 RADIUS, RING = 5.5, 10.0
-MOST_WHISKERS = 24  # guessed: with more candidates, intervals and all the names would hide marks
-LEAST_SHARE, MOST_SHARE = 0.4, 2.5  # guessed: a limit further out would squeeze the points together
+MAX_WHISKERS = 24  # guessed: with more candidates, intervals and all the names would hide marks
+MIN_SHARE, MAX_SHARE = 0.4, 2.5  # guessed: a limit further out would squeeze the points together
 MEMORY, TIME = "memory_bytes", "completion_s"
 
 
@@ -113,7 +113,7 @@ def front_chart(data: ReportData, size: Size) -> Element:
     order = sorted(
         rows, key=lambda row: (not row.chosen, row not in best, not row.feasible, _score(row))
     )
-    named = order if len(rows) <= MOST_WHISKERS else [r for r in order if r.chosen or r in best]
+    named = order if len(rows) <= MAX_WHISKERS else [r for r in order if r.chosen or r in best]
     leaders, names = _labels(named, order, plane, size, taken)
     return svg.picture(
         f"front-{size.name}",
@@ -123,7 +123,7 @@ def front_chart(data: ReportData, size: Size) -> Element:
         axes,
         limits,
         _staircase(best, plane),
-        whiskers if len(rows) <= MOST_WHISKERS else [],
+        whiskers if len(rows) <= MAX_WHISKERS else [],
         leaders,
         marks,
         names,
@@ -144,13 +144,13 @@ def limits_outside(data: ReportData) -> list[BudgetLimit]:
 def _ends(rows: list[ReportRow], quantity: str) -> list[float]:
     intervals = [getattr(row, quantity) for row in rows]
     middles = [interval.middle for interval in intervals]
-    if len(rows) > MOST_WHISKERS:
+    if len(rows) > MAX_WHISKERS:
         return middles
     return [end for i in intervals for end in (i.low, i.high)] + middles
 
 
 def _is_near(limit: float, values: list[float]) -> bool:
-    return LEAST_SHARE * min(values) <= limit <= MOST_SHARE * max(values)
+    return MIN_SHARE * min(values) <= limit <= MAX_SHARE * max(values)
 
 
 def _plane(data: ReportData, rows: list[ReportRow], frame: Frame) -> Plane:

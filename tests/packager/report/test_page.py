@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jinja2 import UndefinedError
 
 from packager.core.records import Interval
 from packager.core.units import UNKNOWN, digits, show, show_ends, title_of
 from packager.report import page as report
 from packager.report import svg
-from packager.report.curves import MOST_BINS, _binned, error_of, proof_means
+from packager.report.curves import MAX_BINS, _binned, error_of, proof_means
 from packager.report.markup import clean
 from packager.report.page import Comparison, ProofCurve, key_value_curves, render, write_report
 from packager.report.pareto_chart import SIZES, front, front_chart
@@ -132,6 +133,12 @@ def test_text_from_outside_stays_text():
     render(REPORTS["hostile"]()).encode()
 
 
+def test_a_name_that_the_template_does_not_know_is_an_error():
+    template = report._template()
+    with pytest.raises(UndefinedError, match="'data' is undefined"):
+        template.render()
+
+
 def test_chosen_one_is_the_headline_with_its_figures():
     text = Page(render(full_report())).text
     for words in (
@@ -154,7 +161,7 @@ def test_nothing_fits_tells_the_smallest_changes():
     assert "gguf-IQ4_XS (misses memory by 0.31 GiB)" in answer
     # those that miss one limit come before those that miss two
     assert "gguf-Q5_K_M :" not in answer
-    assert answer.count("(misses memory") == report.MOST_CHANGES
+    assert answer.count("(misses memory") == report.MAX_CHANGES
 
 
 @pytest.mark.parametrize(
@@ -279,7 +286,7 @@ def test_proof_means_are_those_of_the_positions():
     assert means.past == pytest.approx(kept[256:].mean())
     assert means.from_full == pytest.approx(full[256:].mean())
     bins = _binned(curve.positions, curve.from_checkpoint_nats, 256)
-    assert len(bins) <= MOST_BINS + 2
+    assert len(bins) <= MAX_BINS + 2
     # the mean position of a bin that held both sides of the edge would be off those of its side
     inside = [value for position, value in bins if position < 256]
     assert np.mean(inside) == pytest.approx(kept[:256].mean(), rel=0.02)
