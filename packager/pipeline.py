@@ -176,7 +176,7 @@ def measure(
         variant=artifact.variant,
         model=checkpoint.path.name,
         artifact_sha256=combined_sha256(artifact.files),
-        artifact_bytes=artifact.bytes,
+        artifact_bytes=artifact.size_bytes,
         device=settings.device.name,
         proof=assessment.proof,
         quality=assessment.quality,

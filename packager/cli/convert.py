@@ -63,5 +63,5 @@ def convert(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
         pipeline.convert(checkpoint, variant, settings, progress)
         for variant in variants_of(arguments)
     ]
-    lines = [f"{a.variant.name:20} {a.bytes / 1e6:10.1f} MB  {a.path}" for a in artifacts]
+    lines = [f"{a.variant.name:20} {a.size_bytes / 1e6:10.1f} MB  {a.path}" for a in artifacts]
     return CommandResult({"artifacts": to_plain(artifacts)}, "\n".join(lines))

@@ -129,8 +129,8 @@ class Artifact:
         return self.files[0].path if len(self.files) == 1 else ""
 
     @property
-    def bytes(self) -> int:
-        """All its files together."""
+    def size_bytes(self) -> int:
+        """Of all its files together."""
         return sum(file.bytes for file in self.files)
 
 

@@ -78,4 +78,4 @@ def _changes(part: Packed, checkpoint: Checkpoint) -> list[tuple[str, object]]:
 
 def _bits(artifact: Artifact, checkpoint: Checkpoint) -> float:
     """With scales, norms, biases and what else is in the files."""
-    return 8 * artifact.bytes / checkpoint.geometry.parameters
+    return 8 * artifact.size_bytes / checkpoint.geometry.parameters

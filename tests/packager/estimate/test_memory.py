@@ -42,7 +42,7 @@ def test_gguf_tensors_to_the_byte(checkpoint, recipe, tmp_path) -> None:
     written = {tensor.name: int(tensor.n_bytes) for tensor in reader.tensors}
     assert gguf.tensor_bytes(checkpoint.geometry, variant) == written
     padding = 32 * len(written)
-    overhead = artifact.bytes - reader.data_offset - file_bytes(checkpoint.geometry, variant)
+    overhead = artifact.size_bytes - reader.data_offset - file_bytes(checkpoint.geometry, variant)
     assert 0 <= overhead < padding
 
 
