@@ -141,14 +141,18 @@ def assess(
     }
 
     def make() -> Assessment:
-        # both look further than the context that is asked for, where the model does
+        # both look further than the context that is asked for, where the model and the engine do
+        format, window = artifact.variant.format, checkpoint.window
         longest = max(options.context_tokens, checkpoint.context_tokens)
+        longest = backends.longest_context(backends.load(format), window, longest)
         opened = dataclasses.replace(options, context_tokens=longest)
-        model = artifact.path / artifact.entry
-        backend = backends.open_model(artifact.variant.format, model, checkpoint.window, opened)
+        backend = backends.open_model(format, artifact.path / artifact.entry, window, opened)
+        shown = dataclasses.replace(
+            checkpoint, context_tokens=min(checkpoint.context_tokens, longest)
+        )
         try:
-            sample = quality.proof_sample(checkpoint, quality.builtin_text())
-            reference = _reference(checkpoint)
+            sample = quality.proof_sample(shown, quality.builtin_text())
+            reference = _reference(shown)
             proof = quality.prove_window(reference, backend, sample, progress)
             found = quality_gate.assess(reference, backend, texts, settings.sample_size, progress)
         finally:
