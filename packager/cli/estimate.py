@@ -46,7 +46,8 @@ def run(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
         "",
         *columns([HEADINGS, *map(_cells, found)]),
     ]
-    lines += [f"outside: {e.variant.name}: {e.outside}" for e in found if e.outside]
+    lines += [f"unsupported: {e.variant.name}: {e.unsupported}" for e in found if e.unsupported]
+    lines += [f"not validated: {e.variant.name}: {e.unreliable}" for e in found if e.unreliable]
     lines += [f"note: {model.name}: {note}" for note in model.notes]
     return CommandResult(
         {"estimates": to_plain(found), "notes": list(model.notes)}, "\n".join(lines)
@@ -135,13 +136,13 @@ def _model(wanted: str) -> Model:
 
 
 def _cells(found: Estimate) -> tuple[str, ...]:
-    evidence = f"outside, {found.evidence}" if found.outside else found.evidence
+    doubt = "unsupported, " if found.unsupported else "not validated, " if found.unreliable else ""
     return (
         found.variant.name,
         _ends(found.memory_bytes, 1 / GIB, 2),
         *(_ends(x, 1e3, 1) for x in (found.first_token_s, found.per_token_s)),
         _ends(found.completion_s, 1e3, 0),
-        evidence,
+        doubt + found.evidence,
     )
 
 

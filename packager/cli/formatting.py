@@ -156,6 +156,6 @@ def _speed_lines(measurement: Measurement) -> list[str]:
             lines.append(
                 f"                 {ratio - 1:+.0%} from what a token was measured to take"
             )
-        if estimate.outside:
-            lines.append(f"                 {estimate.outside}")
+        if doubt := estimate.unsupported or estimate.unreliable:
+            lines.append(f"                 {doubt}")
     return lines

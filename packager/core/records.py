@@ -273,7 +273,8 @@ class MemoryParts:
 class Estimate:
     """What a variant of a model is expected to take on a device, for a budget's workload.
 
-    outside is empty, or says why the specification alone is not enough.
+    unsupported: why the device has no kernel for the variant. unreliable: why the estimate is not
+    validated for the device.
     """
 
     model: str
@@ -286,4 +287,5 @@ class Estimate:
     per_token_s: Interval
     completion_s: Interval
     evidence: Evidence
-    outside: str = ""
+    unsupported: str | None = None
+    unreliable: str | None = None

@@ -12,8 +12,8 @@ from runtimes.backends.timing import Steps
 
 Verdict = Literal["holds", "fails", "inconclusive"]
 LimitName = Literal[
-    "memory", "first token", "completion", "per token", "context", "evidence", "quality", "proof",
-    "order",
+    "memory", "first token", "completion", "per token", "context", "kernel", "evidence", "quality",
+    "proof", "order",
 ]  # fmt: skip
 """What stands against a candidate; "order": it fits, and another one is better."""
 
@@ -195,8 +195,8 @@ class Candidate:
     """What selection compares, whether measured or estimated. None: not known.
 
     parameters is the model's size; blocked says why the artifact may never be chosen (its window
-    is not proved, it does not fit), outside why its estimate needs to be accepted, note what
-    whoever chooses it should know.
+    is not proved, it does not fit), note what whoever chooses it should know. unsupported and
+    unreliable: as in Estimate.
     """
 
     name: str
@@ -212,7 +212,8 @@ class Candidate:
     divergence_nats: float | None = None
     agreement: float | None = None
     blocked: str = ""
-    outside: str = ""
+    unsupported: str | None = None
+    unreliable: str | None = None
     note: str = ""
 
 

@@ -30,7 +30,7 @@ from runtimes.contract import Window
 
 DEFAULT_CONTEXT_TOKENS = 16_384  # what StarCoder2 was trained to; longer only on request
 SMALL_PARAMETERS = 2e9  # below it no model was in the fit
-LEAST_CAPABILITY = 7.0
+MIN_CAPABILITY = 7.0
 # Guessed: buffers and what libraries load, unlike weights and caches, are not computed exactly.
 LOOSE_MEMORY = 0.3
 
@@ -153,35 +153,28 @@ def estimate(
             first.high + more * token.high,
         ),
         evidence="calibrated" if calibrated else "specification",
-        outside=outside(case),
+        unsupported=formats.load(variant.format).unsupported(variant, device),
+        unreliable=None if calibrated else _unlike_fit(case),
     )
 
 
-def outside(case: Case) -> str:
-    """Why the estimate cannot be relied on there; empty where it can.
-
-    What has no kernel stays outside whatever was measured; the rest ends with a calibration.
-    """
-    found = formats.load(case.variant.format).unsupported(case.variant, case.device)
-    return found or ("" if case.calibration else _unlike_fit(case))
-
-
-def _unlike_fit(case: Case) -> str:
+def _unlike_fit(case: Case) -> str | None:
+    """Why the fit does not speak of the case; None where it does."""
     device, small = case.device, case.geometry.parameters < SMALL_PARAMETERS
     if device.calibration and device.kind != "gpu":
-        return f"the device was calibrated with {device.calibration.engine}: measure this format"
+        return f"the device was calibrated with {device.calibration.engine}, not with this engine"
     if device.kind == "cpu":
-        return "a CPU's figures depend on the machine: calibrate it"
+        return "a CPU's figures depend on the machine"
     if device.kind == "soc":
-        return "GPUs that share memory with the CPU start kernels slowly: calibrate it"
-    if float(device.compute_capability) < LEAST_CAPABILITY:
-        return "GPUs before compute capability 7.0 compute float16 by other ways: calibrate it"
+        return "GPUs that share memory with the CPU start kernels slowly"
+    if float(device.compute_capability or 0) < MIN_CAPABILITY:
+        return "GPUs before compute capability 7.0 compute float16 by other ways"
     if small:
         kind = "a card with HBM" if device.compute_capability in HBM else "any card"
-        return f"no model below 2 billion parameters on {kind} was in the fit: calibrate it"
-    if case.variant.format == "onnx":
-        return "nobody published ONNX Runtime's speed on GPUs with this model: calibrate it"
-    return ""
+        return f"no model below 2 billion parameters on {kind} was in the fit"
+    if case.engine.launch_us is not None:
+        return f"no published GPU measurements of the engine of {case.variant.format}"
+    return None
 
 
 def _first_token_s(case: Case, workload: Workload) -> float:

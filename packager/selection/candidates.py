@@ -70,7 +70,8 @@ def _estimated(estimate: Estimate) -> dict[str, object]:
         first_token_s=estimate.first_token_s.limit,
         per_token_s=estimate.per_token_s.limit,
         completion_s=estimate.completion_s.limit,
-        outside=estimate.outside,
+        unsupported=estimate.unsupported,
+        unreliable=estimate.unreliable,
     )
 
 

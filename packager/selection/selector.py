@@ -22,7 +22,11 @@ ORDER: LimitName = "order"
 # BF16, and no reader of the text could tell them apart.
 SAME_NATS = 1e-3
 UNKNOWN = float("inf")
-VERSION = 2  # of how the choice is made: part of the key of every selection
+VALIDATE = (
+    "run `starpack device calibrate` on the device (it runs GGUF), `starpack profile` there, "
+    "or --accept-uncalibrated"
+)
+VERSION = 3  # of how the choice is made: part of the key of every selection
 
 AtContext = Callable[[Candidate, int], Candidate | None]
 """at_context(candidate, tokens): the same in a context of so many tokens; None if not known."""
@@ -100,11 +104,12 @@ class _Judge:
             ]
         found = [*self._memory(candidate), *self._times(candidate), *self._context(candidate)]
         found.sort(key=lambda violation: -violation.ratio)
-        if candidate.outside and UNCALIBRATED not in self.accept:
-            found.append(LimitViolation(
-                "evidence", 0.0, f"estimate not validated for this device: {candidate.outside}",
-                "run `starpack device calibrate` on the device, or --accept-uncalibrated",
-            ))  # fmt: skip
+        if candidate.unsupported:
+            remedy = "another recipe or device"
+            found.append(LimitViolation("kernel", 0.0, candidate.unsupported, remedy))
+        elif candidate.unreliable and UNCALIBRATED not in self.accept:
+            reason = f"estimate not validated for this device: {candidate.unreliable}"
+            found.append(LimitViolation("evidence", 0.0, reason, VALIDATE))
         if QUALITY not in self.accept:
             found += self._quality(candidate)
         return found
@@ -112,8 +117,8 @@ class _Judge:
     def overridden(self, candidate: Candidate) -> tuple[str, ...]:
         """What had to be accepted for this candidate to be feasible."""
         found = []
-        if candidate.outside:
-            found.append(f"{UNCALIBRATED}: {candidate.outside}")
+        if candidate.unreliable:
+            found.append(f"{UNCALIBRATED}: {candidate.unreliable}")
         found += [f"{QUALITY}: {violation.reason}" for violation in self._quality(candidate)]
         return tuple(found)
 

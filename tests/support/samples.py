@@ -65,7 +65,7 @@ ESTIMATE = Estimate(
     per_token_s=Interval(0.02, 0.03, 0.04),
     completion_s=Interval(0.5, 0.8, 1.1),
     evidence="specification",
-    outside="a CPU's figures depend on the machine: calibrate it",
+    unreliable="a CPU's figures depend on the machine",
 )
 MEASUREMENT = Measurement(
     variant=VARIANT,

@@ -231,7 +231,7 @@ def test_a_selection_is_packed_with_the_figures_of_each(tmp_path: Path, monkeypa
     assert {file.name for file in (out / "wheels").iterdir()} == {WHEEL, wheel.name}
     reasons = manifest.measured["selection"]["rejected"]
     assert [r["overrides"] for r in reasons if r["variant"] == "onnx-int4-g32"] == [
-        [f"uncalibrated: {ESTIMATE.outside}"]
+        [f"uncalibrated: {ESTIMATE.unreliable}"]
     ]
 
 

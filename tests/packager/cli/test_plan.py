@@ -25,7 +25,8 @@ def test_a_card_gets_an_answer_with_a_reason_for_every_other_one(capsys, device)
     found = json.loads(out)
     assert code == 0
     chosen = found["chosen"]
-    assert chosen["evidence"] == "specification" and not chosen["outside"]
+    assert chosen["evidence"] == "specification"
+    assert not chosen["unsupported"] and not chosen["unreliable"]
     assert chosen["first_token_s"]["p90"] <= 0.3 and chosen["completion_s"]["p90"] <= 0.8
     models = {r["candidate"]["model"] for r in found["rejected"]} | {chosen["model"]}
     assert models == {"3b", "7b", "15b"}
@@ -40,7 +41,19 @@ def test_a_jetson_needs_its_estimate_accepted_and_the_override_is_recorded(capsy
     code, out = run(capsys, *plan, "--accept-uncalibrated", "--json")
     found = json.loads(out)
     assert code == 0
-    assert found["overrides"] == [f"uncalibrated: {found['chosen']['outside']}"]
+    assert found["overrides"] == [f"uncalibrated: {found['chosen']['unreliable']}"]
+
+
+def test_no_calibration_is_offered_where_a_kernel_is_missing(capsys):
+    """A T4 has no kernel for float32 attention: no measurement of it would change that."""
+    _, out = run(capsys, "plan", "--device", "tesla-t4", "--models", "3b", "--json")
+    (lost,) = (
+        r for r in json.loads(out)["rejected"] if r["candidate"]["name"] == "3b onnx-int4-g32"
+    )
+    assert "float16" in lost["reason"] and "another recipe or device" in lost["remedy"]
+    assert "calibrate" not in lost["remedy"] and "accept" not in lost["remedy"]
+    plan = ["plan", "--device", "tesla-t4", "--models", "3b", "--formats", "onnx:int4-g32"]
+    assert run(capsys, *plan, "--accept-uncalibrated", "--json")[0] == 3
 
 
 def test_a_card_of_2_gib_gets_exit_code_3_and_a_useful_list(capsys, tmp_path):

@@ -57,7 +57,7 @@ def test_intervals_hold_their_middle_and_parts_their_sum() -> None:
         assert 0 < interval.low < interval.middle < interval.high
     assert found.memory_bytes.middle == found.parts.total_bytes
     assert found.evidence == "specification"
-    assert found.outside == ""
+    assert found.unsupported is None and found.unreliable is None
 
 
 def test_completion_is_the_first_token_and_the_others() -> None:
@@ -130,19 +130,30 @@ def test_calibration_scales_what_it_measured() -> None:
         (Q4, "tesla-p40", "before compute capability 7.0"),
         (Q4, "jetson-orin-nano-8gb", "share memory"),
         (Q4, "cpu-zen4-2-cores", "CPU"),
-        (gptq.variant("w4g128"), "tesla-t4", "below compute capability 8.0"),
-        (onnx.variant("int4-g32"), "l4-24gb", "float16"),
         (onnx.variant("int4-g32-fp16"), "l4-24gb", "published"),
-        (onnx.variant("int4-g32-fp16"), "v100-32gb", "no kernel"),
-        (gguf.variant("BF16"), "tesla-t4", "bfloat16"),
-        (Q4, "l4-24gb", ""),
-        (gptq.variant("w4g128"), "l4-24gb", ""),
+        (Q4, "l4-24gb", None),
+        (gptq.variant("w4g128"), "l4-24gb", None),
     ],
 )
 def test_where_a_specification_is_not_enough(variant, device, reason) -> None:
-    found = of(variant, device=device).outside
-    assert reason in found
-    assert bool(found) == bool(reason)
+    found = of(variant, device=device)
+    assert found.unsupported is None
+    assert (found.unreliable is None) if reason is None else (reason in found.unreliable)
+
+
+@pytest.mark.parametrize(
+    ("variant", "device", "reason"),
+    [
+        (gptq.variant("w4g128"), "tesla-t4", "below compute capability 8.0"),
+        (onnx.variant("int4-g32"), "tesla-t4", "float16"),
+        (onnx.variant("int4-g32-fp16"), "v100-32gb", "no kernel"),
+        (gguf.variant("BF16"), "tesla-t4", "bfloat16"),
+        (onnx.variant("int4-g32"), "cpu-zen4-2-cores", None),
+    ],
+)
+def test_a_device_without_a_kernel(variant, device, reason) -> None:
+    found = of(variant, device=device).unsupported
+    assert (found is None) if reason is None else (reason in found)
 
 
 def test_without_a_kernel_a_model_that_fits_is_float16_and_another_stays_in_4_bits() -> None:
@@ -168,7 +179,8 @@ def test_calibration_ends_what_is_unlike_the_fit_but_makes_no_kernels() -> None:
         ("tesla-p40", Q4, True), ("tesla-t4", gptq.variant("w4g128"), False),
     ):  # fmt: skip
         device = dataclasses.replace(load_device(name), calibration=calibration)
-        assert (of(variant, device=device).outside == "") == ends
+        found = of(variant, device=device)
+        assert (found.unsupported is None and found.unreliable is None) == ends
 
 
 def test_a_calibration_is_for_the_engine_that_was_measured() -> None:
@@ -178,16 +190,16 @@ def test_a_calibration_is_for_the_engine_that_was_measured() -> None:
     before, after = of(variant, device=device), of(variant, device=own)
     assert after.per_token_s == before.per_token_s
     assert after.evidence == "specification"
-    assert "measure this format" in after.outside
-    assert of(device=own).outside == ""
+    assert "not with this engine" in after.unreliable
+    assert of(device=own).unreliable is None
 
 
-def test_small_models_are_outside() -> None:
+def test_small_models_are_not_in_the_fit() -> None:
     model = load_model("3b")
     small = dataclasses.replace(model.geometry, layers=4)
     device = load_device("a100-80gb-pcie")
     found = estimate("small", small, model.window, Q4, device, Budget())
-    assert "HBM" in found.outside
+    assert "HBM" in found.unreliable
 
 
 def test_a_workload_beyond_the_context_is_refused() -> None:
@@ -236,7 +248,7 @@ def test_command_line(tmp_path, capsys) -> None:
     assert main([*arguments, "--budget", "inline"]) == 0
     text = capsys.readouterr().out
     assert "gguf-Q4_K_M" in text
-    assert "outside: gptq-w4g128: torch has no kernel" in text
+    assert "unsupported: gptq-w4g128: torch has no kernel" in text
     assert "faulty" in text
     assert main([*arguments, "--json"]) == 0
     data = json.loads(capsys.readouterr().out)

@@ -26,7 +26,7 @@ def test_measured_figures_count_where_there_are_some():
     assert found.first_token_s == Limit(pytest.approx(0.15), pytest.approx(0.19))
     assert found.per_token_s.p50 == pytest.approx(0.04)  # at the first depth not below the prompt
     assert found.divergence_nats == 0.06 and found.agreement == 0.90  # the worse of inside and past
-    assert found.outside == ""
+    assert found.unreliable is None
 
 
 def test_an_estimate_stands_in_for_a_device_that_is_elsewhere():
@@ -35,7 +35,7 @@ def test_an_estimate_stands_in_for_a_device_that_is_elsewhere():
     assert found.memory_bytes == ESTIMATE.memory_bytes
     assert found.per_token_s == Limit(0.03, 0.04)  # the upper bound
     assert found.divergence_nats == 0.06  # still measured
-    assert found.outside == ESTIMATE.outside
+    assert found.unreliable == ESTIMATE.unreliable
     planned = of_estimate(ESTIMATE, parameters=5)
     assert planned.name == "demo gguf-Q4_K_M"
     assert planned.divergence_nats is None

@@ -122,11 +122,19 @@ def test_what_is_not_proved_is_never_chosen():
 
 
 def test_an_estimate_out_of_its_scope_has_to_be_accepted():
-    far = dataclasses.replace(SMALL, outside="Pascal: published figures differ by 100 %")
+    far = dataclasses.replace(SMALL, unreliable="Pascal: published figures differ by 100 %")
     with pytest.raises(NothingFits, match="accept-uncalibrated"):
         choose((far,))
     selection = choose((far,), accept=["uncalibrated"])
     assert selection.overrides == ("uncalibrated: Pascal: published figures differ by 100 %",)
+
+
+def test_what_has_no_kernel_is_never_accepted():
+    lost = dataclasses.replace(SMALL, unsupported="the device has no bfloat16")
+    with pytest.raises(NothingFits, match="no bfloat16") as caught:
+        choose((lost,), accept=["uncalibrated", "quality"])
+    assert "another recipe or device" in str(caught.value.expected)
+    assert "accept-uncalibrated" not in str(caught.value.expected)
 
 
 def test_a_context_that_cannot_be_opened():
