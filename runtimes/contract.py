@@ -127,7 +127,10 @@ class Backend(Protocol):
         """What this backend holds now."""
 
     def describe(self) -> dict[str, str]:
-        """What runs it: engine, version, device, kernels; for `doctor`."""
+        """What runs it: engine, version, device, kernels; for `doctor`.
+
+        window_applied: the window that the engine itself says it applies, in tokens, or "none".
+        """
 
     def close(self) -> None:
         """Give everything back. Safe to call twice."""

@@ -1,0 +1,3 @@
+"""The toy format on numpy."""
+
+SHARES = ("own_cache",)
