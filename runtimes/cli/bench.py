@@ -15,7 +15,7 @@ from runtimes.host.limits import peak_resident_bytes
 from runtimes.trust.console import Console
 from runtimes.trust.manifest import Manifest
 
-# Chosen as what editors send: a line, a screen, the most; and, past StarCoder2's window, one more.
+# Guessed: what editors send, and one depth past StarCoder2's window.
 PROMPTS = (128, 512, 1024)
 DEPTHS = (128, 1024, 4096, 8192)
 
@@ -61,9 +61,9 @@ def bench(args: argparse.Namespace, call: Invocation) -> None:
     manifest = chosen_manifest(args, call)
     with open_model(args, call, manifest) as runtime:
         backend = runtime.backend
-        room = backend.context_tokens
-        prompts = _fitting("--prompt-tokens", args.prompt_tokens, PROMPTS, room)
-        depths = _fitting("--depths", args.depths, DEPTHS, room - args.steps)
+        available = backend.context_tokens
+        prompts = _lengths("--prompt-tokens", args.prompt_tokens, PROMPTS, available)
+        depths = _lengths("--depths", args.depths, DEPTHS, available - args.steps)
         warm_up(backend)
         total, done = len(prompts) * args.repeat + len(depths), 0
         progress = call.console.meter("bench", "runs")
@@ -85,17 +85,19 @@ def bench(args: argparse.Namespace, call: Invocation) -> None:
         _show(result, call.console)
 
 
-def _fitting(flag: str, wanted: list[int] | None, usual: tuple[int, ...], most: int) -> list[int]:
-    """What was asked for, if it fits; otherwise what fits of the usual, or the most that does."""
-    if most < 1:
+def _lengths(
+    flag: str, wanted: list[int] | None, usual: tuple[int, ...], maximum: int
+) -> list[int]:
+    """The wanted lengths, all of which must fit; by default, the usual ones that do."""
+    if maximum < 1:
         raise ContextError("the context is too short to time anything", expected="a larger one")
     if wanted is None:
-        return [tokens for tokens in usual if tokens <= most] or [most]
+        return [tokens for tokens in usual if tokens <= maximum] or [maximum]
     for tokens in wanted:
-        if not 1 <= tokens <= most:
+        if not 1 <= tokens <= maximum:
             raise ContextError(
                 f"{flag} has {tokens}",
-                expected=f"1 to {most} tokens, in this context",
+                expected=f"1 to {maximum} tokens, in this context",
                 remedy="give a larger --context",
             )
     return sorted(set(wanted))

@@ -1,4 +1,4 @@
-"""Groups of flags that commands of a bundle share; runtimes/cli/main.py says which has which."""
+"""Groups of flags that commands share; runtimes/cli/main.py says which command has which."""
 
 from __future__ import annotations
 
@@ -9,126 +9,146 @@ from runtimes.cli.numbers import MAX_SECONDS, decimal, whole
 
 
 def add_address(sub: argparse.ArgumentParser) -> None:
-    """Where a server listens, and who may ask."""
+    """Where a server listens, and who has access."""
     add = sub.add_argument_group("address and access").add_argument
-    add("--host", default="127.0.0.1", help="default: %(default)s; others need an API key")
+    add(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default: %(default)s); others need an API key",
+    )
     add(
         "--port",
         type=whole(0, 65535),
         default=8012,
         metavar="N",
-        help="default: %(default)s; 0 is any",
+        help="port to listen on (default: %(default)s); 0 takes a free one",
     )
     add(
         "--api-key-file", type=Path, metavar="FILE",
-        help="keys that clients must have, one a line; or set STARPACK_API_KEY",
+        help="file of API keys, one a line; or set STARPACK_API_KEY",
     )  # fmt: skip
-    add("--tls-cert", type=Path, metavar="FILE", help="certificate chain in PEM; serves HTTPS")
-    add("--tls-key", type=Path, metavar="FILE", help="its private key in PEM")
+    add("--tls-cert", type=Path, metavar="FILE", help="certificate chain in PEM, to serve HTTPS")
+    add("--tls-key", type=Path, metavar="FILE", help="the certificate's private key in PEM")
     add(
         "--allow-origin", action="append", default=[], metavar="ORIGIN",
-        help="web pages that may ask, such as https://example.org; may be given again",
+        help="allow web pages of this origin, such as https://example.org; repeatable",
     )  # fmt: skip
-    add("--name", metavar="NAME", help="of the model, for clients (default: the checkpoint's)")
+    add("--name", metavar="NAME", help="the model's name for clients (default: the checkpoint's)")
 
 
 def add_limits(sub: argparse.ArgumentParser) -> None:
-    """What a server takes, and how it answers by default."""
+    """Limits of a server, and what it assumes where a request does not say."""
     add = sub.add_argument_group("requests").add_argument
     add(
         "--slots", type=whole(1), default=4, metavar="N",
-        help="prompts that are remembered, each with its keys and values (default: %(default)s)",
+        help="cached prompts, each with its keys and values (default: %(default)s)",
     )  # fmt: skip
     add(
         "--queue",
         type=whole(1),
         default=32,
         metavar="N",
-        help="most that wait (default: %(default)s)",
+        help="maximum requests that wait (default: %(default)s)",
     )
     add(
         "--request-time", type=decimal(0, MAX_SECONDS, above=True), default=120.0,
-        metavar="SECONDS", help="for waiting and answering (default: %(default)s)",
+        metavar="SECONDS", help="time limit of a request, its wait included (default: %(default)s)",
     )  # fmt: skip
     add(
         "--max-tokens", type=whole(1), default=1024, metavar="N",
-        help="longest answer to any request (default: %(default)s)",
+        help="maximum tokens of any answer (default: %(default)s)",
     )  # fmt: skip
     add(
         "--temperature", type=decimal(0, 100), default=0.0, metavar="T",
-        help="for requests that name none; 0, the default, is greedy",
+        help="temperature of requests that name none; 0, the default, is greedy",
     )  # fmt: skip
     add(
         "--over-context", choices=("error", "trim"), default="error",
         help="what to do with a prompt that is too long (default: %(default)s)",
     )  # fmt: skip
     add(
-        "--suffix-share", type=decimal(0, 1), default=0.25, metavar="SHARE",
-        help="of the room that a trimmed prompt's suffix is sure of (default: %(default)s)",
+        "--suffix-share", type=decimal(0, 1), default=0.25, metavar="FRACTION",
+        help="minimum fraction of a trimmed prompt reserved for the suffix (default: %(default)s)",
     )  # fmt: skip
     add(
-        "--extras-share", type=decimal(0, 1), default=0.25, metavar="SHARE",
-        help="the same for other files (default: %(default)s)",
+        "--extras-share", type=decimal(0, 1), default=0.25, metavar="FRACTION",
+        help="minimum fraction reserved for other files (default: %(default)s)",
     )  # fmt: skip
     add(
         "--no-raw-fim", action="store_false", dest="raw_fim",
-        help="take a prompt that spells <fim_prefix>...<fim_suffix>...<fim_middle> as plain text",
+        help="treat a spelt <fim_prefix>...<fim_suffix>...<fim_middle> prompt as plain text",
     )  # fmt: skip
     add(
         "--supersede", action="store_true",
-        help="a request takes the place of its client's older ones (or send X-Supersede: 1)",
+        help="a new request replaces its client's older ones (or send X-Supersede: 1)",
     )  # fmt: skip
     add(
         "--max-body", type=whole(1), default=2 * 1024 * 1024, metavar="BYTES",
-        help="largest request (default: %(default)s)",
+        help="maximum size of a request (default: %(default)s)",
     )  # fmt: skip
     add(
         "--connections", type=whole(1), default=256, metavar="N",
-        help="most at a time (default: %(default)s)",
+        help="maximum open connections (default: %(default)s)",
     )  # fmt: skip
     add(
         "--grace", type=whole(0, MAX_SECONDS), default=10, metavar="SECONDS",
-        help="for what runs when the server is stopped (default: %(default)s)",
+        help="time for running requests when the server stops (default: %(default)s)",
     )  # fmt: skip
-    add("--log-prompts", action="store_true", help="log prompts and answers, too")
+    add("--log-prompts", action="store_true", help="also log prompts and answers")
 
 
 def add_generation(sub: argparse.ArgumentParser) -> None:
-    """How ids are chosen, and when an answer ends."""
+    """How tokens are chosen, and when an answer ends."""
     group = sub.add_argument_group("generation")
     add = group.add_argument
-    add("--max-tokens", type=whole(0), default=128, metavar="N", help="default: %(default)s")
+    add(
+        "--max-tokens",
+        type=whole(0),
+        default=128,
+        metavar="N",
+        help="maximum tokens of the answer (%(default)s)",
+    )
     add(
         "--stop", action="append", default=[], metavar="TEXT",
-        help="end before this text; may be given again",
+        help="end before this text; repeatable",
     )  # fmt: skip
     add(
         "--max-time",
         type=decimal(0, MAX_SECONDS, above=True),
         metavar="SECONDS",
-        help="end after this time",
+        help="end after this many seconds",
     )
     add(
-        "--temperature", type=decimal(0), default=0.0, metavar="T", help="0, the default, is greedy"
+        "--temperature",
+        type=decimal(0),
+        default=0.0,
+        metavar="T",
+        help="of sampling; 0, the default, is greedy",
     )
-    add("--top-k", type=whole(-1), default=0, metavar="K", help="keep the K likeliest; 0 is off")
+    add(
+        "--top-k",
+        type=whole(-1),
+        default=0,
+        metavar="K",
+        help="keep the K likeliest tokens; 0 is off",
+    )
     add(
         "--top-p",
         type=decimal(0, 1, off=-1),
         default=1.0,
         metavar="P",
-        help="keep this mass; 1 is off",
+        help="keep the likeliest tokens up to this probability; 1 is off",
     )
     add(
         "--min-p",
         type=decimal(0, 1, off=-1),
         default=0.0,
         metavar="P",
-        help="share of the likeliest; 0 is off",
+        help="drop tokens below this fraction of the likeliest; 0 is off",
     )
     add(
         "--repetition-penalty", type=decimal(0.01, 100), default=1.0, metavar="R",
-        help="above 1, what was there already gets less likely",
+        help="above 1, tokens that already occurred become less likely",
     )  # fmt: skip
     add(
         "--seed",
@@ -145,49 +165,57 @@ def add_generation(sub: argparse.ArgumentParser) -> None:
     )
     add(
         "--no-speculation", action="store_false", dest="speculation",
-        help="do not guess from repeated text; costs time, changes nothing else",
+        help="turn prompt lookup off: slower, the same answer",
     )  # fmt: skip
 
 
 def add_context(sub: argparse.ArgumentParser) -> None:
-    """What of a repository is put before the prompt."""
-    group = sub.add_argument_group("repository (the model was trained on prompts with these)")
-    group.add_argument("--repo-name", metavar="NAME", help="such as owner/project")
+    """The parts of a repository that precede the prompt."""
+    group = sub.add_argument_group("repository (the model was trained on prompts in this form)")
+    group.add_argument(
+        "--repo-name", metavar="NAME", help="the repository's name, such as owner/project"
+    )
     group.add_argument(
         "--repo-file", action="append", default=[], metavar="FILE",
-        help="another file of it, as context; may be given again",
+        help="another file of the repository, as context; repeatable",
     )  # fmt: skip
-    group.add_argument("--path", metavar="PATH", help="path of the edited file in the repository")
+    group.add_argument("--path", metavar="PATH", help="the edited file's path in the repository")
 
 
 def add_model(sub: argparse.ArgumentParser) -> None:
     """How a model is opened."""
     group = sub.add_argument_group("model")
     group.add_argument(
-        "--context", type=whole(1), metavar="TOKENS", help="prompt and answer (default: as trained)"
+        "--context",
+        type=whole(1),
+        metavar="TOKENS",
+        help="maximum tokens of prompt and answer together (default: as trained)",
     )
     group.add_argument(
-        "--threads", type=whole(1), metavar="N", help="default: the cores we may use"
+        "--threads",
+        type=whole(1),
+        metavar="N",
+        help="CPU threads (default: the cores available to this process)",
     )
     group.add_argument(
         "--provider", choices=("cpu", "cuda"), default="cpu",
-        help="what runs the model; one that is not there is an error (default: cpu)",
+        help="what runs the model; an absent one is an error (default: cpu)",
     )  # fmt: skip
     group.add_argument(
         "--gpu-layers", type=whole(0), default=0, metavar="N",
-        help="GGUF: how many layers to put on a GPU, where not all",
+        help="GGUF: layers to put on a GPU, where not all",
     )  # fmt: skip
     group.add_argument(
         "--variant", metavar="NAME",
-        help="which of several that share the bundle; auto: the best that the free memory is "
-        "enough for (default: the best where it was packed)",
+        help="the variant to run, of a bundle with several; auto: the best that fits the free "
+        "memory (default: the best where the bundle was packed)",
     )  # fmt: skip
     group.add_argument(
         "--reproducible", action="store_true",
-        help="the same answer to the bit, each time, whatever came before it: guesses nothing, and "
-        "reuses whole groups of 64 tokens of earlier prompts alone",
+        help="the same answer to the bit each time: no prompt lookup, and cached prompts are "
+        "reused in groups of 64 tokens",
     )  # fmt: skip
     group.add_argument(
         "--no-verify", action="store_false", dest="verify",
-        help="skip the hashes of a bundle that was just checked",
+        help="do not hash the bundle again, for one that was just checked",
     )  # fmt: skip

@@ -24,8 +24,8 @@ from runtimes.prompts.repo_context import Chosen, choose, path_in, read_in
 from runtimes.prompts.tasks import Task
 from runtimes.trust.console import NOTICE, Console
 
-REPL_HELP = "Type text; an empty line sends it. :new starts afresh, :quit or Ctrl-D leaves."
-REPO_SHARE = 0.25  # guessed: of the context for a repository's files, as the server's extras
+REPL_HELP = "Type text; an empty line sends it. :new starts a new text, :quit or Ctrl-D leaves."
+REPO_FRACTION = 0.25  # guessed: of the context, for a repository's files; as in the server
 
 Stream = Callable[[Progress], Iterator[Chunk | Finish]]
 
@@ -33,7 +33,7 @@ Stream = Callable[[Progress], Iterator[Chunk | Finish]]
 def generate(args: argparse.Namespace, call: Invocation) -> None:
     """Continue a prompt."""
     if args.prompt is not None and args.file is not None:
-        raise UsageError("a prompt and --file", expected="one of them, or standard input")
+        raise UsageError("a prompt beside --file", expected="one of them, or standard input")
     prompt = _whole_text(args) if args.prompt is None else args.prompt
     options, context, edited = options_of(args), _context(args), _edited(args)
     with open_model(args, call, chosen_manifest(args, call)) as runtime:
@@ -125,7 +125,7 @@ def _prefix_and_suffix(args: argparse.Namespace) -> tuple[str, str]:
     two_files = args.prefix_file is not None or args.suffix_file is not None
     if two_files + (args.cursor is not None) + (args.marker is not None) != 1:
         raise UsageError(
-            "infill needs to know where the gap is, in one way",
+            "infill needs the place of the gap, named in one way",
             expected="--prefix-file and --suffix-file, or --file with --cursor, or --marker",
         )
     if two_files:
@@ -163,7 +163,7 @@ def _edited(args: argparse.Namespace) -> str | None:
     edited = args.path or args.file
     if edited in (None, STDIN):
         raise UsageError(
-            "--repo needs to know which of its files is edited",
+            "--repo needs the path of the edited file",
             expected="--file PATH, or --path PATH beside another source of the text",
         )
     return path_in(args.repo, edited)
@@ -173,7 +173,7 @@ def _choose(args: argparse.Namespace, runtime: Runtime, edited: str, text: str) 
     """Files of --repo for a text of one of them."""
     budget = args.repo_tokens
     if budget is None:
-        budget = int(runtime.backend.context_tokens * REPO_SHARE)
+        budget = int(runtime.backend.context_tokens * REPO_FRACTION)
     return choose(args.repo, edited, text, lambda t: len(runtime.tokenizer.encode(t)), budget)
 
 

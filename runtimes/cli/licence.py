@@ -24,9 +24,9 @@ def licence(args: argparse.Namespace, call: Invocation) -> None:
     texts = {path: _read(call.bundle, path) for path in paths if path.startswith(FOLDER)}
     if not texts:
         raise IntegrityError(
-            "the bundle has no licence of its model",
+            "the bundle lacks the licence of its model",
             where=call.bundle / FOLDER,
-            remedy="ask whoever packed it: a model may not be passed on without it",
+            remedy="ask whoever packed it: a model may not be distributed without its licence",
         )
     notice = _read(call.bundle, NOTICE_NAME) if NOTICE_NAME in paths else None
     if console.as_json:

@@ -1,6 +1,6 @@
-"""The command line of a bundle: flags, help, exit codes. The commands are in cli_*.py.
+"""The command line of a bundle: flags, help, exit codes. Each command is in a file beside it.
 
-Exit codes: 0 done, 2 usage, 5 a bundle that is not whole, 6 something tried to use the network,
+Exit codes: 0 done, 2 usage, 5 a damaged bundle, 6 something tried to use the network,
 7 engine or memory missing, 130 interrupted; runtimes/errors.py has them all.
 """
 
@@ -25,26 +25,31 @@ from runtimes.trust.versions import Version
 
 OWN_FOLDER = Path(__file__).resolve().parents[2]  # the bundle, or the checkout
 Command = Callable[[argparse.Namespace, Invocation], None]
+PROGRAM = "python -m runtimes"
 DESCRIPTION = "Generate and infill code with the model of a starpack bundle, without a network."
-EXAMPLES = """examples (of an installed bundle, say DIR/run for `python -m runtimes`):
-  python -m runtimes generate 'def fibonacci(n):'
-  python -m runtimes generate --file draft.py --max-tokens 200 --stop $'\\n\\n'
-  python -m runtimes infill --file app.py --cursor 12:5
-  echo 'def add(a, b):
-    return <HERE>' | python -m runtimes infill --marker '<HERE>' --json
-  python -m runtimes infill --prefix-file head.py --suffix-file tail.py \\
-      --repo-name me/tools --repo-file tools/text.py --path tools/main.py
-  python -m runtimes generate --repo ~/tools --file tools/main.py
-  python -m runtimes docstring --file app.py --line 12
-  python -m runtimes explain --file app.py
-  python -m runtimes translate --file app.py --to javascript
-  python -m runtimes repl --temperature 0.2 --seed 7
-  python -m runtimes serve --port 8012
-  python -m runtimes verify --full --public-key release.pub
-  python -m runtimes doctor --json
-  python -m runtimes bench --prompt-tokens 1024 --depths 1024,8192
-  python -m runtimes --licence
-"""
+EXAMPLES_TITLE = "examples (an installed bundle has DIR/run in place of `python -m runtimes`):"
+EXAMPLES = {
+    "generate": """\
+{run} generate 'def fibonacci(n):'
+{run} generate --file draft.py --max-tokens 200 --stop $'\\n\\n'
+{run} generate --repo ~/tools --file tools/main.py""",
+    "infill": """\
+{run} infill --file app.py --cursor 12:5
+echo 'def add(a, b):
+    return <HERE>' | {run} infill --marker '<HERE>' --json
+{run} infill --prefix-file head.py --suffix-file tail.py \\
+    --repo-name me/tools --repo-file tools/text.py --path tools/main.py""",
+    "docstring": "{run} docstring --file app.py --line 12",
+    "explain": "{run} explain --file app.py",
+    "translate": "{run} translate --file app.py --to javascript",
+    "repl": "{run} repl --temperature 0.2 --seed 7",
+    "serve": "{run} serve --port 8012",
+    "verify": "{run} verify --full --public-key release.pub",
+    "rollback": "{run} rollback",
+    "licence": "{run} licence",
+    "doctor": "{run} doctor --json",
+    "bench": "{run} bench --prompt-tokens 1024 --depths 1024,8192",
+}
 
 MODULES = {
     "generate": "runtimes.cli.generate",
@@ -121,12 +126,17 @@ def _starpack_version() -> str:
         return "unknown"
 
 
+def _examples(*commands: str) -> str:
+    lines = "\n".join(EXAMPLES[name] for name in commands).format(run=PROGRAM).splitlines()
+    return "\n".join([EXAMPLES_TITLE, *(f"  {line}" for line in lines)])
+
+
 def parser() -> argparse.ArgumentParser:
-    """The whole command line; it raises UsageError for words that make no sense."""
+    """The whole command line. It raises UsageError for a command line that is not valid."""
     top = _Parser(
-        prog="python -m runtimes",
+        prog=PROGRAM,
         description=DESCRIPTION,
-        epilog=EXAMPLES,
+        epilog=_examples(*EXAMPLES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--licence", action="store_true", help="the same as the command licence")
@@ -134,18 +144,26 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub = commands.add_parser(
+            name, help=text, description=text, epilog=_examples(name), allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
         sub.add_argument(
-            "--bundle", type=Path, metavar="DIR", help="the bundle (default: the one this is in)"
+            "--bundle",
+            type=Path,
+            metavar="DIR",
+            help="the bundle (default: the one that contains this runtime)",
         )
-        sub.add_argument("--json", action="store_true", help="print one JSON value")
-        sub.add_argument("--quiet", action="store_true", help="no remarks on standard error")
+        sub.add_argument(
+            "--json", action="store_true", help="print one JSON value, errors included"
+        )
+        sub.add_argument("--quiet", action="store_true", help="print no messages beside the result")
         return sub
 
     generate = command("generate", "continue a prompt")
-    generate.add_argument("prompt", nargs="?", help="the text (default: standard input)")
+    generate.add_argument("prompt", nargs="?", help="the prompt (default: standard input)")
     generate.add_argument("--file", help="read the prompt from this file")
-    infill = command("infill", "fill in the text at a cursor")
+    infill = command("infill", "fill in the text between a prefix and a suffix")
     _add_gap(infill)
     for sub in (generate, infill):
         _add_repository(sub)
@@ -157,17 +175,23 @@ def parser() -> argparse.ArgumentParser:
     verify = command("verify", "check every byte of the bundle against its manifest")
     verify.add_argument(
         "--full", action="store_true",
-        help="also what has not been touched since it was last checked",
+        help="hash every file again, also those unchanged since the last check",
     )  # fmt: skip
     verify.add_argument(
         "--public-key", type=Path, metavar="FILE",
-        help="check that its owner has signed the bundle; needs the system's openssl",
+        help="check the bundle's signature with this key; needs the openssl command",
     )  # fmt: skip
-    command("rollback", "go back to the version that was installed before this one")
-    command("licence", "show the model's licence and its use restrictions")
-    doctor = command("doctor", "show what runs the model, and compare it with its baseline")
-    doctor.add_argument("--quick", action="store_true", help="measure for seconds, not a minute")
-    bench = command("bench", "time prompts of several lengths, and tokens at several depths")
+    command("rollback", "go back to the version installed before this one")
+    command("licence", "show the model's licence with its use restrictions")
+    doctor = command(
+        "doctor", "check this machine, and compare its speed with the bundle's baseline"
+    )
+    doctor.add_argument(
+        "--quick", action="store_true", help="measure for seconds instead of a minute"
+    )
+    bench = command(
+        "bench", "time prompts of several lengths, and tokens after contexts of several lengths"
+    )
     _add_bench(bench)
     for sub in (generate, infill, *tasks, repl):
         flags.add_generation(sub)
@@ -179,37 +203,45 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_gap(sub: argparse.ArgumentParser) -> None:
-    gap = sub.add_argument_group("where the gap is (choose one way; FILE - is standard input)")
-    gap.add_argument("--prefix-file", metavar="FILE", help="what comes before the gap")
-    gap.add_argument("--suffix-file", metavar="FILE", help="what comes after it")
+    gap = sub.add_argument_group("the gap (name it in one way; FILE - is standard input)")
+    gap.add_argument("--prefix-file", metavar="FILE", help="the text before the gap")
+    gap.add_argument("--suffix-file", metavar="FILE", help="the text after the gap")
     gap.add_argument("--file", metavar="FILE", help="the whole text (default: standard input)")
-    gap.add_argument("--cursor", metavar="LINE:COLUMN", help="the gap in it, both counted from 1")
-    gap.add_argument("--marker", metavar="TEXT", help="or the text that stands for the gap in it")
+    gap.add_argument(
+        "--cursor", metavar="LINE:COLUMN", help="the gap's place in --file, both counted from 1"
+    )
+    gap.add_argument("--marker", metavar="TEXT", help="a text in --file that marks the gap")
 
 
 def _add_bench(sub: argparse.ArgumentParser) -> None:
     add = sub.add_argument_group("what to time").add_argument
     add(
         "--prompt-tokens", type=whole_list, metavar="N,...",
-        help="lengths of prompts (128,512,1024, as far as they fit)",
+        help="lengths of prompts (128,512,1024; those that fit the context)",
     )  # fmt: skip
     add(
         "--depths", type=whole_list, metavar="N,...",
-        help="tokens before the single steps (128,1024,4096,8192, as far as they fit)",
+        help="tokens before each timed token (128,1024,4096,8192; those that fit)",
     )  # fmt: skip
-    add("--steps", type=whole(1), default=32, metavar="N", help="at each depth (%(default)s)")
-    add("--repeat", type=whole(1), default=3, metavar="N", help="of each prompt (%(default)s)")
+    add(
+        "--steps",
+        type=whole(1),
+        default=32,
+        metavar="N",
+        help="tokens timed at each depth (%(default)s)",
+    )
+    add("--repeat", type=whole(1), default=3, metavar="N", help="runs of each prompt (%(default)s)")
 
 
 def _add_repository(sub: argparse.ArgumentParser) -> None:
     group = sub.add_argument_group("repository-level completion")
     group.add_argument(
         "--repo", type=Path, metavar="DIR",
-        help="choose files of this folder as context; --file is a path in it",
+        help="add the most relevant files of this folder as context; --file is a path in it",
     )  # fmt: skip
     group.add_argument(
         "--repo-tokens", type=whole(0), metavar="N",
-        help="most tokens of those files (default: a quarter of the context)",
+        help="maximum tokens of those files (default: a quarter of the context)",
     )  # fmt: skip
 
 
@@ -222,16 +254,22 @@ def _add_tasks(
     translate = command("translate", "write code in another language")
     for sub in (docstring, explain, translate):
         sub.add_argument("--file", metavar="FILE", help="the code (default: standard input)")
-        sub.add_argument("--language", metavar="NAME", help="its language (default: by its suffix)")
+        sub.add_argument(
+            "--language", metavar="NAME", help="the code's language (default: by the file's suffix)"
+        )
     docstring.add_argument(
         "--line", type=whole(1), default=1, metavar="N",
-        help="the first definition at or after this line (default: %(default)s)",
+        help="document the first definition at or after this line (default: %(default)s)",
     )  # fmt: skip
-    translate.add_argument("--to", required=True, metavar="NAME", help="the other language")
+    translate.add_argument(
+        "--to", required=True, metavar="NAME", help="the language to write it in"
+    )
     return docstring, explain, translate
 
 
 def _own_bundle() -> Path:
     if (OWN_FOLDER / MANIFEST_NAME).is_file():
         return OWN_FOLDER
-    raise UsageError("this runtime is not inside a bundle", remedy="name one with --bundle DIR")
+    raise UsageError(
+        "this runtime is not inside a bundle", remedy="name a bundle with --bundle DIR"
+    )

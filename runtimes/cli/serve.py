@@ -20,7 +20,7 @@ from runtimes.server.service import Service, served_model
 from runtimes.trust.console import NOTICE
 
 KEY_VARIABLE = "STARPACK_API_KEY"
-LEAST_KEY_CHARACTERS = 16  # guessed: too long to be found by trying
+MIN_KEY_CHARACTERS = 16  # guessed: too long to be found by trying
 
 
 def serve(args: argparse.Namespace, call: Invocation) -> None:
@@ -52,7 +52,7 @@ def serve(args: argparse.Namespace, call: Invocation) -> None:
             console.text(f"serving {model.name} at {url}\n")
             console.remark(_client_settings(url))
         if access.keys and address.tls_cert is None and not is_loopback(address.host):
-            console.warn("without TLS, keys and code travel readable; see --tls-cert")
+            console.warn("without TLS, keys and code are sent in clear text; see --tls-cert")
         run(server, listening)
 
 
@@ -67,8 +67,8 @@ def _client_settings(url: str) -> str:
 def _rules(args: argparse.Namespace) -> Rules:
     if args.suffix_share + args.extras_share > 1:
         raise UsageError(
-            f"--suffix-share {args.suffix_share} and --extras-share {args.extras_share} "
-            "are more than the context together",
+            f"--suffix-share {args.suffix_share} and --extras-share {args.extras_share} reserve "
+            "more than the whole prompt",
             expected="a sum of at most 1",
         )
     return Rules(
@@ -83,13 +83,15 @@ def _rules(args: argparse.Namespace) -> Rules:
 
 def _address(args: argparse.Namespace, access: Access) -> Address:
     if (args.tls_cert is None) != (args.tls_key is None):
-        raise UsageError("one of --tls-cert and --tls-key", expected="both of them, or none")
+        raise UsageError(
+            "--tls-cert and --tls-key belong together", expected="both of them, or none"
+        )
     if not is_loopback(args.host) and not access.keys:
         raise UsageError(
-            f"anybody who reaches {args.host} could use the model",
-            expected="an API key, to listen on other than the loopback interface",
-            remedy=f"write one into a file and name it with --api-key-file, or set {KEY_VARIABLE}; "
-            "to make one: python3 -c 'import secrets; print(secrets.token_urlsafe(32))'",
+            f"without an API key, anybody who reaches {args.host} could use the model",
+            expected="an API key, or the loopback interface",
+            remedy=f"name a file of keys with --api-key-file, or set {KEY_VARIABLE}; "
+            "to make a key: python3 -c 'import secrets; print(secrets.token_urlsafe(32))'",
         )
     return Address(
         host="127.0.0.1" if args.host == "localhost" else args.host,
@@ -108,11 +110,11 @@ def _access(args: argparse.Namespace) -> Access:
         texts.append(_read_keys(args.api_key_file))
     keys = tuple(line.strip() for text in texts for line in text.splitlines() if line.strip())
     for key in keys:
-        if len(key) < LEAST_KEY_CHARACTERS or not key.isascii() or len(key.split()) != 1:
+        if len(key) < MIN_KEY_CHARACTERS or not key.isascii() or len(key.split()) != 1:
             raise UsageError(
-                "an API key is too short, or has characters that no header can carry",
+                "an API key is too short, or has characters that an HTTP header cannot carry",
                 where=args.api_key_file or KEY_VARIABLE,
-                expected=f"{LEAST_KEY_CHARACTERS} or more ASCII characters, one key a line",
+                expected=f"{MIN_KEY_CHARACTERS} or more ASCII characters, one key a line",
             )
     return Access(keys, frozenset(args.allow_origin))
 
@@ -122,11 +124,11 @@ def _read_keys(file: Path) -> str:
         mode = file.stat().st_mode
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the API keys cannot be read: {error}", where=file) from None
+        raise UsageError(f"cannot read the API keys: {error}", where=file) from None
     if mode & (stat.S_IRGRP | stat.S_IROTH):
         raise UsageError(
-            "others may read the file with the API keys", where=file, remedy=f"chmod 600 {file}"
+            "other users may read the file of API keys", where=file, remedy=f"chmod 600 {file}"
         )
     if not text.strip():
-        raise UsageError("the file with the API keys is empty", where=file)
+        raise UsageError("the file of API keys is empty", where=file)
     return text

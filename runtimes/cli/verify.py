@@ -36,12 +36,13 @@ def verify(args: argparse.Namespace, call: Invocation) -> None:
         data = {"bundle": str(call.bundle), "files": len(entries), "bytes": total}
         console.data(data | {"signed_by": signed_by})
     else:
-        console.text(f"whole: {len(entries)} files, {total} bytes\n")
+        console.text(f"OK: {len(entries)} files verified, {total} bytes\n")
         console.text(f"signed with the key of {signed_by}\n" if signed_by else "")
 
 
 def rollback(_args: argparse.Namespace, _call: Invocation) -> None:
     """Where nothing is installed. Of an installation, start.py does it before it checks this."""
     raise UsageError(
-        "only an installation has an earlier version", remedy="type DIR/run rollback, with no flags"
+        "only an installation has an earlier version",
+        remedy="run `DIR/run rollback`, without flags",
     )

@@ -76,7 +76,7 @@ def test_what_is_timed_is_what_it_says() -> None:
 def test_the_licence_is_shown_in_full(tmp_path: Path, capsys) -> None:
     bundle = write_bundle(tmp_path / "bundle")
     assert cli.main(["licence", "--bundle", str(bundle)]) == 5
-    assert "no licence" in capsys.readouterr().err
+    assert "lacks the licence" in capsys.readouterr().err
     folder = bundle / "licence" / "model"
     folder.mkdir(parents=True)
     (folder / "LICENSE").write_text("terms\nAttachment A - USE RESTRICTIONS\n(n) the last\n")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -124,7 +126,7 @@ def test_repl_grows_one_text(bundle: Path, monkeypatch: pytest.MonkeyPatch, caps
 
 def test_verify_and_doctor(bundle: Path, capsys) -> None:
     assert cli.main(["verify", "--bundle", str(bundle)]) == 0
-    assert capsys.readouterr().out.startswith("whole: 3 files, ")
+    assert capsys.readouterr().out.startswith("OK: 3 files verified, ")
     assert cli.main(["doctor", "--bundle", str(bundle), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["window"]["window_tokens"] == 6
@@ -266,6 +268,17 @@ def test_markers() -> None:
     for text, marker in [("ab", "@@"), ("@@a@@", "@@"), ("ab", "")]:
         with pytest.raises(UsageError, match="marker"):
             split_at_marker(text, marker)
+
+
+@pytest.mark.parametrize("name", sorted(cli.MODULES))
+def test_the_help_of_every_command_has_examples_that_parse(name: str, capsys) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        cli.main([name, "--help"])
+    shown = capsys.readouterr().out.partition("examples (")[2].replace("\\\n", " ")
+    lines = re.findall(r"python -m runtimes (.*)", shown)
+    assert lines
+    for line in lines:
+        assert cli.parser().parse_args(shlex.split(line)).command == name
 
 
 def test_help_teaches_and_loads_no_libraries() -> None:

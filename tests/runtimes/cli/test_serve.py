@@ -167,11 +167,14 @@ def test_other_addresses_with_a_key(bundle, port, tmp_path, monkeypatch, capsys,
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--host", "0.0.0.0"], "anybody who reaches 0.0.0.0 could use the model"),
-        (["--host", "::"], "anybody who reaches :: could use the model"),
-        (["--host", "example.org"], "anybody who reaches example.org"),
-        (["--api-key-file", "nowhere"], "the API keys cannot be read"),
-        (["--tls-cert", "cert.pem"], "one of --tls-cert and --tls-key"),
+        (
+            ["--host", "0.0.0.0"],
+            "without an API key, anybody who reaches 0.0.0.0 could use the model",
+        ),
+        (["--host", "::"], "without an API key, anybody who reaches :: could use the model"),
+        (["--host", "example.org"], "without an API key, anybody who reaches example.org"),
+        (["--api-key-file", "nowhere"], "cannot read the API keys"),
+        (["--tls-cert", "cert.pem"], "--tls-cert and --tls-key belong together"),
         (["--tls-cert", "no.pem", "--tls-key", "no.pem"], "the certificate cannot be used"),
         (
             ["--port", "99999"],
@@ -201,10 +204,10 @@ def test_refusals(bundle, capsys, flags, message):
     ("text", "mode", "message"),
     [
         ("tiny-key", 0o600, "too short"),
-        ("with spaces in it, so no key", 0o600, "no header can carry"),
-        ("schlüssel-mit-umlaut-darin", 0o600, "no header can carry"),
+        ("with spaces in it, so no key", 0o600, "an HTTP header cannot carry"),
+        ("schlüssel-mit-umlaut-darin", 0o600, "an HTTP header cannot carry"),
         ("", 0o600, "is empty"),
-        (KEY, 0o644, "others may read"),
+        (KEY, 0o644, "other users may read"),
     ],
 )
 def test_keys_that_are_none(bundle, tmp_path, capsys, text, mode, message):
