@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import textwrap
+import inspect
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 from packager.cli import (
     bundle,
@@ -20,6 +20,7 @@ from packager.cli import (
     profile,
     quality,
 )
+from packager.cli.examples import EXAMPLES
 from packager.cli.result import Command
 from packager.core.errors import UsageError
 
@@ -54,6 +55,7 @@ network, 7 device or engine, 8 checkpoint refused, 9 an outside tool failed, 130
 """
 
 
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Add = Callable[..., argparse.ArgumentParser]
 """add(name, command, at=top level): a parser of that command's flags."""
 
@@ -67,7 +69,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """All commands and their flags; it raises UsageError for words that make no sense."""
-    top = _Parser(
+    top: argparse.ArgumentParser = _Parser(
         prog="starpack",
         description=DESCRIPTION,
         epilog=EPILOG,
@@ -76,11 +78,16 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=_version())
     commands_at = top.add_subparsers(metavar="COMMAND", required=True)
 
-    def add(
-        name: str, command: Command, at: argparse._SubParsersAction = commands_at
-    ) -> argparse.ArgumentParser:
-        text = textwrap.dedent(command.__doc__ or "")
-        sub = at.add_parser(name, help=text.split("\n")[0], description=text)
+    def add(name: str, command: Command, at: Commands = commands_at) -> argparse.ArgumentParser:
+        text = inspect.cleandoc(command.__doc__ or "")
+        sub = at.add_parser(
+            name,
+            help=text.split("\n")[0],
+            description=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        words = sub.prog.removeprefix("starpack ")
+        sub.epilog = f"example:\n  starpack {words} {EXAMPLES[words]}".rstrip()
         sub.add_argument("--json", action="store_true", help="print one JSON object")
         sub.add_argument("--quiet", action="store_true", help="no progress on standard error")
         sub.set_defaults(command=command)
@@ -167,7 +174,7 @@ def _add_choosing(add: Add) -> None:
     flags.add_planned(sub)
 
 
-def _add_devices(at: argparse._SubParsersAction, add: Add) -> None:
+def _add_devices(at: Commands, add: Add) -> None:
     """The device database and the estimates, each with commands of its own."""
     about = "The device database, and what this machine is."
     group = at.add_parser("device", help=about, description=about)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from packager.cli.main import main
+from packager.cli.parser import parser
 from tests.support.heavy import HEAVY
 from tests.support.tiny import write_checkpoint
 
@@ -35,6 +39,25 @@ def test_help_names_every_command_and_exit_code(capsys):
     assert caught.value.code == 0
     assert [c for c in COMMANDS if not re.search(rf"^ +{c}\b", text, re.M)] == []
     assert "examples:" in text and "exit codes:" in text
+
+
+def parsers(top: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """The parsers of all commands, those of groups included."""
+    groups = [a for a in top._actions if isinstance(a, argparse._SubParsersAction)]
+    if not groups:
+        yield top
+    for group in groups:
+        for sub in group.choices.values():
+            yield from parsers(sub)
+
+
+@pytest.mark.parametrize("command", [p.prog for p in parsers(parser())])
+def test_every_help_ends_in_an_example_that_parses(capsys, command):
+    with pytest.raises(SystemExit):
+        main([*command.split()[1:], "--help"])
+    example = capsys.readouterr().out.split("\nexample:\n")[1].strip()
+    assert example.startswith(command)
+    assert parser().parse_args(shlex.split(example)[1:]).command
 
 
 @pytest.mark.parametrize("command", COMMANDS)
