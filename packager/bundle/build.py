@@ -148,7 +148,7 @@ def _packed(
     return Packed(
         artifact,
         to_plain(measured),
-        memory_bytes=None if memory is None else math.ceil(memory.high),
+        memory_bytes=math.ceil(memory.high),
         first_token_s=None if first is None else first.p50,
         per_token_s=None if step is None else step.p50,
         divergence_nats=candidate.divergence_nats,

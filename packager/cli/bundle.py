@@ -126,8 +126,8 @@ def sign(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
 def verify(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
     """Check every byte of a bundle against its manifest, and its signature against a key."""
     from packager.bundle.signing import check_signature
-    from runtimes.bundle.open import verify_files
     from runtimes.trust.manifest import read_manifest
+    from runtimes.trust.verify import verify_files
 
     manifest = read_manifest(arguments.bundle)
     verify_files(arguments.bundle, manifest, progress=lambda d, t: progress("verify", d, t))

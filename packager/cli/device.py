@@ -73,7 +73,7 @@ def _shown(data: dict[str, Any]) -> str:
             text = str(value) if over == 1 else f"{value / over:.4g} {unit}"
             lines.append(f"  {key:22} {text:>14}  {figure['basis']}: {figure['source']}")
     lines.append(f"  {'kernels':22} {' '.join(device.kernels)}")
-    for key, text in (("cuda", " to ".join(device.cuda)), ("driver", device.driver)):
+    for key, text in (("cuda", " to ".join(device.cuda)), ("driver", device.driver or "")):
         if text:
             lines.append(f"  {key:22} {text}  {data[key]['basis']}: {data[key]['source']}")
     if device.calibration:

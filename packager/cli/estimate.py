@@ -61,7 +61,7 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
     progress("validate", 1, 1)
     if arguments.write:
         write_fitted(found.fitted)
-    rows = [("", "rows", "median", "p90", "bias", "at most")]
+    rows: list[tuple[str, ...]] = [("", "rows", "median", "p90", "bias", "at most")]
     rows += [_error_cells(name, e) for name, e in found.families.items()]
     rows += [("",) * 6]
     rows += [_error_cells(f"  {name}", e) for name, e in found.by_engine.items()]
@@ -98,7 +98,7 @@ def calibrate(arguments: argparse.Namespace, progress: Progress) -> CommandResul
     found = fit_calibration(samples, f"llama-cpp-python {engine_version()}", today)
     write_device(data | {"calibration": asdict(found)}, file)
     scale = (found.memory, found.arithmetic, found.launch)
-    rows = [("measured ms", "specification ms", "calibrated ms")]
+    rows: list[tuple[str, ...]] = [("measured ms", "specification ms", "calibrated ms")]
     rows += [
         tuple(f"{1e3 * float(s):.2f}" for s in (x.seconds, x.expected.seconds(),
                                                 x.expected.seconds(*scale)))

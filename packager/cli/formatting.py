@@ -50,9 +50,7 @@ def selection_text(selection: Selection, *, explain: bool) -> str:
 
 def figures(candidate: Candidate) -> str:
     """Memory, times and quality on one line, with their evidence."""
-    parts = []
-    if candidate.memory_bytes is not None:
-        parts.append(f"memory {gib_between(candidate.memory_bytes)}")
+    parts = [f"memory {gib_between(candidate.memory_bytes)}"]
     for name, limit in (
         ("first token", candidate.first_token_s),
         ("per token", candidate.per_token_s),

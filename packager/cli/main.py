@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from packager.cli.parser import parser
 from packager.cli.progress import shown_progress
+from packager.cli.result import Command
 from packager.core.errors import Cancelled, SelectionError, StarpackError
 from packager.core.record_store import to_plain
 
@@ -23,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parser().parse_args(words)
         as_json = arguments.json
         with shown_progress(quiet=arguments.json or arguments.quiet) as progress:
-            result = arguments.command(arguments, progress)
+            command: Command = arguments.command
+            result = command(arguments, progress)
         _print(json.dumps(result.data, indent=2) if as_json else result.text)
     except BrokenPipeError:  # whoever reads has enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -15,7 +15,7 @@ from packager.cli.settings import accepted
 from packager.core.atomic import write_text
 from packager.core.errors import SelectionError
 from packager.core.record_store import to_plain
-from packager.core.records import Budget, Device, Progress, Variant
+from packager.core.records import Budget, Device, Limit, Progress, Variant
 from packager.core.results import Candidate, Selection
 from packager.core.units import GIB, durations
 from packager.devices.budget import load_budget
@@ -81,7 +81,9 @@ class _Planner:
         )  # fmt: skip
         return of_estimate(found, parameters=model.geometry.parameters, note="; ".join(model.notes))
 
-    def at_context(self, device: Device, budget: Budget, candidate: Candidate, tokens: int):
+    def at_context(
+        self, device: Device, budget: Budget, candidate: Candidate, tokens: int
+    ) -> Candidate:
         """The same candidate in a shorter context."""
         model = next(model for model in self.models if model.name == candidate.model)
         return self._candidate(model, candidate.variant, device, budget, tokens)
@@ -121,12 +123,16 @@ def _row(
         "model": chosen.model,
         "variant": chosen.variant.name,
         "memory_gib": f"{chosen.memory_bytes.high / GIB:.2f}",
-        "first_token": durations(chosen.first_token_s),
-        "per_token": durations(chosen.per_token_s),
-        "completion": durations(chosen.completion_s),
+        "first_token": _times(chosen.first_token_s),
+        "per_token": _times(chosen.per_token_s),
+        "completion": _times(chosen.completion_s),
         "evidence": chosen.evidence,
         "reason": chosen.note,
     }
+
+
+def _times(limit: Limit | None) -> str:
+    return "" if limit is None else durations(limit)
 
 
 def _csv(rows: Sequence[dict[str, str]]) -> str:

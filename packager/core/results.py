@@ -205,7 +205,7 @@ class Candidate:
     parameters: int
     evidence: Evidence
     context_tokens: int
-    memory_bytes: Interval | None
+    memory_bytes: Interval
     first_token_s: Limit | None
     per_token_s: Limit | None
     completion_s: Limit | None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from packager.core.records import Interval, Limit
 
@@ -74,7 +75,7 @@ def show_ends(quantity: str, interval: Interval | None) -> str:
     return f"{digits(interval.low / unit.size)} to {unit.show(interval.high)}"
 
 
-def is_known(interval: Interval | None) -> bool:
+def is_known(interval: Interval | None) -> TypeGuard[Interval]:
     """Whether there are three finite numbers."""
     return interval is not None and all(
         math.isfinite(value) for value in (interval.low, interval.middle, interval.high)

@@ -30,7 +30,7 @@ from packager.report.data import (
 )
 from packager.report.page import write_report
 from packager.selection.candidates import of_measurement
-from packager.selection.selector import available_bytes
+from packager.selection.selector import ORDER, available_bytes
 
 TIMES = ("first_token_s", "per_token_s", "completion_s")
 
@@ -48,7 +48,6 @@ def write_selection_report(
 
     dated: with the day it is written; that of SOURCE_DATE_EPOCH is there in any case.
     """
-    selected = isinstance(outcome, Selection)
     device, budget, work = settings.device, settings.budget, settings.budget.workload
     data = ReportData(
         title=f"{checkpoint.path.name} on {device.title}",
@@ -69,7 +68,7 @@ def write_selection_report(
         ),
         comparisons=tuple(c for m in measurements for c in _comparisons(m, settings)),
         notes=_notes(settings),
-        warnings=outcome.overrides if selected else (),
+        warnings=outcome.overrides if isinstance(outcome, Selection) else (),
         versions=tuple(tool_versions().items()),
         provenance=(
             ("checkpoint", checkpoint.sha256),
@@ -89,12 +88,11 @@ def _rows(outcome: Selection | SelectionError) -> Iterable[ReportRow]:
 def _row(
     candidate: Candidate, *, chosen: bool = False, rejection: Rejection | None = None
 ) -> ReportRow:
-    feasible = rejection is None or rejection.limit == "order"
-    reasons = () if feasible else _reasons(rejection)
+    rejected = rejection is not None and rejection.limit != ORDER
     return ReportRow(
         variant=candidate.name,
         chosen=chosen,
-        feasible=feasible,
+        feasible=not rejected,
         evidence=candidate.evidence,
         memory_bytes=candidate.memory_bytes,
         first_token_s=_interval(candidate.first_token_s),
@@ -102,7 +100,7 @@ def _row(
         completion_s=_interval(candidate.completion_s),
         divergence_nats=candidate.divergence_nats,
         agreement=candidate.agreement,
-        reasons=reasons,
+        reasons=_reasons(rejection) if rejection is not None and rejected else (),
         quality_evidence="measured here" if candidate.divergence_nats is not None else "",
     )
 
@@ -163,7 +161,7 @@ def _notes(settings: DeviceSettings) -> tuple[str, ...]:
     notes = [
         "Quality and the window were measured on the machine that wrote this report, against the "
         "unquantised checkpoint in float32.",
-        "Estimates: the middle stands for the median, the bad end for the slow tenth.",
+        "Estimates: the middle stands for the median, the upper bound for the slow tenth.",
     ]
     if settings.device.calibration is None:
         notes.append("The device is not calibrated: estimates rest on its specification.")

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
+from packager.core.records import Interval
 from packager.core.units import Unit, is_known, show, show_ends, title_of, unit_of
 from packager.report import svg
 from packager.report.data import BudgetLimit, ReportData, ReportRow
@@ -30,8 +31,8 @@ class Size:
 
     name: str
     frame: Frame
-    most_labels: int
-    most_characters: int
+    max_labels: int
+    max_characters: int
     ticks: int
     detailed: int  # up to so many candidates have a second line
 
@@ -40,6 +41,19 @@ SIZES = (
     Size("wide", Frame(860, 480, 52, 846, 46, 430), 24, 30, 8, 12),
     Size("narrow", Frame(350, 400, 40, 344, 46, 350), 12, 16, 4, 0),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A candidate whose memory and completion time are known."""
+
+    row: ReportRow
+    memory: Interval
+    completion: Interval
+
+    def interval(self, quantity: str) -> Interval:
+        """One of the two, by the quantity's name."""
+        return self.memory if quantity == MEMORY else self.completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +66,21 @@ class Plane:
     memory: Unit
     time: Unit
 
-    def place(self, row: ReportRow) -> tuple[float, float]:
+    def place(self, one: Placed) -> tuple[float, float]:
         """The pixel of a candidate."""
         return (
-            self.x.place(row.memory_bytes.middle / self.memory.size),
-            self.y.place(row.completion_s.middle / self.time.size),
+            self.x.place(one.memory.middle / self.memory.size),
+            self.y.place(one.completion.middle / self.time.size),
         )
 
 
-def placed(data: ReportData) -> list[ReportRow]:
+def placed(data: ReportData) -> list[Placed]:
     """The candidates that have both memory and time."""
-    return [c for c in data.candidates if is_known(c.memory_bytes) and is_known(c.completion_s)]
+    return [
+        Placed(row, row.memory_bytes, row.completion_s)
+        for row in data.candidates
+        if is_known(row.memory_bytes) and is_known(row.completion_s)
+    ]
 
 
 def front(data: ReportData) -> list[ReportRow]:
@@ -70,11 +88,14 @@ def front(data: ReportData) -> list[ReportRow]:
 
     An unknown divergence is beaten by every known one.
     """
-    feasible = [row for row in placed(data) if row.feasible]
-    scores = [(_score(row), row) for row in feasible]
+    return [one.row for one in _front(placed(data))]
+
+
+def _front(rows: list[Placed]) -> list[Placed]:
+    scores = [(_score(one), one) for one in rows if one.row.feasible]
     return [
-        row
-        for score, row in scores
+        one
+        for score, one in scores
         if not any(
             other != score and all(o <= s for o, s in zip(other, score, strict=True))
             for other, _ in scores
@@ -82,10 +103,10 @@ def front(data: ReportData) -> list[ReportRow]:
     ]
 
 
-def _score(row: ReportRow) -> tuple[float, float, float]:
-    nats = row.divergence_nats
+def _score(one: Placed) -> tuple[float, float, float]:
+    nats = one.row.divergence_nats
     quality = math.inf if nats is None or not math.isfinite(nats) else nats
-    return row.memory_bytes.middle, row.completion_s.middle, quality
+    return one.memory.middle, one.completion.middle, quality
 
 
 def quality_class(row: ReportRow) -> str:
@@ -98,7 +119,8 @@ def quality_class(row: ReportRow) -> str:
 
 def front_chart(data: ReportData, size: Size) -> Element:
     """The picture, at one size."""
-    rows, best = placed(data), front(data)
+    rows = placed(data)
+    best = _front(rows)
     plane = _plane(data, rows, size.frame)
     x, y, frame = plane.x, plane.y, plane.frame
     axes = [
@@ -109,11 +131,13 @@ def front_chart(data: ReportData, size: Size) -> Element:
     limits, taken = _limits(data, plane)
     whiskers = [w for row in rows for w in _whiskers(row, plane)]
     # the chosen one last, on top of the others
-    marks = [_mark(row, plane) for row in sorted(rows, key=lambda row: (row.chosen, row.feasible))]
+    from_below = sorted(rows, key=lambda one: (one.row.chosen, one.row.feasible))
+    marks = [_mark(one, plane) for one in from_below]
     order = sorted(
-        rows, key=lambda row: (not row.chosen, row not in best, not row.feasible, _score(row))
+        rows,
+        key=lambda one: (not one.row.chosen, one not in best, not one.row.feasible, _score(one)),
     )
-    named = order if len(rows) <= MAX_WHISKERS else [r for r in order if r.chosen or r in best]
+    named = order if len(rows) <= MAX_WHISKERS else [o for o in order if o.row.chosen or o in best]
     leaders, names = _labels(named, order, plane, size, taken)
     return svg.picture(
         f"front-{size.name}",
@@ -141,8 +165,8 @@ def limits_outside(data: ReportData) -> list[BudgetLimit]:
     ]
 
 
-def _ends(rows: list[ReportRow], quantity: str) -> list[float]:
-    intervals = [getattr(row, quantity) for row in rows]
+def _ends(rows: list[Placed], quantity: str) -> list[float]:
+    intervals = [one.interval(quantity) for one in rows]
     middles = [interval.middle for interval in intervals]
     if len(rows) > MAX_WHISKERS:
         return middles
@@ -153,18 +177,16 @@ def _is_near(limit: float, values: list[float]) -> bool:
     return MIN_SHARE * min(values) <= limit <= MAX_SHARE * max(values)
 
 
-def _plane(data: ReportData, rows: list[ReportRow], frame: Frame) -> Plane:
-    scales, units = [], []
-    for quantity, first, last in (
-        (MEMORY, frame.left, frame.right),
-        (TIME, frame.bottom, frame.top),
-    ):
+def _plane(data: ReportData, rows: list[Placed], frame: Frame) -> Plane:
+    def axis(quantity: str, first: float, last: float) -> tuple[Scale, Unit]:
         values = _ends(rows, quantity)
         values += [n.value for n in data.limits_on(quantity) if _is_near(n.value, values)]
         unit = unit_of(quantity, max(values))
-        units.append(unit)
-        scales.append(svg.scale_for([value / unit.size for value in values], first, last))
-    return Plane(frame, *scales, *units)
+        return svg.scale_for([value / unit.size for value in values], first, last), unit
+
+    x, memory = axis(MEMORY, frame.left, frame.right)
+    y, time = axis(TIME, frame.bottom, frame.top)
+    return Plane(frame, x, y, memory, time)
 
 
 def _limits(data: ReportData, plane: Plane) -> tuple[list[Element], list[Box]]:
@@ -198,7 +220,7 @@ def _limit_label(limit: BudgetLimit) -> str:
     return " ".join(filter(None, ("limit", limit.label, show(limit.quantity, limit.value))))
 
 
-def _staircase(best: list[ReportRow], plane: Plane) -> list[Element]:
+def _staircase(best: list[Placed], plane: Plane) -> list[Element]:
     """The edge that no feasible candidate is left of and below."""
     points: list[tuple[float, float]] = []
     for row in sorted(best, key=_score):
@@ -209,8 +231,8 @@ def _staircase(best: list[ReportRow], plane: Plane) -> list[Element]:
     return [svg.curve(points, "front")] if len(points) > 1 else []
 
 
-def _whiskers(row: ReportRow, plane: Plane) -> list[Element]:
-    memory, time = row.memory_bytes, row.completion_s
+def _whiskers(row: Placed, plane: Plane) -> list[Element]:
+    memory, time = row.memory, row.completion
     x, y = plane.place(row)
     lines = []
     if memory.low < memory.high:
@@ -224,18 +246,19 @@ def _whiskers(row: ReportRow, plane: Plane) -> list[Element]:
     return lines
 
 
-def _mark(row: ReportRow, plane: Plane) -> Element:
-    x, y = plane.place(row)
+def _mark(one: Placed, plane: Plane) -> Element:
+    (x, y), row = plane.place(one), one.row
     fits = "" if row.feasible else " hollow"
     ring = tag("circle", cx=x, cy=y, r=RING, class_="ring") if row.chosen else None
     dot = tag("circle", cx=x, cy=y, r=RADIUS, class_=f"mark {quality_class(row)}{fits}")
-    return tag("g", tag("title", _tooltip(row)), ring, dot)
+    return tag("g", tag("title", _tooltip(one)), ring, dot)
 
 
-def _tooltip(row: ReportRow) -> str:
+def _tooltip(one: Placed) -> str:
+    row = one.row
     lines = [row.variant]
     for quantity in (MEMORY, TIME):
-        interval = getattr(row, quantity)
+        interval = one.interval(quantity)
         ends = show_ends(quantity, interval)
         ends = f" ({ends})" if ends else ""
         lines.append(f"{title_of(quantity)}: {show(quantity, interval.middle)}{ends}")
@@ -245,16 +268,16 @@ def _tooltip(row: ReportRow) -> str:
 
 
 def _labels(
-    named: list[ReportRow], rows: list[ReportRow], plane: Plane, size: Size, taken: list[Box]
+    named: list[Placed], rows: list[Placed], plane: Plane, size: Size, taken: list[Box]
 ) -> tuple[list[Element], list[Element]]:
     """Leaders and names of `named`, the first of which chooses its place first."""
     detailed = len(rows) <= size.detailed
-    boxes = [*taken, *(_mark_box(row, plane) for row in rows)]
+    boxes = [*taken, *(_mark_box(one, plane) for one in rows)]
     leaders: list[Element] = []
     names: list[Element] = []
-    for row in named[: size.most_labels]:
-        mark = _mark_box(row, plane)
-        lines = [svg.shorten(row.variant, size.most_characters)]
+    for one in named[: size.max_labels]:
+        mark, row = _mark_box(one, plane), one.row
+        lines = [svg.shorten(row.variant, size.max_characters)]
         if detailed and row.divergence_nats is not None:
             lines.append(show("divergence_nats", row.divergence_nats))
         width = max(map(svg.text_width, lines))
@@ -267,9 +290,9 @@ def _labels(
     return leaders, names
 
 
-def _mark_box(row: ReportRow, plane: Plane) -> Box:
-    x, y = plane.place(row)
-    reach = (RING if row.chosen else RADIUS) + 1.5  # with the stroke
+def _mark_box(one: Placed, plane: Plane) -> Box:
+    x, y = plane.place(one)
+    reach = (RING if one.row.chosen else RADIUS) + 1.5  # with the stroke
     return Box(x - reach, y - reach, x + reach, y + reach)
 
 

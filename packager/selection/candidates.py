@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from packager.core.records import Estimate, Evidence, exactly
 from packager.core.results import Candidate, Measurement, WindowProof
 
@@ -12,42 +14,18 @@ def of_measurement(
     measurement: Measurement, *, parameters: int, context_tokens: int, note: str = ""
 ) -> Candidate:
     """A candidate with the measured figures; the estimate's where the device is elsewhere."""
-    quality, speed = measurement.quality, measurement.speed
-    facts = dict(
+    return replace(
+        _measured_figures(measurement),
         name=measurement.variant.name,
         model=measurement.model,
         variant=measurement.variant,
         parameters=parameters,
         context_tokens=context_tokens,
-        divergence_nats=quality.divergence_nats,
-        agreement=quality.agreement,
+        divergence_nats=measurement.quality.divergence_nats,
+        agreement=measurement.quality.agreement,
         blocked=_blocked(measurement.proof),
         note=note,
     )
-    if speed is not None:
-        memory = float(speed.memory_bytes)
-        return Candidate(
-            **facts,
-            evidence=MEASURED,
-            memory_bytes=exactly(memory),
-            first_token_s=speed.first_token_s,
-            per_token_s=speed.per_token_s,
-            completion_s=speed.completion_s,
-        )
-    failed = measurement.out_of_memory
-    if failed is not None:
-        needed = float(max(failed.needed_bytes, failed.had_bytes + 1))
-        return Candidate(
-            **facts,
-            evidence=MEASURED,
-            memory_bytes=exactly(needed),
-            first_token_s=None,
-            per_token_s=None,
-            completion_s=None,
-        )
-    if measurement.estimate is None:
-        raise ValueError("a measurement without speed, memory or estimate")
-    return Candidate(**facts, **_estimated(measurement.estimate))
 
 
 def of_estimate(estimate: Estimate, *, parameters: int, note: str = "") -> Candidate:
@@ -57,21 +35,40 @@ def of_estimate(estimate: Estimate, *, parameters: int, note: str = "") -> Candi
         model=estimate.model,
         variant=estimate.variant,
         parameters=parameters,
-        context_tokens=estimate.context_tokens,
-        note=note,
-        **_estimated(estimate),
-    )
-
-
-def _estimated(estimate: Estimate) -> dict[str, object]:
-    return dict(
         evidence=estimate.evidence,
+        context_tokens=estimate.context_tokens,
         memory_bytes=estimate.memory_bytes,
         first_token_s=estimate.first_token_s.limit,
         per_token_s=estimate.per_token_s.limit,
         completion_s=estimate.completion_s.limit,
         unsupported=estimate.unsupported,
         unreliable=estimate.unreliable,
+        note=note,
+    )
+
+
+def _measured_figures(measurement: Measurement) -> Candidate:
+    """Memory and times: as measured, what it needed before it was ended, or as estimated."""
+    speed, failed = measurement.speed, measurement.out_of_memory
+    if speed is not None:
+        needed = float(speed.memory_bytes)
+    elif failed is not None:
+        needed = float(max(failed.needed_bytes, failed.had_bytes + 1))
+    elif measurement.estimate is not None:
+        return of_estimate(measurement.estimate, parameters=0)
+    else:
+        raise ValueError("a measurement without speed, memory or estimate")
+    return Candidate(
+        name=measurement.variant.name,
+        model=measurement.model,
+        variant=measurement.variant,
+        parameters=0,
+        evidence=MEASURED,
+        context_tokens=0,
+        memory_bytes=exactly(needed),
+        first_token_s=None if speed is None else speed.first_token_s,
+        per_token_s=None if speed is None else speed.per_token_s,
+        completion_s=None if speed is None else speed.completion_s,
     )
 
 

@@ -123,8 +123,6 @@ class _Judge:
         return tuple(found)
 
     def _memory(self, candidate: Candidate) -> list[LimitViolation]:
-        if candidate.memory_bytes is None:
-            return []
         needed = candidate.memory_bytes.high
         if needed <= self.available:
             return []
@@ -143,7 +141,7 @@ class _Judge:
         least = self.budget.workload.prompt_tokens + self.budget.workload.output_tokens
         while self.at_context is not None and tokens >= least:
             smaller = self.at_context(candidate, tokens)
-            if smaller is None or smaller.memory_bytes is None:
+            if smaller is None:
                 return None
             if smaller.memory_bytes.high <= self.available:
                 return tokens
@@ -208,7 +206,7 @@ def _rank(candidate: Candidate, prefer: str) -> tuple[float, ...]:
     quality = (-candidate.parameters, coarse)
     completion = UNKNOWN if candidate.completion_s is None else candidate.completion_s.p50
     step = UNKNOWN if candidate.per_token_s is None else candidate.per_token_s.p50
-    memory = UNKNOWN if candidate.memory_bytes is None else candidate.memory_bytes.middle
+    memory = candidate.memory_bytes.middle
     first = {"quality": (), "latency": (completion,), "memory": (memory,), "throughput": (step,)}
     return (*first[prefer], *quality, completion, memory)
 

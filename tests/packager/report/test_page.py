@@ -135,7 +135,7 @@ def test_text_from_outside_stays_text():
 
 def test_a_name_that_the_template_does_not_know_is_an_error():
     template = report._template()
-    with pytest.raises(UndefinedError, match="'data' is undefined"):
+    with pytest.raises(UndefinedError, match="is undefined"):
         template.render()
 
 
