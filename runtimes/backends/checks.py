@@ -22,11 +22,11 @@ def check_window(found_tokens: int | None, window: Window, where: Path) -> None:
         )
 
 
-def check_whole(options: BackendOptions) -> None:
-    """Raises UsageError for a part of the layers, for engines that run on one device as a whole."""
+def check_one_device(options: BackendOptions) -> None:
+    """Raises UsageError for gpu_layers, for engines that run all layers on one device."""
     if options.gpu_layers:
         raise UsageError(
-            "gpu_layers is for GGUF: this format runs on one device as a whole",
+            "gpu_layers is for GGUF: this format runs all layers on one device",
             remedy="choose the device with --provider",
         )
 

@@ -114,7 +114,7 @@ def fastest(prompts: Sequence[Prompt]) -> Prompt:
 
 
 def go_to(backend: Backend, depth: int) -> None:
-    """Have `depth` tokens in the cache; goes on from where the backend is, if that is not past."""
+    """Have `depth` tokens in the cache; continues from the backend's position if that is lower."""
     if backend.position > depth:
         backend.rewind(0)
     ids = draw_ids(backend, depth)
@@ -139,7 +139,7 @@ def time_steps(backend: Backend, count: int, limit_s: float = float("inf")) -> S
             raise DeviceError(
                 "the model's answer is not made of numbers",
                 expected="finite logits",
-                remedy="run `verify --full`; if the bundle is whole, the engine does not work here",
+                remedy="run `verify --full`; if the bundle is intact, the engine fails here",
             )
         token_id = int(logits[-1].argmax())
         if time.perf_counter() - begun >= limit_s:

@@ -73,17 +73,17 @@ def choose(
     manifest: Manifest,
     wanted: str | None,
     provider: str = "cpu",
-    tell: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """The manifest as if the wanted variant were alone: a name, "auto", or None for the best.
 
-    tell: is given a line for each variant that "auto" looks at. Raises UsageError for a name that
+    log: is given a line for each variant that "auto" looks at. Raises UsageError for a name that
     is not there, DeviceError where nothing fits.
     """
     if wanted is None:
         return _only(manifest, variants_in(manifest)[0])
     if wanted == AUTO:
-        return _only(manifest, _best(check_memory(manifest, free_bytes(provider)), tell))
+        return _only(manifest, _best(check_memory(manifest, free_bytes(provider)), log))
     for variant in variants_in(manifest):
         if variant.name == wanted:
             return _only(manifest, variant)
@@ -93,9 +93,9 @@ def choose(
     )
 
 
-def _best(fits_by_variant: Sequence[MemoryFit], tell: Callable[[str], None]) -> VariantEntry:
+def _best(fits_by_variant: Sequence[MemoryFit], log: Callable[[str], None]) -> VariantEntry:
     for one in fits_by_variant:
-        tell(f"variant {one.variant.name} {one.text}")
+        log(f"variant {one.variant.name} {one.text}")
         if one.fits:
             return one.variant
     raise DeviceError(

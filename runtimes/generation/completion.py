@@ -22,12 +22,12 @@ class GenerateOptions:
     max_tokens: most ids to generate; 0 takes the prompt in and stops, which warms a prefix up.
     stop: texts that end the completion; they are not part of it.
     logprobs: None for none; n for those of the chosen id and of the n likeliest.
-    max_time_s: for the whole request, prompt included; looked at between chunks and tokens.
+    max_time_s: for the request, prompt included; checked between chunks and tokens.
     speculate: guess by prompt lookup. It changes the time, never the sampling.
     min_indent: the completion ends before its first line, after the one at the cursor, that
     starts with fewer blanks and tabs than this, an empty line included; 0 is off.
-    max_prompt_s: for taking the prompt in; looked at after each chunk, so that a request which is
-    sent again gets on. max_decode_s: from the first id on, but not before the completion has a
+    max_prompt_s: for taking the prompt in; checked after each chunk, so that a request which is
+    sent again advances. max_decode_s: from the first id on, but not before the completion has a
     line break (both after llama.cpp's t_max_prompt_ms and t_max_predict_ms).
     """
 

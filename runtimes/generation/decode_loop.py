@@ -29,8 +29,8 @@ def never_cancelled() -> bool:
     return False
 
 
-# Guessed. A prompt with a time limit is taken in by fewer ids a call, so that the limit is looked
-# at more often; it costs some speed, which is why others have the backend's whole chunks.
+# Guessed. A prompt with a time limit comes in smaller chunks, so that the limit is checked more
+# often. That costs some speed, so other prompts come in the backend's own chunks.
 TIMED_CHUNK_TOKENS = 128
 
 

@@ -26,9 +26,9 @@ class PrefixCache:
     A call that was interrupted (an error of the engine, KeyboardInterrupt) leaves the cache dirty;
     the next `keep_prefix` then starts from nothing.
 
-    in_groups: keep whole chunks only that came in one call each, at a multiple of their length. A
-    prompt that is taken in by whole chunks then always comes in the same groups, whatever was
-    there before, and an engine whose rounding depends on them rounds alike.
+    in_groups: keep only full chunks that came in one call each, at a multiple of their length. A
+    prompt then always comes in the same groups, whatever was there before. An engine whose rounding
+    depends on the groups rounds alike.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class PrefixCache:
         self._backend = backend
         self.in_groups = in_groups
         self._ids: list[int] = []
-        self._grouped = 0  # how many of them came in whole chunks
+        self._grouped = 0  # how many of them came in full chunks
         self._dirty = False
         self._saved: list[tuple[list[int], Saved]] = []  # the least recently used first
 
@@ -150,7 +150,7 @@ class PrefixCache:
 
 
 def _common(held: Sequence[int], wanted: Sequence[int]) -> int:
-    """How many ids both begin with, the last of `wanted` aside."""
+    """How many ids both begin with, not counting the last of `wanted`."""
     for i, (one, other) in enumerate(zip(held, wanted[:-1], strict=False)):
         if one != other:
             return i

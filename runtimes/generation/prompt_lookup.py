@@ -103,7 +103,7 @@ class PromptLookup:
         return count
 
     def _copy_from(self, place: int, count: int) -> list[int]:
-        """`count` ids from `place` on; where they run out, what was copied goes on (a loop)."""
+        """`count` ids from `place` on; where they run out, the copied ids repeat."""
         period = len(self._ids) - place
         return [self._ids[place + i % period] for i in range(count)]
 

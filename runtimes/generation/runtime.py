@@ -55,7 +55,7 @@ class Runtime:
     turn a choice between two ids that are all but equal. With speculation the groups follow what
     calls take, so such a choice may fall otherwise the next time. `reproducible` holds those to it
     too: ids always come in the same groups, for which nothing is guessed, and of earlier requests
-    only whole chunks of their prompts are reused.
+    only full chunks of their prompts are reused.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Runtime:
         reproducible: bool = False,
         clock: Clock = time.perf_counter,
     ) -> None:
-        """`clock` tells what forward calls take, by which guesses are as long as pays.
+        """`clock` times forward calls; the length of guesses follows from it.
 
         A `reproducible` runtime needs a backend that was opened so. Raises IntegrityError where the
         tokenizer has ids that the model lacks.
@@ -109,7 +109,7 @@ class Runtime:
         progress: Progress = no_progress,
         cancelled: IsCancelled = never_cancelled,
     ) -> Iterator[Chunk | Finish]:
-        """Law: `join(stream_generate(...)) == generate(...)`, timings aside."""
+        """Law: `join(stream_generate(...)) == generate(...)`, but for the timings."""
         ids = generate_ids(self.tokenizer.encode, self.special_ids, prompt, context)
         return self.run(ids, options, progress=progress, cancelled=cancelled)
 
@@ -140,7 +140,7 @@ class Runtime:
         progress: Progress = no_progress,
         cancelled: IsCancelled = never_cancelled,
     ) -> Iterator[Chunk | Finish]:
-        """Law: `join(stream_infill(...)) == infill(...)`, timings aside."""
+        """Law: `join(stream_infill(...)) == infill(...)`, but for the timings."""
         ids = infill_ids(self.tokenizer.encode, self.special_ids, prefix, suffix, context)
         return self.run(ids, options, progress=progress, cancelled=cancelled)
 

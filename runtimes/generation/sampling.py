@@ -51,7 +51,7 @@ class Sampling:
     def __post_init__(self) -> None:
         """Raise UsageError that names the first field out of range."""
         self._need("temperature", self.temperature >= 0, "0 (greedy) or more")
-        self._need("top_k", _is_int(self.top_k) and self.top_k >= OFF, "a whole number, -1 or more")
+        self._need("top_k", _is_int(self.top_k) and self.top_k >= OFF, "an integer, -1 or more")
         self._need("top_p", self.top_p == OFF or 0 <= self.top_p <= 1, "0 to 1, or -1 for off")
         self._need("min_p", self.min_p == OFF or 0 <= self.min_p <= 1, "0 to 1, or -1 for off")
         in_range = 1 / MAX_PENALTY <= self.repetition_penalty <= MAX_PENALTY

@@ -2,7 +2,7 @@
 
 By the files' paths and the edited text alone, so the same folder always gives the same choice; the
 time of a file's last change would differ from one checkout to the next. Nothing outside of the
-folder is read, symbolic links are passed over, and there is a bound on all that is looked at.
+folder is read, symbolic links are ignored, and there is a bound on all that is looked at.
 Standard library only.
 """
 
@@ -26,7 +26,7 @@ MAX_NAMES = 50_000  # files and folders that are looked at
 MAX_FILE_BYTES = 128 * 1024  # larger ones are data, or generated
 MAX_TRIED_FILES = 200  # that are read
 MIN_TOKENS = 16  # fewer hold no file
-# What belongs to tools; names that begin with a dot are passed over as well.
+# What belongs to tools; names that begin with a dot are ignored as well.
 TOOLS_FOLDERS = frozenset(
     "__pycache__ build dist node_modules out site-packages target vendor venv".split()
 )
@@ -34,7 +34,7 @@ SUFFIXES = frozenset(s for language in LANGUAGES.values() for s in language.suff
 FOLDERS_OWN = frozenset({"__init__", "index", "lib", "main", "mod"})  # named by their folder
 TEST_WORDS = frozenset({"spec", "test", "tests"})
 IMPORT = re.compile(r"^\s*(?:from|import|#\s*include|use|using|mod|require\w*)\b|\brequire\s*\(")
-MAX_IMPORT_LINES = 50  # guessed: of one import that goes on over several lines
+MAX_IMPORT_LINES = 50  # guessed: of one import that spans several lines
 WORD = re.compile(r"[^\W\d]\w*")
 
 
@@ -146,7 +146,7 @@ def rank(paths: Sequence[str], edited: str, text: str) -> list[str]:
 
 
 def _imported_words(text: str) -> frozenset[str]:
-    """Words on the lines that import something, and on the lines that such a line goes on to."""
+    """Words on the lines that import something, and on its continuation lines."""
     words: set[str] = set()
     depth = lines = 0
     goes_on = False

@@ -1,6 +1,6 @@
 """What the model is asked for beside plain completion, as prompts for the same two verbs.
 
-StarCoder2 is a base model: it has not been trained to follow instructions, it goes on from text.
+StarCoder2 is a base model: it has not been trained to follow instructions, it continues text.
 So each task is a text in which the answer is what most likely comes next.
 
     complete    the code itself
@@ -104,7 +104,7 @@ def translate(code: str, source: Language, target: Language) -> Task:
     mark = target.line
     quoted = "".join(f"{mark}     {line}".rstrip() + "\n" for line in code.strip("\n").split("\n"))
     head = f"{mark} {source.name}:\n{mark}\n{quoted}{mark}\n{mark} The same in {target.name}:\n\n"
-    # a model that goes on in the same manner would begin with another pair
+    # a model that continues in the same manner would begin with another pair
     return Task(head, None, (f"\n{mark} {source.name}:", f"\n{mark} The same in "))
 
 

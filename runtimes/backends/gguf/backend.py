@@ -30,7 +30,7 @@ REQUIRES: Mapping[str, tuple[str, ...]] = {"cpu": _PACKAGES, "cuda": _PACKAGES}
 WINDOW: Literal["exact"] = "exact"  # or the model is not opened past its window
 ALL_LAYERS = 10_000  # more than any model has: llama.cpp takes as many as there are
 SEQUENCE = 0  # one sequence per backend
-NO_SLOT = 1  # llama_decode: no room in the cache
+NO_SLOT = 1  # llama_decode: the cache is full
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def _create_context(
     params.n_batch = params.n_ubatch = chunk_tokens
     params.n_threads = params.n_threads_batch = options.threads
     params.flash_attn_type = int(options.flash_attention)
-    params.swa_full = False  # keep window + chunk keys and values, not the whole context
+    params.swa_full = False  # keep window + chunk keys and values, not the full context
     params.offload_kqv = gpu_layers > 0
     context = llama.api.llama_init_from_model(model, params)
     if not context:
@@ -189,7 +189,7 @@ class GgufBackend:
             if code != 0:  # it failed, or Ctrl-C came: keep nothing that was not counted
                 self._drop_from(self._position)
         if code:
-            reason = "the cache has no room" if code == NO_SLOT else self._engine.last_words()
+            reason = "the cache is full" if code == NO_SLOT else self._engine.last_words()
             raise DeviceError(
                 f"llama.cpp failed at position {self._position}: {reason}", remedy=IF_MEMORY_RAN_OUT
             )

@@ -43,8 +43,8 @@ class Engine:
     def _log(self, level: int, text: bytes | None, _user_data: object) -> None:
         # lines come in pieces; a level is of no use to us, since errors come as plain text too
         self._partial += (text or b"").decode("utf-8", "replace")
-        *whole, self._partial = self._partial.split("\n")
-        self.lines.extend(line for line in whole if line)
+        *complete, self._partial = self._partial.split("\n")
+        self.lines.extend(line for line in complete if line)
 
     def _load_kernels(self) -> None:
         """Load the CPU (and GPU) kernels from beside the library, and from nowhere else.

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from runtimes.backends.checks import check_rewind, check_whole, check_window, checked_ids
+from runtimes.backends.checks import check_one_device, check_rewind, check_window, checked_ids
 from runtimes.backends.gptq.cuda_graphs import Step, steps_of
 from runtimes.backends.gptq.device import Gpu, choose_kernel_path, find_gpu
 from runtimes.backends.gptq.files import Files, read_config
@@ -49,7 +49,7 @@ def open_backend(
     Raises IntegrityError for files that are not such weights, DeviceError for a device that is not
     there, UsageError.
     """
-    check_whole(options)
+    check_one_device(options)
     if options.provider not in PROVIDERS:
         raise UsageError(f"unknown provider {options.provider!r}", expected=str(PROVIDERS))
     started_s = time.perf_counter()
@@ -122,7 +122,7 @@ class GptqBackend:
         """Append `ids` (1 to chunk_tokens); float32 logits, (1 or T, vocab), the caller's own."""
         new = checked_ids(self, ids)
         slots, count = self._slots, len(new)
-        slots.make_room(count, self._move)
+        slots.free_slots(count, self._move)
         try:
             logits: np.ndarray = self._compute(new, last_only).numpy()
         except RuntimeError as error:  # what torch raises, out of memory included

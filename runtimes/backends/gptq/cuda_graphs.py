@@ -40,8 +40,8 @@ class Step:
 
     def fits(self, count: int, position: int, slot: int) -> bool:
         """Whether `count` ids at `position`, the first to be kept in `slot`, can be taken."""
-        room = min(len(self._slots) - slot, len(self._model.cos) - position)
-        return count <= self.size <= room
+        available = min(len(self._slots) - slot, len(self._model.cos) - position)
+        return count <= self.size <= available
 
     @torch.inference_mode()
     def __call__(self, ids: np.ndarray, position: int, slot: int, last_only: bool) -> torch.Tensor:
@@ -81,12 +81,12 @@ class Step:
         given = self._given.numpy()
         given[0], given[1], given[2] = 0, np.arange(self.size), np.arange(self.size)
         self._inputs.copy_(self._given)
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch does not say
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch does not say
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
                 self.compute()
-        torch.cuda.current_stream().wait_stream(aside)
+        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
             logits = self.compute()
@@ -94,9 +94,9 @@ class Step:
 
 
 def steps_of(model: Model) -> list[Step]:
-    """A step for each of STEP_IDS that the model's slots have room for, the smallest first."""
-    room = model.cache[0].shape[2]
-    steps = [Step(model, size) for size in STEP_IDS if size <= room]
+    """A step for each of STEP_IDS that fits into the model's slots, the smallest first."""
+    available = model.cache[0].shape[2]
+    steps = [Step(model, size) for size in STEP_IDS if size <= available]
     if model.device.type == "cuda":
         pool = torch.cuda.graph_pool_handle()
         for step in steps:

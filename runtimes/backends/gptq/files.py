@@ -92,7 +92,7 @@ def read_config(folder: Path) -> Config:
     counts = {name: _count(folder, name, model.get(key)) for name, key in names.items()}
     window_tokens = None if window is None else _count(folder, "sliding_window", window)
     if counts["hidden"] % counts["heads"] or counts["heads"] % counts["kv_heads"]:
-        raise _bad(folder, f"{counts['heads']} heads do not divide the model", "whole heads")
+        raise _bad(folder, f"{counts['heads']} heads do not divide the model", "a divisor")
     if settings.get("bits") not in (4, 8) or settings.get("group_size") not in GROUPS:
         found = f"{settings.get('bits')!r} bits in groups of {settings.get('group_size')!r}"
         raise _bad(folder, found, f"4 or 8 bits in groups of {GROUPS}")
@@ -129,7 +129,7 @@ def _theta(folder: Path, model: dict[str, Any]) -> float:
 
 def _count(folder: Path, name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_COUNT:
-        raise _bad(folder, f"{name} is {value!r}", "a whole number above 0")
+        raise _bad(folder, f"{name} is {value!r}", "an integer above 0")
     return value
 
 
@@ -169,7 +169,7 @@ class Files:
         try:
             opened: Any = safe_open(self.file, framework="pt")
         except (SafetensorError, OSError) as error:
-            raise _bad(self.file, str(error)[:300], "a sound safetensors file") from None
+            raise _bad(self.file, str(error)[:300], "a valid safetensors file") from None
         self._open = opened
         self._names = set(opened.keys())
 
@@ -217,18 +217,18 @@ class Files:
         if inputs % group:
             raise _bad(self.file, f"{module} has {inputs} inputs", f"a multiple of {group}")
         groups, words = inputs // group, WORD_BITS // bits
-        whole = torch.int32
-        qweight = self.read(f"{module}.qweight", (inputs // words, outputs), whole)
-        qzeros = self.read(f"{module}.qzeros", (groups, outputs // words), whole)
+        int32 = torch.int32
+        qweight = self.read(f"{module}.qweight", (inputs // words, outputs), int32)
+        qzeros = self.read(f"{module}.qzeros", (groups, outputs // words), int32)
         scales = self.read(f"{module}.scales", (groups, outputs)).float().T.contiguous()
         zeros = _unpack(qzeros, bits).T.float() + (1 if self.config.version == 1 else 0)
         if zeros.max() >= 1 << bits:
             raise _bad(self.file, f"{module} has the zero point 0", "1 or more, in version 1")
         codes = _unpack(qweight.T, bits)
-        group_of = self.read(f"{module}.g_idx", (inputs,), whole)
+        group_of = self.read(f"{module}.g_idx", (inputs,), int32)
         order = group_of.argsort(stable=True)
         if not torch.equal(
-            group_of[order], torch.arange(groups, dtype=whole).repeat_interleave(group)
+            group_of[order], torch.arange(groups, dtype=int32).repeat_interleave(group)
         ):
             raise _bad(self.file, f"{module}.g_idx has other groups", f"{groups} of {group} inputs")
         is_natural = torch.equal(order, torch.arange(inputs))

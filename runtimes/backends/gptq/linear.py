@@ -55,8 +55,8 @@ def block_layout() -> torch.Tensor:
         halves = torch.cat(
             [(at[0] & 15) | ((at[1] & 15) << 4), (at[0] >> 4) | (at[1] >> 4 << 4)], -1
         ).long()  # (inputs, block)
-        whole = halves[0].sort().values.equal(torch.arange(block))
-        if whole and halves.eq(halves[0]).all():
+        complete = halves[0].sort().values.equal(torch.arange(block))
+        if complete and halves.eq(halves[0]).all():
             return halves[0]
     raise DeviceError(
         f"torch {torch.__version__} packs 4-bit weights in an unknown way",

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from runtimes.backends.checks import check_rewind, check_whole, check_window, checked_ids
+from runtimes.backends.checks import check_one_device, check_rewind, check_window, checked_ids
 from runtimes.backends.onnx.bindings import Bindings
 from runtimes.backends.onnx.graph import Graph, check_attention, rows_at_once
 from runtimes.backends.onnx.huge_pages import MIN_BYTES, collapse_in_background, large_regions
@@ -43,7 +43,7 @@ def open_backend(path: Path, window: Window, options: BackendOptions) -> OnnxBac
     Raises DeviceError where the engine or the provider is missing, WindowError where the engine
     would lose the window, IntegrityError for files that are not what starpack wrote.
     """
-    check_whole(options)
+    check_one_device(options)
     engine()  # the library itself is not counted as the model's
     started_s, held, before = time.perf_counter(), resident_bytes(), large_regions()
     session = open_session(path / MODEL_NAME, options.provider, options.threads)
@@ -117,7 +117,7 @@ class OnnxBackend:
         """Append `ids` (1 to chunk_tokens); float32 logits, (1 or T, vocab), the caller's own."""
         new = checked_ids(self, ids)
         count, slots = len(new), self._slots
-        slots.make_room(count, self._move)
+        slots.free_slots(count, self._move)
         rows = 1 if last_only else count
         logits = self._last_logits
         if rows > 1:

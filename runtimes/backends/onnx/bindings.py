@@ -93,8 +93,8 @@ class Bindings:
 
         The engine looks at every slot it is shown, and showing others costs a binding per layer
         (.28 ms for 24, measured): hence steps.
-        What is shown follows from the positions alone, so that a sequence goes on to the bit,
-        whatever was rewound or put back before: where a sum begins says how it is rounded.
+        What is shown follows from the positions alone. So a sequence continues alike to the bit,
+        whatever was rewound or put back before: where a sum begins decides how it is rounded.
         """
         if not self._on_cpu:
             return

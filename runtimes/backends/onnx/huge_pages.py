@@ -103,6 +103,6 @@ def _new(before: list[Region]) -> list[Region]:
 
 
 def _pages(region: Region) -> range:
-    """Addresses of the whole large pages in a region."""
+    """Addresses of the large pages that lie in a region."""
     first = -(-region[0] // PAGE_BYTES) * PAGE_BYTES
     return range(first, region[1] - PAGE_BYTES + 1, PAGE_BYTES)

@@ -20,7 +20,7 @@ from runtimes.host.limits import library_hashes
 
 # GroupQueryAttention of these versions sees W keys for local_window_size W, the query's own
 # included, and keeps a ring of them (onnxruntime#25927, #29904). Before 1.24 it saw W + 1; from
-# 1.29 on it has the ring. What comes after is told apart by the self-test in graph.py.
+# 1.29 on it has the ring. The self-test in graph.py tries later versions.
 MIN_VERSION = (1, 29)
 TESTED_VERSION = "1.32"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}

@@ -1,7 +1,7 @@
 """Which position of a sequence lies in which slot of a cache of keys and values.
 
-KvSlots [0, filled) hold the latest positions in order. When the end is reached, the oldest beyond
-what the window needs and one chunk make room, all at once, so that moving costs little and a chunk
+Slots [0, filled) hold the latest positions in order. When the end is reached, the oldest beyond
+what the window needs and one chunk are freed, all at once, so that moving costs little and a chunk
 can be rewound after it. Whole numbers only; knows nothing of arrays or engines.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from runtimes.contract import Window
 
-STEP = 32  # slots, guessed. They move by whole steps: a position's place in its step stays
+STEP = 32  # slots, guessed. They move by multiples of it: a position's place in its step stays
 
 Move = Callable[[int, int], None]
 """move(start, count): copy the `count` slots from `start` on to the front, in every layer."""
@@ -29,8 +29,8 @@ class KvSlots:
         self._chunk_tokens = chunk_tokens
         self.count = context_tokens
         if self._size is not None:
-            most = self._size - 1 + 2 * chunk_tokens + STEP - 1
-            self.count = min(context_tokens, most + -most % STEP)
+            needed = self._size - 1 + 2 * chunk_tokens + STEP - 1
+            self.count = min(context_tokens, needed + -needed % STEP)
         self.position = 0
         self.first = 0
 
@@ -56,11 +56,11 @@ class KvSlots:
         """
         return self.first + self._size - 1 if self._size is not None and self.first else 0
 
-    def make_room(self, new: int, move: Move) -> None:
+    def free_slots(self, new: int, move: Move) -> None:
         """See to it that `new` more fit behind those that are filled; at most a chunk."""
         if self.filled + new <= self.count:
             return
-        assert self._size is not None, "without a window the slots hold the whole context"
+        assert self._size is not None, "without a window the slots hold all of the context"
         start = self.filled - min(self.filled, self._size - 1 + self._chunk_tokens)
         start -= start % STEP
         first, position = self.first + start, self.position
@@ -100,5 +100,5 @@ class RingCache(KvSlots):
         within = self._size is None or self.position + self._chunk_tokens <= self._size
         return 0 if within else self.position
 
-    def make_room(self, new: int, move: Move) -> None:
+    def free_slots(self, new: int, move: Move) -> None:
         """The engine does."""

@@ -24,7 +24,7 @@ def test_cells_hold_what_the_next_position_sees(window, chunk, steps):
     for new, back in steps:
         new = min(new, chunk)
         before = slots.first
-        slots.make_room(new, move)
+        slots.free_slots(new, move)
         if slots.first > before:  # it moved: a chunk can be forgotten
             assert slots.position - slots.min_rewind >= chunk
         assert slots.first % STEP == 0
@@ -49,7 +49,7 @@ def test_an_interrupted_move_leaves_no_position():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        slots.make_room(1, interrupted)
+        slots.free_slots(1, interrupted)
     assert (slots.position, slots.min_rewind, slots.filled) == (0, 0, 0)
 
 
@@ -65,6 +65,6 @@ def test_the_ring_of_an_engine_keeps_nothing_past_the_window():
     assert (ring.count, ring.min_rewind) == (4, 0)
     ring.position = 3  # two more would be past the window, and could not be undone
     assert ring.min_rewind == 3
-    ring.make_room(2, lambda *_: pytest.fail("the engine makes room"))
+    ring.free_slots(2, lambda *_: pytest.fail("the engine makes room"))
     ring.position = 6
     assert ring.min_rewind == 6
