@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 Result = TypeVar("Result")
 
 
-def results_in_order(jobs: Iterable[Callable[[], Result]]) -> Iterator[Result]:
+def results_in_order(jobs: Iterable[Callable[[], Result]]) -> Generator[Result, None, None]:
     """Run `jobs` and give what they return, in their order; at most two a core are waiting.
 
     For jobs that leave the interpreter lock to others. Close it (contextlib.closing) before what

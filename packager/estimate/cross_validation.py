@@ -15,7 +15,17 @@ from packager.estimate import least_squares
 from packager.estimate.constants import CONSTANTS
 from packager.estimate.device_calibration import multipliers
 from packager.estimate.published import Row, read_published
-from packager.estimate.time_model import Load, Rates, Time, decode, pairs_seen, prefill, stack
+from packager.estimate.time_model import (
+    Array,
+    Load,
+    Rates,
+    Time,
+    decode,
+    pairs_seen,
+    prefill,
+    stack_loads,
+    stack_rates,
+)
 
 KINDS = ("decode", "prefill")
 # Guessed: what a row counts for in the fit, by how far it can be trusted (see published.py).
@@ -37,7 +47,8 @@ class Replay:
 
     def of(self, kind: str) -> np.ndarray:
         """The errors of one kind of row."""
-        return self.errors[np.array([row.metric == kind for row in self.rows])]
+        found: np.ndarray = self.errors[np.array([row.metric == kind for row in self.rows])]
+        return found
 
 
 class Cases:
@@ -46,13 +57,13 @@ class Cases:
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = [row for kind in KINDS for row in rows if row.metric == kind]
         self.measured = np.log([row.seconds for row in self.rows])
-        self._parts = []
+        self._parts: list[tuple[str, Load[Array, Array], Rates[Array], Array]] = []
         for kind in KINDS:
             own = [row for row in self.rows if row.metric == kind]
             if own:
                 tokens = np.array([row.tokens for row in own], float)
-                arrays = (stack([row.load for row in own]), stack([row.rates for row in own]))
-                self._parts.append((kind, *arrays, tokens))
+                loads = stack_loads([row.load for row in own])
+                self._parts.append((kind, loads, stack_rates([row.rates for row in own]), tokens))
 
     def estimated(self, constants: dict[str, float]) -> np.ndarray:
         """Logarithms of the estimated seconds, (R,)."""
@@ -60,7 +71,11 @@ class Cases:
 
 
 def _estimated(
-    kind: str, load: Load, rates: Rates, tokens: np.ndarray, constants: dict[str, float]
+    kind: str,
+    load: Load[Array, Array],
+    rates: Rates[Array],
+    tokens: Array,
+    constants: dict[str, float],
 ) -> np.ndarray:
     if kind == "decode":
         return np.log(decode(load, rates, constants, tokens).seconds())

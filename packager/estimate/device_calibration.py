@@ -54,5 +54,7 @@ def multipliers(expected: Sequence[Time], seconds: Sequence[float]) -> tuple[flo
     def logs(x: np.ndarray) -> np.ndarray:
         return np.log([float(time.seconds(*x)) for time in expected])
 
-    found = least_squares.fit(logs, np.log(seconds), (1.0, 1.0, 1.0), SPREADS)
-    return tuple(float(value) for value in found)
+    memory, arithmetic, launch = least_squares.fit(
+        logs, np.log(seconds), (1.0, 1.0, 1.0), SPREADS
+    ).tolist()
+    return memory, arithmetic, launch

@@ -51,7 +51,7 @@ class Case:
         return formats.load(self.variant.format).ENGINE
 
     @property
-    def load(self) -> Load:
+    def load(self) -> Load[float, str]:
         """As the model of time sees it."""
         geometry, found = self.geometry, self.footprint
         return Load(
@@ -67,6 +67,7 @@ class Case:
             product=found.product,
             fused=1.0,
             batch_tokens=CHUNK_TOKENS,
+            cold=0.0,
         )
 
     def seen(self, position: int) -> int:

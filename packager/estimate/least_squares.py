@@ -35,7 +35,8 @@ def fit(
     center, width = np.log(guesses), np.asarray(spreads, float)
 
     def residuals(x: np.ndarray) -> np.ndarray:
-        return logs(np.exp(x)) - measured_logs
+        errors: np.ndarray = logs(np.exp(x)) - measured_logs
+        return errors
 
     def cost(x: np.ndarray, errors: np.ndarray) -> float:
         size, wild = np.abs(errors) / SCALE, WILD / SCALE

@@ -35,10 +35,10 @@ FEWER_BITS = ("Q2", "Q3", "EXL2-3")  # below 4 bits for most weights, whatever t
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One measurement: `value` in tokens per second, or bytes."""
+    """One measurement on a device: `value` in tokens per second, or bytes."""
 
     source: str
-    device: Device | None
+    device: Device
     model: str
     quantisation: str
     metric: str
@@ -46,8 +46,8 @@ class Row:
     value: float
     file_bytes: int
     parameters: int
-    load: Load
-    rates: Rates | None
+    load: Load[float, str]
+    rates: Rates[float]
     tier: str
     note: str
 
@@ -61,24 +61,45 @@ class Row:
         """Discrete GPU of compute capability 7 or more, 2 to 16 billion parameters, 4 bits."""
         device = self.device
         return (
-            device is not None
-            and device.kind == "gpu"
-            and float(device.compute_capability) >= 7
+            device.kind == "gpu"
+            and float(device.compute_capability or 0) >= 7
             and MIN_PARAMETERS <= self.parameters <= MAX_PARAMETERS
             and not self.quantisation.startswith(FEWER_BITS)
             and self.tier != "X"
         )
 
 
+@dataclass(frozen=True, slots=True)
+class PublishedFile:
+    """A file that others have converted, and its size as listed."""
+
+    model: str
+    quantisation: str
+    bytes: float
+
+
 @cache
 def read_published() -> tuple[Row, ...]:
-    """Every row, in the order of the file."""
+    """Every measurement on a device, in the order of the file."""
+    return tuple(_row(data) for data in _read() if data["device"])
+
+
+def read_files() -> list[PublishedFile]:
+    """Every listed file."""
+    return [
+        PublishedFile(data["model"], data["quantisation"], float(data["value"]))
+        for data in _read()
+        if data["metric"] == "file"
+    ]
+
+
+def _read() -> list[dict[str, str]]:
     with (profiles_folder() / FILE_NAME).open(encoding="utf-8", newline="") as stream:
-        return tuple(_row(data) for data in csv.DictReader(stream))
+        return list(csv.DictReader(stream))
 
 
 def _row(data: dict[str, str]) -> Row:
-    device = load_device(data["device"]) if data["device"] else None
+    device = load_device(data["device"])
     parameters = int(data["parameters"])
     return Row(
         source=data["source"],
@@ -91,13 +112,13 @@ def _row(data: dict[str, str]) -> Row:
         file_bytes=int(data["file_bytes"]),
         parameters=parameters,
         load=_load(data, parameters),
-        rates=rates(device) if device else None,
+        rates=rates(device),
         tier=data["tier"],
         note=data["note"],
     )
 
 
-def _load(data: dict[str, str], parameters: int) -> Load:
+def _load(data: dict[str, str], parameters: int) -> Load[float, str]:
     layers, hidden, heads, vocab, cache_bytes, batch = (
         int(data[key])
         for key in ("layers", "hidden", "heads", "vocab", "cache_bytes_per_token", "batch_tokens")

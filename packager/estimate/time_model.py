@@ -15,13 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from packager.core.records import Device
 
-Number = float | np.ndarray
-Text = str | np.ndarray
+Array = np.ndarray
+Number = float | Array
+Text = str | Array
+N = TypeVar("N", bound=Number)
+T = TypeVar("T", bound=Text)
 Constants = Mapping[str, float]
 
 # FP32 lanes of a multiprocessor (CUDA C++ programming guide, arithmetic instructions); newer: 128
@@ -31,20 +35,20 @@ CPU_LANES = 16  # guessed: AVX2, two multiply-adds of 8 lanes per core and cycle
 
 
 @dataclass(frozen=True, slots=True)
-class Rates:
+class Rates(Generic[N]):
     """A device's rates: per second, all multiprocessors together. hbm, ecc: 0 or 1."""
 
-    bandwidth: Number
-    cycles: Number
-    clock: Number
-    float16: Number
-    int8: Number
-    hbm: Number
-    ecc: Number
+    bandwidth: N
+    cycles: N
+    clock: N
+    float16: N
+    int8: N
+    hbm: N
+    ecc: N
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class Load(Generic[N, T]):
     """A model as an engine runs it.
 
     weights_bytes: read for each token. parameters: of the layers alone. cache_bytes: of keys and
@@ -53,19 +57,19 @@ class Load:
     attention keeps no scores. batch_tokens: most tokens of one pass of a prompt.
     """
 
-    weights_bytes: Number
-    parameters: Number
-    layers: Number
-    hidden: Number
-    heads: Number
-    vocab: Number
-    cache_bytes: Number
-    family: Text
-    engine: Text
-    product: Text
-    fused: Number
-    batch_tokens: Number
-    cold: Number = 0
+    weights_bytes: N
+    parameters: N
+    layers: N
+    hidden: N
+    heads: N
+    vocab: N
+    cache_bytes: N
+    family: T
+    engine: T
+    product: T
+    fused: N
+    batch_tokens: N
+    cold: N
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +93,7 @@ class Time:
         return sum(parts) + self.launch_s * launch
 
 
-def rates(device: Device) -> Rates:
+def rates(device: Device) -> Rates[float]:
     """What the model of time knows of a device."""
     gpu_lanes = LANES.get(device.compute_capability or "", 128)
     lanes = CPU_LANES if device.kind == "cpu" else gpu_lanes
@@ -107,13 +111,21 @@ def rates(device: Device) -> Rates:
     )
 
 
-def stack(items: Sequence[Rates] | Sequence[Load]) -> Rates | Load:
-    """Many cases as one, each field an array (R,)."""
-    kind = type(items[0])
-    return kind(**{f.name: np.array([getattr(i, f.name) for i in items]) for f in fields(kind)})
+def stack_rates(items: Sequence[Rates[float]]) -> Rates[Array]:
+    """Many devices as one, each field an array (R,)."""
+    return Rates(**_columns(Rates, items))
 
 
-def decode(load: Load, rates: Rates, constants: Constants, depth_tokens: Number) -> Time:
+def stack_loads(items: Sequence[Load[float, str]]) -> Load[Array, Array]:
+    """Many models as one, each field an array (R,)."""
+    return Load(**_columns(Load, items))
+
+
+def _columns(kind: type[Any], items: Sequence[object]) -> dict[str, Any]:
+    return {f.name: np.array([getattr(item, f.name) for item in items]) for f in fields(kind)}
+
+
+def decode(load: Load[N, T], rates: Rates[N], constants: Constants, depth_tokens: Number) -> Time:
     """One token; depth_tokens positions of the cache are seen by it."""
     share = _pick(constants, "share", load.family)
     fused = load.fused * depth_tokens * load.cache_bytes
@@ -131,7 +143,9 @@ def decode(load: Load, rates: Rates, constants: Constants, depth_tokens: Number)
     )
 
 
-def prefill(load: Load, rates: Rates, constants: Constants, tokens: Number, pairs: Number) -> Time:
+def prefill(
+    load: Load[N, T], rates: Rates[N], constants: Constants, tokens: Number, pairs: Number
+) -> Time:
     """A prompt of `tokens` new tokens; pairs: how many (query, key) see each other, exactly."""
     batches = np.ceil(tokens / load.batch_tokens)
     int8 = load.product == "int8"
@@ -170,12 +184,12 @@ def pairs_seen(past_tokens: int, new_tokens: int, window_tokens: int | None) -> 
     return (first + window_tokens) * inside // 2 + (new_tokens - inside) * window_tokens
 
 
-def _starts(load: Load) -> np.ndarray:
+def _starts(load: Load[N, T]) -> np.ndarray:
     """Engines that decode in one graph start a prompt's kernels one by one all the same."""
     return np.isin(load.engine, ("llama", "llama-2024", "vulkan", "mlc"))
 
 
-def _stream(bytes_moved: Number, rates: Rates, constants: Constants, share: Number) -> Stream:
+def _stream(bytes_moved: Number, rates: Rates[N], constants: Constants, share: Number) -> Stream:
     ecc = np.where(rates.ecc, constants["ecc"], 1)
     return Stream(
         bytes_moved / (rates.bandwidth * ecc * share),

@@ -26,7 +26,7 @@ from packager.estimate.cross_validation import (
 )
 from packager.estimate.memory import context_bytes, file_bytes
 from packager.estimate.models import load_model
-from packager.estimate.published import Row, read_published
+from packager.estimate.published import Row, read_files, read_published
 from packager.formats.gguf.footprint import compute_bytes
 from packager.formats.gguf.recipe import RECIPES, variant
 
@@ -151,8 +151,8 @@ class _Shape:
 def _buffers(row: Row, *, fused: bool) -> float:
     load = row.load
     cells = -(-row.tokens // 256) * 256
-    shape = _Shape(load.hidden, 4 * load.hidden, load.heads, load.vocab)
-    chunk = min(load.batch_tokens, row.tokens)
+    shape = _Shape(*map(int, (load.hidden, 4 * load.hidden, load.heads, load.vocab)))
+    chunk = min(int(load.batch_tokens), row.tokens)
     buffers = compute_bytes(shape, cells, chunk, fused=fused)
     return load.weights_bytes + cells * load.cache_bytes + buffers
 
@@ -160,11 +160,11 @@ def _buffers(row: Row, *, fused: bool) -> float:
 def file_errors() -> np.ndarray:
     """log(computed / listed) for files of StarCoder2 that others converted."""
     found = []
-    for row in read_published():
-        if row.metric == "file" and row.quantisation in RECIPES:
-            model = load_model(row.model.removeprefix("starcoder2-").lower())
-            computed = file_bytes(model.geometry, variant(row.quantisation))
-            found.append(np.log(computed / row.value))
+    for file in read_files():
+        if file.quantisation in RECIPES:
+            model = load_model(file.model.removeprefix("starcoder2-").lower())
+            computed = file_bytes(model.geometry, variant(file.quantisation))
+            found.append(np.log(computed / file.bytes))
     return np.array(found)
 
 

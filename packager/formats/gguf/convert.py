@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter, Keys, TokenType
 
@@ -42,7 +43,7 @@ from packager.formats.quant import ggml
 
 ALIGNMENT = 32  # GGUF's default
 ARCHITECTURE = "starcoder2"
-SLAB_BYTES = 8 * 1024 * 1024  # float32 rows per job: enough to keep a core busy, small in memory
+BLOCK_BYTES = 8 * 1024 * 1024  # float32 rows per job: enough to keep a core busy, small in memory
 
 
 def convert(
@@ -69,7 +70,7 @@ def convert(
         "checkpoint": checkpoint.sha256,
         "variant": variant.name,
         "calibration": calibration and sha256_file(calibration),
-        "slab_bytes": SLAB_BYTES,
+        "block_bytes": BLOCK_BYTES,
         # what the header tells beside what follows from the weights
         "told": [checkpoint.path.name, checkpoint.revision, declared_licence(checkpoint.path)],
     }
@@ -124,11 +125,28 @@ def write_header(
         stream.write(bytes(-stream.tell() % ALIGNMENT))
 
 
+class _Bpe(msgspec.Struct):
+    vocab: dict[str, int]
+    merges: list[str | list[str]]
+
+
+class _Added(msgspec.Struct):
+    id: int
+    content: str
+
+
+class _Tokenizer(msgspec.Struct):
+    """What a GGUF file tells of tokenizer.json."""
+
+    model: _Bpe
+    added_tokens: list[_Added]
+
+
 def _add_tokenizer(writer: GGUFWriter, checkpoint: Checkpoint) -> None:
-    definition = read_object(checkpoint.path / TOKENIZER_NAME, MAX_TOKENIZER_BYTES)
-    vocabulary = definition["model"]["vocab"]
-    by_id = {token_id: token for token, token_id in vocabulary.items()}
-    control = {added["id"]: added["content"] for added in definition["added_tokens"]}
+    data = read_object(checkpoint.path / TOKENIZER_NAME, MAX_TOKENIZER_BYTES)
+    tokenizer = msgspec.convert(data, _Tokenizer)  # read_special_ids has looked at it
+    by_id = {token_id: token for token, token_id in tokenizer.model.vocab.items()}
+    control = {added.id: added.content for added in tokenizer.added_tokens}
     by_id.update(control)
     ids = range(checkpoint.geometry.vocab)
     unused = [i for i in ids if i not in by_id]
@@ -139,8 +157,8 @@ def _add_tokenizer(writer: GGUFWriter, checkpoint: Checkpoint) -> None:
     writer.add_tokenizer_pre("starcoder")
     writer.add_token_list([by_id[i] for i in ids])
     writer.add_token_types([kinds.get(i, TokenType.NORMAL) for i in ids])
-    merges = definition["model"]["merges"]
-    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
+    merges = [m if isinstance(m, str) else " ".join(m) for m in tokenizer.model.merges]
+    writer.add_token_merges(merges)
     special = checkpoint.special_ids
     writer.add_bos_token_id(special.endoftext)
     writer.add_eos_token_id(special.endoftext)
@@ -173,7 +191,7 @@ def write_tensors(
             closing(results_in_order(left)) as slabs,
         ):
             for slab in slabs:
-                progress("convert", ledger.add(stream, stream.write(slab)), total)
+                progress("convert", ledger.add(stream, stream.write(slab.data)), total)
         stream.flush()
         os.fsync(stream.fileno())
     progress("convert", total, total)
@@ -189,7 +207,7 @@ def _slabs(
             yield functools.partial(_pack_vector, source, plan, quantize)
         else:
             weights = importance.get(plan.name)
-            rows_per_slab = max(1, SLAB_BYTES // (4 * plan.shape[1]))
+            rows_per_slab = max(1, BLOCK_BYTES // (4 * plan.shape[1]))
             for start in range(0, plan.rows, rows_per_slab):
                 stop = min(start + rows_per_slab, plan.rows)
                 yield functools.partial(_pack_rows, source, plan, quantize, weights, start, stop)

@@ -69,7 +69,7 @@ class States:
         """Put one sequence (T, hidden) at its place."""
         with self.file.open("r+b") as stream:
             stream.seek(self._offset(index))
-            stream.write(memoryview(states.contiguous().numpy()).cast("B"))
+            stream.write(states.contiguous().numpy().data)
 
     def _offset(self, index: int) -> int:
         return 4 * sum(self.lengths[:index]) * self.hidden
@@ -101,7 +101,7 @@ class LayerQuantizer:
         self._quantize(("mlp.c_proj",), ffn, self._activations(after))
         for i in range(len(after.lengths)):
             state = after.read(i)
-            for part in state.split(TOKENS):  # parts are views: the sum lands in `state`
+            for part in _parts(state):  # views: the sum lands in `state`
                 part += self._linear("mlp.c_proj", self._activated(part))
             after.write(i, state)
 
@@ -159,7 +159,7 @@ class LayerQuantizer:
     def _activations(self, after: States) -> Iterator[torch.Tensor]:
         """What `c_proj` is multiplied with."""
         for i in range(len(after.lengths)):
-            for part in after.read(i).split(TOKENS):
+            for part in _parts(after.read(i)):
                 yield self._activated(part)
             self.tick()
 
@@ -177,6 +177,11 @@ class LayerQuantizer:
 
     def _vector(self, name: str) -> torch.Tensor:
         return torch.from_numpy(self.tensors.read(self.prefix + name))
+
+
+def _parts(state: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Views of TOKENS rows at a time."""
+    return (state[start : start + TOKENS] for start in range(0, len(state), TOKENS))
 
 
 def windowed_attention(

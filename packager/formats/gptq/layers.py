@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,14 +84,15 @@ def _quantize_layer(
     quantizer = LayerQuantizer(checkpoint, tensors, layer, recipe, tick)
     with after.written() as partial:
         quantizer.run(before, partial)
-    arrays = {
+    named: dict[str, Any] = {
         f"{module}.{name}": getattr(packed, name)
         for module, packed in quantizer.packed.items()
         for name in packed.__slots__
     }
+    named[DAMPING] = np.array(quantizer.damping)
     unfinished = file.with_suffix(".partial")
     with unfinished.open("wb") as stream:
-        np.savez(stream, **arrays, **{DAMPING: np.array(quantizer.damping)})
+        np.savez(stream, **named)
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(unfinished, file)

@@ -45,7 +45,7 @@ class GptqWeights:
         """Inputs of one block."""
         return ROW_GROUP if self.stored_group == WHOLE_ROW else self.stored_group
 
-    def blocks(self, module: str, shape: tuple[int, int]) -> Blocks:
+    def blocks(self, module: str, shape: tuple[int, ...]) -> Blocks:
         """The weights of a linear (outputs, inputs), inputs in the order that `order` gives.
 
         Raises CheckpointError where an array is missing, contradicts `shape` or the settings, or
@@ -65,12 +65,12 @@ class GptqWeights:
         repeats = inputs // self.group // groups
         return Blocks(codes, np.repeat(scales, repeats, 1), np.repeat(zeros, repeats, 1))
 
-    def matrix(self, module: str, shape: tuple[int, int]) -> np.ndarray:
+    def matrix(self, module: str, shape: tuple[int, ...]) -> np.ndarray:
         """What a linear's codes stand for, float32 (outputs, inputs), inputs as they came."""
         order, values = self.order(module, shape), self.blocks(module, shape).weights()
         return values if order is None else values[:, np.argsort(order)]
 
-    def zeros(self, module: str, shape: tuple[int, int]) -> np.ndarray:
+    def zeros(self, module: str, shape: tuple[int, ...]) -> np.ndarray:
         """Zero points uint8 (outputs, groups of the file)."""
         words = (self._groups(module, shape), shape[0] * self.bits // WORD_BITS)
         zeros = unpack_zeros(self._array(module, "qzeros", "int32", words), self.bits)
@@ -80,7 +80,7 @@ class GptqWeights:
             raise self._bad(module, "it has the zero point 0, which version 1 cannot store")
         return zeros
 
-    def order(self, module: str, shape: tuple[int, int]) -> np.ndarray | None:
+    def order(self, module: str, shape: tuple[int, ...]) -> np.ndarray | None:
         """int64 (inputs,): inputs group by group; None where they lie so already."""
         groups, inputs = self._groups(module, shape), shape[1]
         groups_of = self._array(module, "g_idx", "int32", (inputs,))
@@ -92,7 +92,7 @@ class GptqWeights:
         order = np.argsort(groups_of, kind="stable")
         return None if (np.diff(order) == 1).all() else order
 
-    def _groups(self, module: str, shape: tuple[int, int]) -> int:
+    def _groups(self, module: str, shape: tuple[int, ...]) -> int:
         outputs, inputs = shape
         if inputs % self.group or outputs * self.bits % WORD_BITS:
             raise self._bad(module, f"{shape} does not divide into groups of {self.group}")

@@ -40,10 +40,10 @@ def variant(recipe: str, head_bits: int | None = None) -> Variant:
 
 def parse(name: str) -> Recipe:
     """The recipe of a name such as w4g128 or w8g32-asym; UsageError for others."""
-    if name not in RECIPES:
+    found = re.fullmatch(r"w(\d+)g(\d+)(-asym)?", name)
+    if found is None or name not in RECIPES:
         raise UsageError(f"unknown GPTQ recipe {name!r}", expected=f"one of {', '.join(RECIPES)}")
-    bits, group, asymmetric = re.fullmatch(r"w(\d+)g(\d+)(-asym)?", name).groups()
-    return Recipe(int(bits), int(group), symmetric=asymmetric is None)
+    return Recipe(int(found[1]), int(found[2]), symmetric=found[3] is None)
 
 
 def tensor_specs(tensors: Shapes, recipe: Recipe) -> list[TensorSpec]:

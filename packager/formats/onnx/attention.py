@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from packager.core.records import Geometry
-from packager.formats.onnx.nodes import Nodes
+from packager.formats.onnx.nodes import Nodes, Shape
 from runtimes.contract import Window
 
 
@@ -26,7 +26,7 @@ class Grouped:
 
     def __init__(self, nodes: Nodes, geometry: Geometry, window: Window, kind: str) -> None:
         self._nodes, self._geometry, self._window, self._kind = nodes, geometry, window, kind
-        self.cells = ["batch", geometry.kv_heads, "cells", geometry.head_dim]
+        self.cells: Shape = ["batch", geometry.kv_heads, "cells", geometry.head_dim]
 
     def prepare(self) -> None:
         """What all layers share: how many tokens there are, as the node has it."""
@@ -65,7 +65,7 @@ class Products:
     def __init__(self, nodes: Nodes, geometry: Geometry, window: Window, kind: str) -> None:
         self._nodes, self._geometry, self._window, self._kind = nodes, geometry, window, kind
         self._group = geometry.heads // geometry.kv_heads
-        self.cells = ["cells", geometry.kv_heads, geometry.head_dim]
+        self.cells: Shape = ["cells", geometry.kv_heads, geometry.head_dim]
 
     def prepare(self) -> None:
         """What all layers share: the cells of the new positions, what each sees, shapes."""

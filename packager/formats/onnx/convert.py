@@ -24,12 +24,12 @@ from packager.core.workdir import Ledger, publish, work_folder
 from packager.formats.gptq.reader import gptq_sha256, open_gptq
 from packager.formats.onnx import graph
 from packager.formats.onnx.genai_config import genai_config
-from packager.formats.onnx.layout import DATA_NAME, Recipe, Weights, linears, plan_tensors
+from packager.formats.onnx.layout import DATA_NAME, Recipe, Stored, Weights, linears, place_tensors
 from packager.formats.onnx.recipe import NAME, VERSION, WORK_FILES, head_recipe, parse
 from packager.formats.onnx.weights_file import (
-    SLAB_BYTES,
-    GivenCodes,
-    given_codes,
+    BLOCK_BYTES,
+    PrecomputedCodes,
+    precomputed_codes,
     write_tensors,
 )
 
@@ -55,7 +55,7 @@ def convert(
         "checkpoint": checkpoint.sha256,
         "variant": variant.name,
         "calibration": calibration and gptq_sha256(calibration),
-        "slab_bytes": SLAB_BYTES,
+        "block_bytes": BLOCK_BYTES,
     }
     with work_folder(out, (NAME, VERSION), WORK_FILES, inputs) as work:
         names = write_files(
@@ -80,19 +80,19 @@ def write_files(
     """
     recipe = parse(variant.recipe)
     head = head_recipe(recipe, variant.head_bits)
-    given: GivenCodes | None = None
+    codes: PrecomputedCodes | None = None
     if recipe.calibrated:
-        given = _given_codes(calibration, checkpoint, recipe, source)
-        recipe = replace(recipe, group=given.weights.group, zeros=given.zeros)
-    orders = given.orders if given else {}
-    plans = plan_tensors(checkpoint.geometry, source, recipe, head, orders)
+        codes = _precomputed_codes(calibration, checkpoint, recipe, source)
+        recipe = replace(recipe, group=codes.weights.group, zeros=codes.zeros)
+    placed = place_tensors(checkpoint.geometry, source, recipe, head, codes.orders if codes else {})
+    stored = {name: tensor.stored for name, tensor in placed.items()}
     weights = Weights(
-        {name: plan.matrix for name, plan in plans.items() if plan.matrix is not None},
-        {name: plan.vector for name, plan in plans.items() if plan.vector is not None},
+        {name: found for name, found in stored.items() if not isinstance(found, Stored)},
+        {name: found for name, found in stored.items() if isinstance(found, Stored)},
     )
     metadata = {"starpack": json.dumps(describe(checkpoint, variant, recipe))}
     data = folder / DATA_NAME
-    write_tensors(data, source, list(plans.values()), given, Ledger(data), progress)
+    write_tensors(data, source, list(placed.values()), codes, Ledger(data), progress)
     settings = (checkpoint, weights, recipe.activations, metadata)
     graph.write_model(folder / MODEL_NAME, *settings)
     graph.write_model(folder / GENAI_MODEL_NAME, *settings, genai=True)
@@ -101,9 +101,9 @@ def write_files(
     return (MODEL_NAME, DATA_NAME, PROBE_NAME, GENAI_MODEL_NAME, GENAI_NAME)
 
 
-def _given_codes(
+def _precomputed_codes(
     folder: Path | None, checkpoint: Checkpoint, recipe: Recipe, source: TensorSource
-) -> GivenCodes:
+) -> PrecomputedCodes:
     if folder is None:
         raise UsageError(
             "the recipe int4 takes calibrated codes, and none are given",
@@ -118,7 +118,7 @@ def _given_codes(
             expected=f"{recipe.bits}",
             remedy="quantise to 4 bits, or use the recipe int8, which needs no calibration",
         )
-    return given_codes(weights, source, linears(checkpoint.geometry.layers))
+    return precomputed_codes(weights, source, linears(checkpoint.geometry.layers))
 
 
 def describe(checkpoint: Checkpoint, variant: Variant, recipe: Recipe) -> dict[str, object]:

@@ -23,7 +23,7 @@ import numpy as np
 
 from packager.core.records import Checkpoint
 from packager.formats.onnx.attention import Grouped, Products
-from packager.formats.onnx.layout import Stored, Weights
+from packager.formats.onnx.layout import FloatMatrix, Stored, Weights
 from packager.formats.onnx.nodes import Nodes
 from runtimes.backends.own_cache.rope import rope_tables
 
@@ -123,11 +123,11 @@ class _Builder(Nodes):
     def embed(self) -> str:
         """Rows of the embedding (B, S, hidden)."""
         matrix = self.weights.matrices["embedding"]
-        if matrix.bits is None:
+        if isinstance(matrix, FloatMatrix):
             return self.node("Gather", [self.stored(matrix.weights), "input_ids"], "embedded")
         # the same bytes as the head's, in this operator's shape
         flat = (matrix.shape[0], matrix.shape[1] * matrix.bits // 8)
-        codes = self.stored(Stored("embedding.codes", "uint8", flat, matrix.weights.offset_bytes))
+        codes = self.stored(Stored("embedding.codes", "uint8", flat, matrix.codes.offset_bytes))
         inputs = [codes, "input_ids", self.stored(matrix.scales)]
         if matrix.zeros is not None:
             inputs.append(self.stored(matrix.zeros))
@@ -139,12 +139,12 @@ class _Builder(Nodes):
     def linear(self, name: str, x: str, *, bias: bool = False) -> str:
         """`x` times the transposed matrix `name`, and the bias `name`.bias."""
         matrix = self.weights.matrices[name]
-        if matrix.order is not None:
-            x = self.node("Gather", [x, self.stored(matrix.order)], f"{name}.ordered", axis=-1)
-        if matrix.bits is None:
+        if isinstance(matrix, FloatMatrix):
             y = self.node("FusedMatMul", [x, self.stored(matrix.weights)], f"{name}.y", transB=1)
         else:
-            inputs = [x, self.stored(matrix.weights), self.stored(matrix.scales)]
+            if matrix.order is not None:
+                x = self.node("Gather", [x, self.stored(matrix.order)], f"{name}.ordered", axis=-1)
+            inputs = [x, self.stored(matrix.codes), self.stored(matrix.scales)]
             if matrix.zeros is not None:
                 inputs.append(self.stored(matrix.zeros))
             y = self.node(

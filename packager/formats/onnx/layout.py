@@ -70,26 +70,42 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
-class Matrix:
-    """A weight (outputs, inputs): floats, or codes with scales and perhaps zero points.
-
-    bits and group are None for floats. Without `zeros` the zero point is the middle code. `order`
-    is the order (inputs,) that the inputs have to be put in first, where there is one.
-    """
+class FloatMatrix:
+    """A weight (outputs, inputs) as floats."""
 
     shape: tuple[int, int]
     weights: Stored
-    bits: int | None = None
-    group: int | None = None
-    scales: Stored | None = None
-    zeros: Stored | None = None
-    order: Stored | None = None
 
     @property
     def parts(self) -> list[Stored]:
         """Its tensors in the file."""
-        parts = (self.weights, self.scales, self.zeros, self.order)
+        return [self.weights]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockMatrix:
+    """A weight (outputs, inputs) as codes with scales, and perhaps zero points.
+
+    Without `zeros` the zero point is the middle code. `order` is the order (inputs,) that the
+    inputs have to be put in first, where there is one.
+    """
+
+    shape: tuple[int, int]
+    bits: int
+    group: int
+    codes: Stored
+    scales: Stored
+    zeros: Stored | None
+    order: Stored | None
+
+    @property
+    def parts(self) -> list[Stored]:
+        """Its tensors in the file."""
+        parts = (self.codes, self.scales, self.zeros, self.order)
         return [part for part in parts if part is not None]
+
+
+Matrix = FloatMatrix | BlockMatrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +120,13 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Placed:
     """One matrix or vector of the graph, and the checkpoint's tensors whose rows make it up.
 
     order: that of the inputs (inputs,), where the codes have them in another.
     """
 
-    matrix: Matrix | None
-    vector: Stored | None
+    stored: Matrix | Stored
     sources: tuple[str, ...]
     recipe: Recipe
     order: np.ndarray | None = None
@@ -119,7 +134,7 @@ class Plan:
     @property
     def parts(self) -> list[Stored]:
         """Its tensors in the file."""
-        return [self.vector] if self.matrix is None else self.matrix.parts
+        return [self.stored] if isinstance(self.stored, Stored) else self.stored.parts
 
 
 def linears(layers: int) -> dict[str, tuple[str, ...]]:
@@ -131,42 +146,42 @@ def linears(layers: int) -> dict[str, tuple[str, ...]]:
     }
 
 
-def plan_tensors(
+def place_tensors(
     geometry: Geometry,
     source: Shapes,
     recipe: Recipe,
     head: Recipe,
     orders: Mapping[str, np.ndarray],
-) -> dict[str, Plan]:
+) -> dict[str, Placed]:
     """Every tensor by its name in the graph, laid out in the file in the order of the forward.
 
     orders: of the inputs, for the linears whose codes have them in another order.
     """
     modules = linears(geometry.layers)
-    planner = _Planner(source)
-    planner.matrix("embedding", (EMBEDDING,), head)
+    layout = _Layout(source)
+    layout.matrix("embedding", (EMBEDDING,), head)
     for layer in range(geometry.layers):
         at, prefix = f"layers.{layer}", f"model.layers.{layer}"
         for name in _LINEARS:
             linear = f"{at}.{name}"
             weights = tuple(f"{module}.weight" for module in modules[linear])
-            planner.matrix(linear, weights, recipe, orders.get(linear))
+            layout.matrix(linear, weights, recipe, orders.get(linear))
             biases = tuple(f"{module}.bias" for module in modules[linear])
-            planner.vector(f"{linear}.bias", biases, recipe)
+            layout.vector(f"{linear}.bias", biases, recipe)
         for name, module in _NORMS.items():
-            planner.norm(f"{at}.{name}", f"{prefix}.{module}", recipe)
-    planner.norm("norm", "model.norm", recipe)
+            layout.norm(f"{at}.{name}", f"{prefix}.{module}", recipe)
+    layout.norm("norm", "model.norm", recipe)
     if not geometry.tied:
-        planner.matrix("head", (HEAD,), head)
-    return planner.plans
+        layout.matrix("head", (HEAD,), head)
+    return layout.placed
 
 
-class _Planner:
+class _Layout:
     """Gives every tensor its place in the file."""
 
     def __init__(self, source: Shapes) -> None:
         self.source = source
-        self.plans: dict[str, Plan] = {}
+        self.placed: dict[str, Placed] = {}
         self.end_bytes = 0
 
     def place(self, name: str, kind: str, shape: tuple[int, ...]) -> Stored:
@@ -182,32 +197,39 @@ class _Planner:
     def vector(self, name: str, sources: tuple[str, ...], recipe: Recipe) -> None:
         size = sum(self.source.shape(part)[0] for part in sources)
         stored = self.place(name, recipe.activations, (size,))
-        self.plans[name] = Plan(None, stored, sources, recipe)
+        self.placed[name] = Placed(stored, sources, recipe)
 
     def matrix(
         self, name: str, sources: tuple[str, ...], recipe: Recipe, order: np.ndarray | None = None
     ) -> None:
         rows = sum(self.source.shape(part)[0] for part in sources)
         columns = self.source.shape(sources[0])[1]
-        shape, bits, group = (rows, columns), recipe.bits, recipe.group
-        if bits is None:
-            matrix = Matrix(shape, self.place(name, recipe.activations, shape))
+        matrix: Matrix
+        if recipe.bits is None:
+            weights = self.place(name, recipe.activations, (rows, columns))
+            matrix = FloatMatrix((rows, columns), weights)
         else:
-            if columns % group:
-                raise CheckpointError(
-                    f"{sources[0]} has {columns} columns",
-                    where=sources[0],
-                    expected=f"a multiple of {group}, the recipe's group",
-                    remedy="choose a recipe with a smaller group, or fp32",
-                )
-            groups = columns // group
-            codes = self.place(f"{name}.blocks", "uint8", (rows, groups, group * bits // 8))
-            scales = self.place(f"{name}.scales", recipe.activations, (rows, groups))
-            zeros = None
-            if recipe.zeros:
-                zeros = self.place(f"{name}.zeros", "uint8", (rows, -(-groups * bits // 8)))
-            place = None
-            if order is not None:
-                place = self.place(f"{name}.order", "int64", (columns,))
-            matrix = Matrix(shape, codes, bits, group, scales, zeros, place)
-        self.plans[name] = Plan(matrix, None, sources, recipe, order)
+            matrix = self._blocks(name, sources[0], (rows, columns), recipe, order is not None)
+        self.placed[name] = Placed(matrix, sources, recipe, order)
+
+    def _blocks(
+        self, name: str, source: str, shape: tuple[int, int], recipe: Recipe, ordered: bool
+    ) -> BlockMatrix:
+        (rows, columns), bits, group = shape, recipe.bits, recipe.group
+        assert bits and group, "the group is known before anything is laid out"
+        if columns % group:
+            raise CheckpointError(
+                f"{source} has {columns} columns",
+                where=source,
+                expected=f"a multiple of {group}, the recipe's group",
+                remedy="choose a recipe with a smaller group, or fp32",
+            )
+        groups = columns // group
+        codes = self.place(f"{name}.blocks", "uint8", (rows, groups, group * bits // 8))
+        scales = self.place(f"{name}.scales", recipe.activations, (rows, groups))
+        zeros = order = None
+        if recipe.zeros:
+            zeros = self.place(f"{name}.zeros", "uint8", (rows, -(-groups * bits // 8)))
+        if ordered:
+            order = self.place(f"{name}.order", "int64", (columns,))
+        return BlockMatrix(shape, bits, group, codes, scales, zeros, order)

@@ -53,7 +53,9 @@ class Nodes:
         file.write_bytes(model.SerializeToString(deterministic=True))
         onnx.checker.check_model(str(file))
 
-    def node(self, kind: str, inputs: Sequence[str], outputs: str | list[str], **settings: Any):
+    def node(
+        self, kind: str, inputs: Sequence[str], outputs: str | list[str], **settings: Any
+    ) -> str:
         """Add a node; returns the name of its (first) output."""
         names = [outputs] if isinstance(outputs, str) else outputs
         domain = "" if onnx.defs.has(kind, OPSET, "") else DOMAIN

@@ -16,7 +16,7 @@ import numpy as np
 from packager.checkpoint.shapes import GeometryShapes
 from packager.core.errors import UsageError
 from packager.core.records import Geometry, Variant
-from packager.formats.onnx.layout import Recipe, plan_tensors
+from packager.formats.onnx.layout import Recipe, place_tensors
 
 NAME = "onnx"
 VERSION = 2  # of what convert.py writes: part of the key of its artifacts
@@ -85,6 +85,6 @@ def _tensor_bytes(geometry: Geometry, variant: Variant) -> Mapping[str, int]:
     head = head_recipe(recipe, variant.head_bits)
     if recipe.calibrated:
         recipe = replace(recipe, group=GIVEN_GROUP, zeros=False)
-    plans = plan_tensors(geometry, GeometryShapes(geometry), recipe, head, {})
-    sizes = {part.name: part.nbytes for plan in plans.values() for part in plan.parts}
+    placed = place_tensors(geometry, GeometryShapes(geometry), recipe, head, {})
+    sizes = {part.name: part.nbytes for tensor in placed.values() for part in tensor.parts}
     return MappingProxyType(sizes)

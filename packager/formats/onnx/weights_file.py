@@ -1,7 +1,7 @@
 """The file of an ONNX variant's weights, written by every core at once.
 
 Rows are read from the memory-mapped shards, quantised and written to their places; no more than two
-jobs a core are in memory. Knows where each tensor lies (onnx_layout.py), nothing of the graph.
+jobs a core are in memory. Knows where each tensor lies (layout.py), nothing of the graph.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ from packager.core.parallel import results_in_order
 from packager.core.records import Progress
 from packager.core.workdir import Ledger
 from packager.formats.gptq.reader import GptqWeights
-from packager.formats.onnx.layout import Matrix, Plan, Stored
+from packager.formats.onnx.layout import BlockMatrix, Placed, Stored
 from packager.formats.quant.blocks import Blocks, pack, quantize
 
-SLAB_BYTES = 8 * 1024 * 1024  # float32 rows per job: enough to keep a core busy, small in memory
+BLOCK_BYTES = 8 * 1024 * 1024  # float32 rows per job: enough to keep a core busy, small in memory
 COMPARED_ROWS = 64
 # Four bits err by about a tenth of the weights; other weights by more than all of them.
-MOST_RELATIVE_ERROR = 0.5
+MAX_RELATIVE_ERROR = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class GivenCodes:
-    """Codes that were chosen before. orders: of the inputs, by linear, where they have one.
+class PrecomputedCodes:
+    """Codes that another quantiser has chosen.
 
-    zeros: whether any zero point is not the middle code.
+    orders: of the inputs, by linear, where they have one. zeros: whether any zero point is not the
+    middle code.
     """
 
     weights: GptqWeights
@@ -43,18 +44,19 @@ class GivenCodes:
     zeros: bool
 
 
-def given_codes(
+def precomputed_codes(
     weights: GptqWeights, source: TensorSource, linears: Mapping[str, tuple[str, ...]]
-) -> GivenCodes:
+) -> PrecomputedCodes:
     """Look at orders and zero points of all `linears`, by name, each of several modules.
 
     Raises CheckpointError where modules that share a linear have their inputs in other orders.
     """
-    orders, zeros = {}, False
+    orders: dict[str, np.ndarray] = {}
+    zeros = False
     for linear, modules in linears.items():
         shapes = [source.shape(f"{module}.weight") for module in modules]
         found = [weights.order(m, shape) for m, shape in zip(modules, shapes, strict=True)]
-        if any(not np.array_equal(order, found[0]) for order in found):
+        if not all(_same(order, found[0]) for order in found):
             raise CheckpointError(
                 f"the inputs of {', '.join(modules)} are in different orders",
                 where=modules[0],
@@ -65,23 +67,29 @@ def given_codes(
             orders[linear] = found[0]
         for module, shape in zip(modules, shapes, strict=True):
             zeros = zeros or bool((weights.zeros(module, shape) != 1 << (weights.bits - 1)).any())
-    return GivenCodes(weights, orders, zeros)
+    return PrecomputedCodes(weights, orders, zeros)
+
+
+def _same(order: np.ndarray | None, other: np.ndarray | None) -> bool:
+    if order is None or other is None:
+        return order is other
+    return np.array_equal(order, other)
 
 
 def write_tensors(
     file: Path,
     source: TensorSource,
-    plans: list[Plan],
-    given: GivenCodes | None,
+    tensors: list[Placed],
+    codes: PrecomputedCodes | None,
     ledger: Ledger,
     progress: Progress,
 ) -> None:
     """Write every tensor to its place. Raises CheckpointError for values that do not fit."""
-    total = sum(part.nbytes for plan in plans for part in plan.parts)
+    total = sum(part.nbytes for tensor in tensors for part in tensor.parts)
     with open(file, "r+b" if ledger.jobs else "wb") as stream:
-        jobs = _Writer(stream.fileno(), source, given).jobs(plans)
-        left = itertools.islice(jobs, ledger.jobs, None)
-        with closing(results_in_order(left)) as written:
+        jobs = _Writer(stream.fileno(), source, codes).jobs(tensors)
+        remaining = itertools.islice(jobs, ledger.jobs, None)
+        with closing(results_in_order(remaining)) as written:
             for count in written:
                 progress("convert", ledger.add(stream, count), total)
         os.fsync(stream.fileno())
@@ -92,66 +100,71 @@ def write_tensors(
 class _Writer:
     """Jobs that each make and write some rows, and return how many bytes that were."""
 
-    def __init__(self, descriptor: int, source: TensorSource, given: GivenCodes | None) -> None:
-        self.descriptor, self.source, self.given = descriptor, source, given
+    def __init__(
+        self, descriptor: int, source: TensorSource, codes: PrecomputedCodes | None
+    ) -> None:
+        self.descriptor, self.source, self.codes = descriptor, source, codes
 
-    def jobs(self, plans: list[Plan]) -> Iterator[Callable[[], int]]:
-        """Every stretch of rows of every tensor."""
-        for plan in plans:
-            if plan.order is not None:
-                yield functools.partial(self.put, plan.matrix.order, 0, plan.order)
+    def jobs(self, tensors: list[Placed]) -> Iterator[Callable[[], int]]:
+        """Every block of rows of every tensor."""
+        for tensor in tensors:
+            stored = tensor.stored
+            if isinstance(stored, BlockMatrix) and stored.order and tensor.order is not None:
+                yield functools.partial(self.put, stored.order, 0, tensor.order)
             target = 0
-            for name in plan.sources:
+            for name in tensor.sources:
                 count = self.source.shape(name)[0]
-                if plan.recipe.calibrated and plan.matrix is not None:
-                    yield functools.partial(self.write_given, plan, name, target)
+                if isinstance(stored, BlockMatrix) and tensor.recipe.calibrated:
+                    yield functools.partial(self.write_codes, tensor, stored, name, target)
                 else:
-                    yield from self.stretches(plan, name, count, target)
+                    yield from self.row_blocks(tensor, name, count, target)
                 target += count
 
-    def stretches(
-        self, plan: Plan, name: str, count: int, target: int
+    def row_blocks(
+        self, tensor: Placed, name: str, count: int, target: int
     ) -> Iterator[Callable[[], int]]:
-        """The tensor `name` in slabs, to rows from `target` on."""
-        width = 1 if plan.matrix is None else plan.matrix.shape[1]
-        step = max(1, SLAB_BYTES // (4 * width))
+        """The tensor `name` in blocks of rows, to rows from `target` on."""
+        width = 1 if isinstance(tensor.stored, Stored) else tensor.stored.shape[1]
+        step = max(1, BLOCK_BYTES // (4 * width))
         for start in range(0, count, step):
             rows = (start, min(start + step, count))
-            yield functools.partial(self.write_rows, plan, name, rows, target + start)
+            yield functools.partial(self.write_rows, tensor, name, rows, target + start)
 
-    def write_rows(self, plan: Plan, name: str, rows: tuple[int, int], target: int) -> int:
+    def write_rows(self, tensor: Placed, name: str, rows: tuple[int, int], target: int) -> int:
         """Read, quantise and write `rows` of the tensor `name`, to rows from `target` on."""
-        values, recipe = self.source.read_rows(name, *rows), plan.recipe
-        if plan.matrix is None or plan.matrix.bits is None:
-            stored = plan.parts[0]
-            return self.put(stored, target, _narrowed(values, stored.type, name))
-        blocks = quantize(
-            values, recipe.bits, recipe.group, symmetric=not recipe.zeros, search=recipe.search,
-            scale_type=np.dtype(recipe.activations).type,
-        )  # fmt: skip
-        return self.put_blocks(plan.matrix, target, blocks, name)
+        values = self.source.read_rows(name, *rows)
+        stored, recipe = tensor.stored, tensor.recipe
+        if isinstance(stored, BlockMatrix):
+            blocks = quantize(
+                values, stored.bits, stored.group, symmetric=not recipe.zeros,
+                search=recipe.search, scale_type=np.dtype(recipe.activations).type,
+            )  # fmt: skip
+            return self.put_blocks(stored, target, blocks, name)
+        place = stored if isinstance(stored, Stored) else stored.weights
+        return self.put(place, target, _narrowed(values, place.type, name))
 
-    def write_given(self, plan: Plan, name: str, target: int) -> int:
-        """Write the codes that are given for the whole tensor `name`, as they are."""
+    def write_codes(self, tensor: Placed, stored: BlockMatrix, name: str, target: int) -> int:
+        """Write the precomputed codes of the whole tensor `name`, as they are."""
+        assert self.codes is not None, "a calibrated recipe comes with its codes"
         shape = self.source.shape(name)
-        blocks = self.given.weights.blocks(name.removesuffix(".weight"), shape)
+        blocks = self.codes.weights.blocks(name.removesuffix(".weight"), shape)
         rows = min(COMPARED_ROWS, shape[0])
         wanted = self.source.read_rows(name, 0, rows)
-        if plan.order is not None:
-            wanted = wanted[:, plan.order]
+        if tensor.order is not None:
+            wanted = wanted[:, tensor.order]
         some = Blocks(blocks.codes[:rows], blocks.scales[:rows], blocks.zeros[:rows])
-        if np.linalg.norm(some.weights() - wanted) > MOST_RELATIVE_ERROR * np.linalg.norm(wanted):
+        if np.linalg.norm(some.weights() - wanted) > MAX_RELATIVE_ERROR * np.linalg.norm(wanted):
             raise CheckpointError(
                 f"the GPTQ weights of {name} are not those of this checkpoint",
-                where=self.given.weights.shards.files[0].parent,
-                expected=f"weights within {MOST_RELATIVE_ERROR:.0%} of the checkpoint's",
+                where=self.codes.weights.shards.files[0].parent,
+                expected=f"weights within {MAX_RELATIVE_ERROR:.0%} of the checkpoint's",
                 remedy="name the folder that was quantised from this very model",
             )
-        return self.put_blocks(plan.matrix, target, blocks, name)
+        return self.put_blocks(stored, target, blocks, name)
 
-    def put_blocks(self, matrix: Matrix, target: int, blocks: Blocks, name: str) -> int:
+    def put_blocks(self, matrix: BlockMatrix, target: int, blocks: Blocks, name: str) -> int:
         """Write codes, scales and zero points to rows from `target` on."""
-        count = self.put(matrix.weights, target, pack(blocks.codes, matrix.bits))
+        count = self.put(matrix.codes, target, pack(blocks.codes, matrix.bits))
         scales = _narrowed(blocks.scales, matrix.scales.type, name)
         count += self.put(matrix.scales, target, scales)
         if matrix.zeros is not None:
@@ -160,7 +173,7 @@ class _Writer:
 
     def put(self, stored: Stored, row: int, values: np.ndarray) -> int:
         """Write rows to their place in the file."""
-        data = memoryview(np.ascontiguousarray(values)).cast("B")
+        data = np.ascontiguousarray(values).data.cast("B")
         at = stored.offset_bytes + row * (stored.nbytes // stored.shape[0])
         written = 0
         while written < len(data):

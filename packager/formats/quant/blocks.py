@@ -130,7 +130,7 @@ class _Best:
 
     def round(self, scales: np.ndarray, zeros: np.ndarray) -> np.ndarray:
         """Whole steps from the zero point, float32, within the codes there are."""
-        steps = np.rint(self.blocks / scales[:, None])
+        steps: np.ndarray = np.rint(self.blocks / scales[:, None])
         return np.clip(steps, -zeros[:, None], (self.top - zeros)[:, None], out=steps)
 
     def offer(self, scales: np.ndarray, zeros: np.ndarray) -> None:
@@ -158,4 +158,5 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
         return codes
     if codes.shape[1] % 2:
         codes = np.pad(codes, ((0, 0), (0, 1)))
-    return codes[:, ::2] | (codes[:, 1::2] << 4)
+    packed: np.ndarray = codes[:, ::2] | (codes[:, 1::2] << 4)
+    return packed

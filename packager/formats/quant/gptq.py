@@ -112,11 +112,13 @@ def quantize(
     each column counted by its activations. Scales are exact in float16 and fixed before any code is
     chosen; zeros are 1 or more. Raises CheckpointError where a scale is beyond float16.
     """
-    settings = dict(symmetric=symmetric, search=search, scale_type=np.float16)
 
     def job(start: int) -> Blocks:
         rows = weight[start : start + step]
-        found = blocks.quantize(rows, bits, group, importance=factor.importance, **settings)
+        found = blocks.quantize(
+            rows, bits, group, symmetric=symmetric, search=search, scale_type=np.float16,
+            importance=factor.importance,
+        )  # fmt: skip
         if not np.isfinite(found.scales).all():
             raise CheckpointError(
                 f"the weights of {name} do not fit in float16 scales",
@@ -129,10 +131,10 @@ def quantize(
         codes = _Rows(rows, factor, found.scales, zeros, (1 << bits) - 1).round()
         return Blocks(codes, found.scales, zeros)
 
-    one_each = dict(initializer=torch.set_num_threads, initargs=(1,))
-    with _one_thread_each() as cores, ThreadPoolExecutor(cores, **one_each) as pool:
+    with _one_thread_each() as cores:
         step = min(ROWS, -(-len(weight) // cores))
-        parts = list(pool.map(job, range(0, len(weight), step)))
+        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            parts = list(pool.map(job, range(0, len(weight), step)))
     return Blocks(
         *(np.concatenate([getattr(part, field) for part in parts]) for field in Blocks.__slots__)
     )

@@ -25,8 +25,8 @@ FORMATS = [(gguf, "Q8_0", gguf.FILE_NAME), (onnx, "int4-g32", DATA_NAME)]
 @pytest.fixture
 def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
     """Some hundred jobs of 4 KiB, noted every 16 KiB."""
-    monkeypatch.setattr(gguf_writer, "SLAB_BYTES", 4096)
-    monkeypatch.setattr(weights_file, "SLAB_BYTES", 4096)
+    monkeypatch.setattr(gguf_writer, "BLOCK_BYTES", 4096)
+    monkeypatch.setattr(weights_file, "BLOCK_BYTES", 4096)
     monkeypatch.setattr(workdir, "NOTE_BYTES", 16_384)
     shape = dict(window=37, layers=2, hidden=256, heads=4, kv_heads=2, ffn=512)
     return read_checkpoint(write_checkpoint(tmp_path / "model", **shape))

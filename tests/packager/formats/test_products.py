@@ -21,7 +21,7 @@ def close(found, right) -> None:
     torch.testing.assert_close(found.double(), right, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("rows", [1, products.STRETCH - 1, products.STRETCH + 1])
+@pytest.mark.parametrize("rows", [1, products.BLOCK_ROWS - 1, products.BLOCK_ROWS + 1])
 def test_products_of_parts_and_transposes_are_right(onednn, rows) -> None:
     generator = torch.Generator().manual_seed(0)
     whole = torch.randn(70, rows + 5, generator=generator)
