@@ -6,15 +6,11 @@ Knows which stage needs what. Prints nothing; knows no flags. `packager` has the
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from packager import formats
-from packager.calibration.sources import read_named_sources, texts_sha256
-from packager.checkpoint.reference import Reference
-from packager.checkpoint.tensors import open_tensors
 from packager.core.errors import SelectionError
 from packager.core.hash_cache import combined_sha256
 from packager.core.record_store import Store
@@ -25,30 +21,19 @@ from packager.core.records import (
     Interval,
     Progress,
     Variant,
-    Workload,
+    named,
     no_progress,
 )
-from packager.core.results import Candidate, Measurement, Quality, Selection, WindowProof
-from packager.core.settings import ConvertSettings, DeviceSettings, JudgeSettings
+from packager.core.results import Candidate, Measurement, Selection
+from packager.core.settings import ConvertSettings, DeviceSettings
 from packager.engine.target import Target, this_machine
 from packager.estimate.estimator import estimate
-from packager.measurement import quality_gate, timing
-from packager.measurement import window_proof as quality
-from packager.measurement.gpu_meter import process_bytes
-from packager.measurement.infill_samples import builtin_texts
+from packager.measurement.assessment import assess, time_here
+from packager.measurement.timing import Timing
 from packager.selection import selector
 from packager.selection.candidates import of_measurement
-from runtimes import backends
 
 REPORT_NAME = "report.html"
-
-
-@dataclass(frozen=True, slots=True)
-class Assessment:
-    """What an artifact computes, wherever it is to run."""
-
-    proof: WindowProof
-    quality: Quality
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +86,7 @@ def convert(
     progress: Progress = no_progress,
 ) -> Artifact:
     """Convert one variant, or take the artifact that these very inputs made before."""
+    progress = named(progress, variant.name)
     store = Store(settings.out)
     format = formats.load(variant.format)
     inputs = {"checkpoint": checkpoint.sha256, "variant": variant, "writer": format.VERSION}
@@ -121,47 +107,6 @@ def convert(
     return store.resume("convert", inputs, Artifact, make, valid=valid)
 
 
-def assess(
-    checkpoint: Checkpoint,
-    artifact: Artifact,
-    settings: JudgeSettings,
-    progress: Progress = no_progress,
-) -> Assessment:
-    """Prove the window and compare with the checkpoint on held-out code, on this machine."""
-    options = settings.options()
-    texts = builtin_texts() if settings.held_out is None else read_named_sources(settings.held_out)
-    inputs = {
-        "artifact": artifact.files,
-        "options": options,
-        "engine": _engine_files(artifact.variant.format),
-        "runtime": quality.computing_sha256(artifact.variant.format),
-        "texts": texts_sha256(texts),
-        "sample_size": settings.sample_size,
-        "versions": [quality.VERSION, quality_gate.VERSION],
-    }
-
-    def make() -> Assessment:
-        # both look further than the context that is asked for, where the model and the engine do
-        format, window = artifact.variant.format, checkpoint.window
-        longest = max(options.context_tokens, checkpoint.context_tokens)
-        longest = backends.longest_context(backends.load(format), window, longest)
-        opened = dataclasses.replace(options, context_tokens=longest)
-        backend = backends.open_model(format, artifact.path / artifact.entry, window, opened)
-        shown = dataclasses.replace(
-            checkpoint, context_tokens=min(checkpoint.context_tokens, longest)
-        )
-        try:
-            sample = quality.proof_sample(shown, quality.builtin_text())
-            reference = _reference(shown)
-            proof = quality.prove_window(reference, backend, sample, progress)
-            found = quality_gate.assess(reference, backend, texts, settings.sample_size, progress)
-        finally:
-            backend.close()
-        return Assessment(proof, found)
-
-    return Store(settings.out).resume("assess", inputs, Assessment, make)
-
-
 def measure(
     checkpoint: Checkpoint,
     artifact: Artifact,
@@ -172,10 +117,11 @@ def measure(
 
     What is expected of it there is added in any case.
     """
+    progress = named(progress, artifact.variant.name)
     assessment = assess(checkpoint, artifact, settings, progress)
-    timed = timing.Timing(None)
+    timed = Timing(None)
     if settings.timed_here:
-        timed = _time(checkpoint, artifact, settings, progress)
+        timed = time_here(checkpoint, artifact, settings, progress)
     return Measurement(
         variant=artifact.variant,
         model=checkpoint.path.name,
@@ -190,47 +136,10 @@ def measure(
     )
 
 
-def _time(
-    checkpoint: Checkpoint, artifact: Artifact, settings: DeviceSettings, progress: Progress
-) -> timing.Timing:
-    options = settings.options()
-    workload = shortened(settings.budget.workload, options.context_tokens)
-    room = int(settings.device.memory_bytes.value)
-    inputs = {
-        "artifact": artifact.files,
-        "device": settings.device,
-        "options": options,
-        "workload": workload,
-        "engine": _engine_files(artifact.variant.format),
-        "runtime": quality.computing_sha256(artifact.variant.format),
-        "version": timing.VERSION,
-    }
-
-    def make() -> timing.Timing:
-        return timing.measure_speed(
-            artifact,
-            checkpoint,
-            options,
-            workload=workload,
-            memory_bytes=room,
-            device_bytes=process_bytes if settings.provider == "cuda" else None,
-            progress=progress,
-        )
-
-    return Store(settings.out).resume("measure", inputs, timing.Timing, make)
-
-
-def shortened(workload: Workload, context_tokens: int) -> Workload:
-    """A workload that fits a context: less output, then less prompt, at least one token of each."""
-    output = min(workload.output_tokens, max(1, context_tokens // 2))
-    prompt = min(workload.prompt_tokens, context_tokens - output)
-    return Workload(prompt, output, min(workload.warm_prefix_tokens, prompt - 1))
-
-
 def expect(checkpoint: Checkpoint, variant: Variant, settings: DeviceSettings) -> Estimate:
     """What the estimate says of a variant of this checkpoint on the device."""
     context = settings.context_tokens
-    workload = shortened(settings.budget.workload, context)
+    workload = settings.budget.workload.within(context)
     return estimate(
         checkpoint.path.name,
         checkpoint.geometry,
@@ -381,13 +290,3 @@ def build_bundle(
     by_variant = {measurement.variant: measurement for measurement in measurements}
     taken = packed_variants(selection, options.variants)
     return Built(folder, page, selection, tuple(by_variant[variant] for variant in taken))
-
-
-@functools.lru_cache(maxsize=1)  # its states take memory: of one checkpoint, the one in hand
-def _reference(checkpoint: Checkpoint) -> Reference:
-    return Reference(checkpoint, open_tensors(checkpoint))
-
-
-@functools.cache  # it hashes whole libraries, and each variant asks twice
-def _engine_files(format: str) -> Mapping[str, str]:
-    return backends.load(format).engine_files()

@@ -14,6 +14,7 @@ from packager.core.errors import QualityError, UsageError
 from packager.core.record_store import to_plain
 from packager.core.records import Artifact, Checkpoint, Progress
 from packager.core.settings import JudgeSettings
+from packager.measurement.assessment import assess
 from packager.measurement.humaneval import InfillingScore, Task, read_tasks, run_infilling
 from runtimes import backends
 from runtimes.generation.runtime import Runtime
@@ -33,7 +34,7 @@ def quality(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
     found, texts, holds = [], [], True
     for variant in variants_of(arguments):
         artifact = pipeline.convert(checkpoint, variant, settings, progress)
-        assessment = pipeline.assess(checkpoint, artifact, settings, progress)
+        assessment = assess(checkpoint, artifact, settings, progress)
         holds &= assessment.proof.holds
         record: dict[str, Any] = {"variant": to_plain(variant)} | to_plain(assessment)
         lines = [variant.name, *proof_lines(assessment.proof), *quality_lines(assessment.quality)]

@@ -24,6 +24,11 @@ Progress = Callable[[str, int, int], None]
 """progress(what, done, total): called often; the cli alone turns it into output."""
 
 
+def named(progress: Progress, name: str) -> Progress:
+    """Progress that says whose work it is: `convert gguf-Q4_K_M`."""
+    return lambda what, done, total: progress(f"{what} {name}", done, total)
+
+
 @dataclass(frozen=True, slots=True)
 class Geometry:
     """The shape of a StarCoder2 model."""
@@ -205,6 +210,12 @@ class Workload:
     prompt_tokens: int = 1024
     output_tokens: int = 64
     warm_prefix_tokens: int = 0
+
+    def within(self, context_tokens: int) -> Workload:
+        """What of it fits a context: less output, then less prompt, at least one token of each."""
+        output = min(self.output_tokens, max(1, context_tokens // 2))
+        prompt = min(self.prompt_tokens, context_tokens - output)
+        return Workload(prompt, output, min(self.warm_prefix_tokens, prompt - 1))
 
 
 @dataclass(frozen=True, slots=True)

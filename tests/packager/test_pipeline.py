@@ -1,4 +1,4 @@
-"""Artifacts are judged as far as their engine is exact."""
+"""The stages: artifacts are judged as far as their engine is exact; progress names its variant."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import pytest
 
 from packager import pipeline
 from packager.checkpoint.reader import read_checkpoint
-from packager.core.settings import JudgeSettings, SampleSize
+from packager.core.records import Workload
+from packager.core.settings import ConvertSettings, JudgeSettings, SampleSize
+from packager.measurement.assessment import assess
 from runtimes import backends
 from runtimes.errors import WindowError
 from tests.support.tiny import write_checkpoint
@@ -28,9 +30,27 @@ def test_without_a_window_only_what_lies_within_it_is_judged(
     (variant,) = pipeline.plan(["gguf:F16"])
     artifact = pipeline.convert(checkpoint, variant, settings)
     monkeypatch.setattr(backends.load("gguf"), "WINDOW", "none")
-    found = pipeline.assess(checkpoint, artifact, settings)
+    found = assess(checkpoint, artifact, settings)
     assert (found.proof.verdict, found.proof.positions) == ("holds", WINDOW)
     assert found.proof.past_nats is None and found.quality.past is None
     model = artifact.path / artifact.entry
     with pytest.raises(WindowError, match=f"at most {WINDOW} tokens"):
         backends.open_model("gguf", model, checkpoint.window, settings.options())
+
+
+def test_progress_says_which_variant_is_converted(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp", reason="needs the engine: make wheels")
+    checkpoint = read_checkpoint(write_checkpoint(tmp_path / "model"))
+    told: list[tuple[str, int, int]] = []
+    for variant in pipeline.plan(["gguf:F16", "gguf:Q8_0"]):
+        pipeline.convert(checkpoint, variant, ConvertSettings(tmp_path), lambda *a: told.append(a))
+    assert {what for what, _, _ in told} == {"convert gguf-F16", "convert gguf-Q8_0"}
+    assert told[-1][1] == told[-1][2] > 0
+
+
+@pytest.mark.parametrize(
+    ("context", "left"),
+    [(4096, (1024, 64, 512)), (512, (448, 64, 447)), (64, (32, 32, 31)), (2, (1, 1, 0))],
+)
+def test_a_workload_is_made_to_fit_a_context(context: int, left: tuple[int, int, int]) -> None:
+    assert Workload(1024, 64, 512).within(context) == Workload(*left)
