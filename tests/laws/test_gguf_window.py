@@ -92,8 +92,9 @@ def test_what_does_not_open_is_freed(converted, monkeypatch):
 
     count("llama_free")
     count("llama_model_free")
-    with pytest.raises(WindowError):
-        open_backend(path, replace_window(checkpoint, 7))
+    with pytest.raises(WindowError) as caught:
+        open_backend(path, replace_window(checkpoint, None))
+    assert "--context" not in caught.value.remedy  # there is none that would do
     assert freed == ["llama_model_free"]
     monkeypatch.setattr(backend_module.Engine, "cells", refuse)
     with pytest.raises(DeviceError, match="no cells"):

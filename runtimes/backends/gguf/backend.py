@@ -95,11 +95,13 @@ def _check_window(llama: Engine, model: Any, window: Window, context_tokens: int
         return
     if applied is None and wanted is not None and context_tokens <= wanted:
         return  # every position still sees every other: full attention is exact here
+    remedy = "install the engine that starpack builds (`make wheels`; a bundle carries it)"
+    if wanted is not None:
+        remedy += f", or stay within --context {wanted}, where every engine is exact"
     raise WindowError(
         f"the installed llama.cpp applies a window of {applied} tokens to this model",
         expected=f"{wanted} tokens, for a context of {context_tokens}",
-        remedy="install the engine that starpack builds (`make wheels`; a bundle carries it), "
-        f"or stay within --context {wanted}, where every engine is exact",
+        remedy=remedy,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,3 +86,19 @@ def test_the_formats_declare_a_window_and_their_packages(format: str) -> None:
     module = backends.load(format)
     assert module.WINDOW == "exact"
     assert module.REQUIRES["cpu"]
+
+
+@pytest.mark.slow
+def test_every_backend_satisfies_the_protocol(tmp_path: Path) -> None:
+    pytest.importorskip("mypy", reason="needs the tools of `make check`")
+    root = Path(backends.__file__).parents[2]
+    lines = ["from runtimes.backends import BackendModule, checks"]
+    for format in backends.names():
+        lines.append(f"from runtimes.backends.{format} import backend as {format}")
+        lines.append(f"{format}_module: BackendModule = {format}")
+    file = tmp_path / "modules.py"
+    for more, message in (("", "Success"), ("wrong: BackendModule = checks", "Incompatible types")):
+        file.write_text("\n".join([*lines, more, ""]))
+        command = [sys.executable, "-m", "mypy", "--config-file", root / "pyproject.toml", file]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+        assert message in done.stdout, done.stdout + done.stderr
