@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from runtimes.cli.numbers import MAX_SECONDS, decimal, whole
@@ -99,73 +100,54 @@ def add_limits(sub: argparse.ArgumentParser) -> None:
 
 def add_generation(sub: argparse.ArgumentParser) -> None:
     """How tokens are chosen, and when an answer ends."""
-    group = sub.add_argument_group("generation")
-    add = group.add_argument
+    add = sub.add_argument_group("generation").add_argument
     add(
-        "--max-tokens",
-        type=whole(0),
-        default=128,
-        metavar="N",
+        "--max-tokens", type=whole(0), default=128, metavar="N",
         help="maximum tokens of the answer (%(default)s)",
-    )
+    )  # fmt: skip
     add(
         "--stop", action="append", default=[], metavar="TEXT",
         help="end before this text; repeatable",
     )  # fmt: skip
     add(
-        "--max-time",
-        type=decimal(0, MAX_SECONDS, above=True),
-        metavar="SECONDS",
+        "--max-time", type=decimal(0, MAX_SECONDS, above=True), metavar="SECONDS",
         help="end after this many seconds",
-    )
+    )  # fmt: skip
     add(
-        "--temperature",
-        type=decimal(0),
-        default=0.0,
-        metavar="T",
+        "--logprobs", type=whole(0), metavar="N",
+        help="with --json: log-probabilities of the N best tokens",
+    )  # fmt: skip
+    add(
+        "--no-speculation", action="store_false", dest="speculation",
+        help="turn prompt lookup off: slower, the same answer",
+    )  # fmt: skip
+    _add_sampling(add)
+
+
+def _add_sampling(add: Callable[..., object]) -> None:
+    add(
+        "--temperature", type=decimal(0), default=0.0, metavar="T",
         help="of sampling; 0, the default, is greedy",
-    )
+    )  # fmt: skip
     add(
-        "--top-k",
-        type=whole(-1),
-        default=0,
-        metavar="K",
+        "--top-k", type=whole(-1), default=0, metavar="K",
         help="keep the K likeliest tokens; 0 is off",
-    )
+    )  # fmt: skip
     add(
-        "--top-p",
-        type=decimal(0, 1, off=-1),
-        default=1.0,
-        metavar="P",
+        "--top-p", type=decimal(0, 1, off=-1), default=1.0, metavar="P",
         help="keep the likeliest tokens up to this probability; 1 is off",
-    )
+    )  # fmt: skip
     add(
-        "--min-p",
-        type=decimal(0, 1, off=-1),
-        default=0.0,
-        metavar="P",
+        "--min-p", type=decimal(0, 1, off=-1), default=0.0, metavar="P",
         help="drop tokens below this fraction of the likeliest; 0 is off",
-    )
+    )  # fmt: skip
     add(
         "--repetition-penalty", type=decimal(0.01, 100), default=1.0, metavar="R",
         help="above 1, tokens that already occurred become less likely",
     )  # fmt: skip
     add(
-        "--seed",
-        type=whole(0, 2**64 - 1),
-        default=0,
-        metavar="N",
+        "--seed", type=whole(0, 2**64 - 1), default=0, metavar="N",
         help="same seed, same answer (see --reproducible)",
-    )
-    add(
-        "--logprobs",
-        type=whole(0),
-        metavar="N",
-        help="with --json: log-probabilities of the N best",
-    )
-    add(
-        "--no-speculation", action="store_false", dest="speculation",
-        help="turn prompt lookup off: slower, the same answer",
     )  # fmt: skip
 
 

@@ -131,6 +131,22 @@ def _examples(*commands: str) -> str:
     return "\n".join([EXAMPLES_TITLE, *(f"  {line}" for line in lines)])
 
 
+def _add_command(
+    commands: argparse._SubParsersAction[_Parser], name: str, text: str
+) -> argparse.ArgumentParser:
+    sub = commands.add_parser(
+        name, help=text, description=text, epilog=_examples(name), allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    sub.add_argument(
+        "--bundle", type=Path, metavar="DIR",
+        help="the bundle (default: the one that contains this runtime)",
+    )  # fmt: skip
+    sub.add_argument("--json", action="store_true", help="print one JSON value, errors included")
+    sub.add_argument("--quiet", action="store_true", help="print no messages beside the result")
+    return sub
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line. It raises UsageError for a command line that is not valid."""
     top = _Parser(
@@ -144,21 +160,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name, help=text, description=text, epilog=_examples(name), allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )  # fmt: skip
-        sub.add_argument(
-            "--bundle",
-            type=Path,
-            metavar="DIR",
-            help="the bundle (default: the one that contains this runtime)",
-        )
-        sub.add_argument(
-            "--json", action="store_true", help="print one JSON value, errors included"
-        )
-        sub.add_argument("--quiet", action="store_true", help="print no messages beside the result")
-        return sub
+        return _add_command(commands, name, text)
 
     generate = command("generate", "continue a prompt")
     generate.add_argument("prompt", nargs="?", help="the prompt (default: standard input)")
@@ -173,14 +175,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_address(serve)
     flags.add_limits(serve)
     verify = command("verify", "check every byte of the bundle against its manifest")
-    verify.add_argument(
-        "--full", action="store_true",
-        help="hash every file again, also those unchanged since the last check",
-    )  # fmt: skip
-    verify.add_argument(
-        "--public-key", type=Path, metavar="FILE",
-        help="check the bundle's signature with this key; needs the openssl command",
-    )  # fmt: skip
+    _add_verify(verify)
     command("rollback", "go back to the version installed before this one")
     command("licence", "show the model's licence with its use restrictions")
     doctor = command(
@@ -200,6 +195,17 @@ def parser() -> argparse.ArgumentParser:
     for sub in (generate, infill, *tasks, repl, serve, doctor, bench):
         flags.add_model(sub)
     return top
+
+
+def _add_verify(verify: argparse.ArgumentParser) -> None:
+    verify.add_argument(
+        "--full", action="store_true",
+        help="hash every file again, also those unchanged since the last check",
+    )  # fmt: skip
+    verify.add_argument(
+        "--public-key", type=Path, metavar="FILE",
+        help="check the bundle's signature with this key; needs the openssl command",
+    )  # fmt: skip
 
 
 def _add_gap(sub: argparse.ArgumentParser) -> None:

@@ -9,15 +9,11 @@ answer has a line break. `samplers` and `lora` are not honoured, and the answer 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
-
-from msgspec import Meta, Struct
+from typing import Any
 
 from runtimes.errors import DeviceError
-from runtimes.generation.completion import Chunk, Finish, FinishReason, GenerateOptions, Timings
+from runtimes.generation.completion import Chunk, Finish, FinishReason, Timings
 from runtimes.generation.sampling import TokenLogprobs
-from runtimes.prompts.fim import Context, RepoFile
-from runtimes.server.dialects import fields
 from runtimes.server.dialects.endpoint import (
     BOOLEAN,
     INTEGER,
@@ -29,120 +25,23 @@ from runtimes.server.dialects.endpoint import (
     list_of,
     object_of,
 )
-from runtimes.server.request import (
-    Ask,
-    IdsPrompt,
-    Model,
-    Plan,
-    Result,
-    Rules,
-    TextPrompt,
-    report,
+from runtimes.server.dialects.llamacpp_requests import (
+    CompletionBody,
+    DetokenizeBody,
+    InfillBody,
+    OptionsBody,
+    TokenizeBody,
+    read_completion,
+    read_infill,
 )
-from runtimes.server.service import MOST_RUNS, Service
+from runtimes.server.request import Model, Plan, Result, report
+from runtimes.server.service import Service
 
-IGNORED = ("samplers", "lora")
 STOP_TYPES: dict[FinishReason, str] = {
     "stop": "eos", "stop_string": "word", "length": "limit", "indent": "limit", "time": "limit",
 }  # fmt: skip
-
-
-class OptionsBody(fields.SamplingBody, kw_only=True):
-    """What /completion and /infill share."""
-
-    n_predict: fields.Length | None = None
-    repeat_penalty: fields.Repetition | None = None
-    stop: fields.Stops = None
-    stream: bool | None = None
-    n_probs: fields.Logprobs | None = None
-    n_indent: Annotated[int, Meta(ge=-1, le=1000)] | None = None
-    n_cmpl: Annotated[int, Meta(ge=1, le=MOST_RUNS)] | None = None
-    t_max_prompt_ms: fields.Milliseconds | None = None
-    t_max_predict_ms: fields.Milliseconds | None = None
-    return_tokens: bool | None = None
-    response_fields: Annotated[list[str], Meta(max_length=100)] | None = None
-    grammar: fields.NoText = None
-    json_schema: fields.NoObject = None
-    starpack: fields.ExtensionBody | None = None
-    samplers: Any = None
-    lora: Any = None
-
-
-class CompletionBody(OptionsBody, kw_only=True):
-    """A text or ids to continue."""
-
-    prompt: str | fields.Ids
-
-
-class ExtraBody(Struct, kw_only=True):
-    """Another file of the repository, or a part of one."""
-
-    text: str
-    filename: str | None = None
-
-
-class InfillBody(OptionsBody, kw_only=True):
-    """A gap. `prompt` is the start of the line at the cursor, so it ends the prefix."""
-
-    input_prefix: str
-    input_suffix: str
-    input_extra: Annotated[list[ExtraBody], Meta(max_length=fields.MOST_FILES)] | None = None
-    prompt: str | None = None
-
-
-class TokenizeBody(Struct, kw_only=True):
-    """A text. Control tokens in it stay text."""
-
-    content: str
-    with_pieces: bool | None = None
-
-
-class DetokenizeBody(Struct, kw_only=True):
-    """Ids."""
-
-    tokens: Annotated[list[fields.Id], Meta(max_length=fields.MOST_IDS)]
-
-
 ONE = {"type": "object"}  # response_fields decides what is in it
 ANSWER = {"anyOf": [ONE, list_of(ONE)]}
-
-
-def read_completion(body: CompletionBody, rules: Rules) -> Ask:
-    """/completion to ask."""
-    if isinstance(body.prompt, list):
-        return _ask(body, rules, IdsPrompt(tuple(body.prompt)))
-    context = fields.context_of(body.starpack)
-    return _ask(body, rules, fields.text_prompt(body.prompt, None, rules, context))
-
-
-def read_infill(body: InfillBody, rules: Rules) -> Ask:
-    """/infill to ask."""
-    said = fields.context_of(body.starpack)
-    extra = tuple(RepoFile(file.filename, file.text) for file in body.input_extra or ())
-    prefix = body.input_prefix + (body.prompt or "")
-    context = Context(said.repo_name, (*said.files, *extra), said.path)
-    return _ask(body, rules, TextPrompt(prefix, body.input_suffix, context))
-
-
-def _ask(body: OptionsBody, rules: Rules, prompt: TextPrompt | IdsPrompt) -> Ask:
-    stops, dropped = fields.read_stops(body.stop)
-    return Ask(
-        prompts=(prompt,),
-        options=GenerateOptions(
-            max_tokens=fields.read_length(body.n_predict, rules),
-            sampling=fields.read_sampling(body, rules, body.repeat_penalty),
-            stop=stops,
-            logprobs=body.n_probs or None,
-            min_indent=max(0, body.n_indent or 0),
-            max_prompt_s=fields.seconds(body.t_max_prompt_ms),
-            max_decode_s=fields.seconds(body.t_max_predict_ms),
-        ),
-        choices=body.n_cmpl or 1,
-        stream=bool(body.stream),
-        over_context=fields.over_context_of(body.starpack),
-        dropped_stops=dropped,
-        ignored=fields.ignored(body, IGNORED),
-    )
 
 
 class CompletionView:
