@@ -56,7 +56,7 @@ def calibrate(arguments: argparse.Namespace, progress: Progress) -> CommandResul
 
 
 def convert(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
-    """Convert to every wanted variant."""
+    """Convert to each variant in --formats."""
     checkpoint = checkpoint_of(arguments, progress)
     settings = ConvertSettings(arguments.out.resolve(), calibrations_of(arguments))
     artifacts = [

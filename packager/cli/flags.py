@@ -51,11 +51,14 @@ def add_judged(sub: argparse.ArgumentParser) -> None:
     add_model(sub)
     add_formats(sub)
     sub.add_argument(
-        "--provider", choices=("cpu", "cuda"), default="cpu", help="what runs the model (cpu)"
+        "--provider",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="provider that runs the model (cpu)",
     )
     sub.add_argument(
         "--gpu-layers", type=count(0, 10_000), default=0,
-        help="gguf: layers to put on a GPU, where not all (0)",
+        help="gguf: layers to put on a GPU, if not all fit (0)",
     )  # fmt: skip
     sub.add_argument(
         "--context", type=count(1, MAX_CONTEXT_TOKENS),
@@ -68,26 +71,24 @@ def add_judged(sub: argparse.ArgumentParser) -> None:
         "--held-out", type=Path, help="folder of source code to judge quality on (starpack's own)"
     )
     sub.add_argument(
-        "--holes", type=count(1, 10_000), help="holes of each of three kinds to fill (20)"
+        "--samples", type=count(1, 10_000), help="infilling samples of each of three kinds (20)"
     )
 
 
 def add_measured(sub: argparse.ArgumentParser) -> None:
-    """All of add_judged, and where it is to run within which limits."""
+    """All of add_judged, the target device and its budget."""
     add_judged(sub)
-    sub.add_argument(
-        "--device", help="where it is to run: none for this machine, a name, or a device file"
-    )
+    sub.add_argument("--device", help="target device: a name or a file (this machine)")
     sub.add_argument("--budget", help=BUDGET_HELP)
     add_preference(sub)
 
 
 def add_planned(sub: argparse.ArgumentParser) -> None:
-    """What is planned where there are no weights."""
+    """What `plan` considers; no weights are needed."""
     sub.add_argument("--models", type=names, default=["3b", "7b", "15b"], help="models (3b,7b,15b)")
     sub.add_argument(
         "--formats", type=names, default=[], metavar="FORMAT[:RECIPE],...",
-        help="recipes to consider, as for `convert` (all that are worth a choice)",
+        help="recipes to consider, as for `convert` (each format's best)",
     )  # fmt: skip
     sub.add_argument(
         "--context", type=count(1, MAX_CONTEXT_TOKENS), help="tokens (the budget's, or 16384)"
@@ -99,15 +100,15 @@ def add_preference(sub: argparse.ArgumentParser) -> None:
     """What decides between candidates, and what may be overridden."""
     sub.add_argument(
         "--prefer", choices=PREFERENCES, default="quality",
-        help="what counts first among those that fit (quality)",
+        help="what to rank by among variants that fit (quality)",
     )  # fmt: skip
     sub.add_argument(
         "--accept-uncalibrated", action="store_true",
-        help="rely on estimates outside of what they were tested on; it is recorded",
+        help="accept estimates not validated for this device; the bundle records it",
     )  # fmt: skip
     sub.add_argument(
         "--accept-quality", action="store_true",
-        help="choose below the budget's quality floor; it is recorded",
+        help="accept quality below the budget's floor; the bundle records it",
     )  # fmt: skip
 
 
@@ -115,12 +116,12 @@ def add_variants(sub: argparse.ArgumentParser) -> None:
     """How many of those that fit are packed."""
     sub.add_argument(
         "--variants", nargs="?", const=MAX_VARIANTS, type=count(1, MAX_VARIANTS), metavar="N",
-        help="pack the N best of those that fit, to choose from on the device; without N, all (1)",
+        help="pack the N best variants that fit; the device chooses; without N, all (1)",
     )  # fmt: skip
 
 
 def add_explain(sub: argparse.ArgumentParser) -> None:
-    """How much is said."""
+    """How much is shown."""
     sub.add_argument("--explain", action="store_true", help="every candidate with every reason")
 
 
@@ -129,12 +130,14 @@ def names(text: str) -> list[str]:
     return [part for part in text.split(",") if part]
 
 
-def count(least: int, most: int) -> Callable[[str], int]:
-    """A whole number from `least` to `most`, for argparse."""
+def count(minimum: int, maximum: int) -> Callable[[str], int]:
+    """A whole number from `minimum` to `maximum`, for argparse."""
 
     def parse(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least} to {most}")
+        if not text.isdecimal() or not minimum <= int(text) <= maximum:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a number from {minimum} to {maximum}"
+            )
         return int(text)
 
     return parse
@@ -146,5 +149,5 @@ def add_detect(sub: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=Path("artifacts/device.json"),
         help="file to write (artifacts/device.json)",
     )  # fmt: skip
-    sub.add_argument("--kind", choices=("gpu", "cpu"), help="the GPU (where there is one) or CPU")
+    sub.add_argument("--kind", choices=("gpu", "cpu"), help="gpu or cpu (the GPU, if any)")
     sub.add_argument("--index", type=count(0, 63), default=0, help="which GPU (0)")

@@ -15,7 +15,7 @@ from packager.core.units import duration, durations, gib, gib_between
 from packager.selection.candidates import of_measurement
 from packager.selection.selector import ORDER
 
-SHOWN = 12  # rejections shown without --explain
+MAX_REJECTIONS = 12  # rejections shown without --explain
 
 
 def measurement_text(measurement: Measurement) -> str:
@@ -40,7 +40,7 @@ def selection_text(selection: Selection, *, explain: bool) -> str:
     ]
     lines += [f"  note: {chosen.note}"] if chosen.note else []
     lines += [f"  overridden: {override}" for override in selection.overrides]
-    shown = selection.rejected if explain else selection.rejected[:SHOWN]
+    shown = selection.rejected if explain else selection.rejected[:MAX_REJECTIONS]
     for rejection in shown:
         lines += _rejection_lines(rejection, explain)
     if len(shown) < len(selection.rejected):
@@ -151,9 +151,7 @@ def _speed_lines(measurement: Measurement) -> list[str]:
         lines.append(f"  estimated      {', '.join(expected)} ({estimate.evidence})")
         if found.evidence != estimate.evidence and found.per_token_s is not None:
             ratio = estimate.per_token_s.middle / found.per_token_s.p50
-            lines.append(
-                f"                 {ratio - 1:+.0%} from what a token was measured to take"
-            )
+            lines.append(f"                 {ratio - 1:+.0%} from the measured time per token")
         if doubt := estimate.unsupported or estimate.unreliable:
             lines.append(f"                 {doubt}")
     return lines

@@ -28,16 +28,16 @@ DESCRIPTION = """\
 Turn a StarCoder2 checkpoint into a self-contained bundle that generates and infills offline,
 with the model's sliding window exact at any length.
 
-The way a model takes, one command each:
+The stages, one command each:
   inspect   what is in the checkpoint, and what it needs
-  plan      what would run on a device, from its data alone   (--device tesla-t4)
+  plan      estimate what fits a device; no weights needed  (--device tesla-t4)
   convert   write the variants            (--formats gguf:Q4_K_M,onnx:int4-g32)
   profile   prove the window, judge quality, time each variant on this machine
   select    choose the best one for a device within a budget, with reasons and a report
   pack      all of these, then write the bundle
-  bundle    all of these, then install the bundle and let it answer
+  bundle    all of these, then install the bundle and run it
   sign      sign a bundle with your key; verify --public-key checks it
-  archive   write a bundle as one file, or in volumes; unpack, join: the way back
+  archive   write a bundle as one file, or in volumes; unpack and join reverse it
   diff      write only what changed between two bundles
 """
 EPILOG = """\
@@ -114,7 +114,7 @@ def _add_making(add: Add) -> None:
     flags.add_model(sub)
     sub.add_argument("--sources", type=Path, required=True, help="folder of source code")
     sub.add_argument(
-        "--sequences", type=flags.count(1, 10_000), default=16, help="stretches of text (16)"
+        "--sequences", type=flags.count(1, 10_000), default=16, help="sequences of text (16)"
     )
     sub.add_argument(
         "--length", type=flags.count(1, 131_072), default=2048, help="tokens in each (2048)"
@@ -144,16 +144,16 @@ def _add_choosing(add: Add) -> None:
     flags.add_judged(sub)
     sub.add_argument(
         "--infilling", type=Path, metavar="FILE",
-        help="also fill the holes of a .jsonl.gz in the public HumanEval-infilling format",
+        help="also complete a .jsonl.gz file in the public HumanEval-infilling format",
     )  # fmt: skip
     sub.add_argument(
         "--limit",
         type=flags.count(1, 1_000_000),
-        help="at most so many of its tasks, spread evenly",
+        help="maximum number of its tasks, spread evenly",
     )
     sub.add_argument(
         "--execute", action="store_true",
-        help="run the tests of each on the code that the model wrote, in a limited child process",
+        help="run each task's tests on the generated code, in a sandboxed child process",
     )  # fmt: skip
     sub = add("plan", plan.plan)
     sub.add_argument("--device", required=True, help="a name (`starpack device list`) or a file")
@@ -186,7 +186,7 @@ def _add_devices(at: Commands, add: Add) -> None:
     sub = add("calibrate", estimate.calibrate, devices_at)
     sub.add_argument("--device", required=True, help="file that `starpack device detect` wrote")
     sub.add_argument("--threads", type=flags.count(1, 1024), help="CPU threads (physical cores)")
-    about = "What a variant will take on a device, and how far that can be trusted."
+    about = "What a variant will take on a device, and how accurate the estimates are."
     group = at.add_parser("estimate", help=about, description=about)
     estimates_at = group.add_subparsers(metavar="COMMAND", required=True)
     sub = add("run", estimate.run, estimates_at)
@@ -195,7 +195,7 @@ def _add_devices(at: Commands, add: Add) -> None:
     sub.add_argument("--device", required=True, help="name, alias or file of a device")
     sub.add_argument("--budget", help=flags.BUDGET_HELP)
     sub = add("validate", estimate.check, estimates_at)
-    sub.add_argument("--write", action="store_true", help="keep the constants as fitted anew")
+    sub.add_argument("--write", action="store_true", help="write the newly fitted constants")
 
 
 def _version() -> str:

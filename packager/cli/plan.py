@@ -54,7 +54,7 @@ def matrix(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
 
 
 class _Planner:
-    """Candidates of all wanted models and recipes, estimated."""
+    """Estimated candidates: each model in each recipe."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.models: Sequence[Model] = [load_model(name) for name in arguments.models]

@@ -17,7 +17,7 @@ from packager.engine.target import read_target
 
 
 def profile(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
-    """Prove the window of every variant, judge its quality, and time it where it is to run."""
+    """Prove each variant's window, judge its quality, and time it if this is the device."""
     checkpoint = checkpoint_of(arguments, progress)
     settings = settings_of(arguments, checkpoint, progress)
     measurements = pipeline.measure_all(checkpoint, variants_of(arguments), settings, progress)
@@ -49,12 +49,12 @@ def pack(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
 
 
 def bundle(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
-    """Pack, then install the bundle and let it answer: the whole way."""
+    """Pack, then install the bundle and run it: all stages."""
     from packager.bundle.smoke_test import try_bundle
 
     if arguments.target or arguments.target_python:
         raise UsageError(
-            "a bundle for another machine cannot be tried on this one", remedy="use `starpack pack`"
+            "a bundle for another machine cannot run on this one", remedy="use `starpack pack`"
         )
     packed, folder = _pack(arguments, progress)
     trial = try_bundle(folder, folder.with_name("installed"), progress)
@@ -110,14 +110,14 @@ def _notes(checkpoint: Checkpoint, settings: DeviceSettings) -> list[str]:
     notes = []
     if settings.context_tokens > checkpoint.context_tokens:
         notes.append(
-            f"note: the model was trained to {checkpoint.context_tokens} tokens. It runs to "
-            f"{settings.context_tokens} with its window exact, but no training is behind that."
+            f"note: the model was trained to {checkpoint.context_tokens} tokens. It runs "
+            f"to {settings.context_tokens} with its window exact, but was never trained there."
         )
     wanted = settings.budget.context_tokens
     if wanted and wanted > settings.context_tokens:
         notes.append(
-            f"note: the budget wants a context of {wanted} tokens, and {settings.context_tokens} "
-            "were opened."
+            f"note: the budget asks for a context of {wanted} tokens; "
+            f"{settings.context_tokens} were opened."
         )
     if not settings.timed_here:
         notes.append(

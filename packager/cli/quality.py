@@ -24,7 +24,7 @@ from runtimes.prompts.tokenizer import Tokenizer
 def quality(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
     """Prove the window of every variant and compare it with the checkpoint on held-out code.
 
-    With --infilling also fills the holes of a file in the public HumanEval-infilling format.
+    With --infilling it also completes a file in the public HumanEval-infilling format.
     """
     if arguments.infilling is None and (arguments.execute or arguments.limit):
         raise UsageError("--execute and --limit belong to --infilling FILE")

@@ -44,8 +44,8 @@ def judging_of(arguments: argparse.Namespace, checkpoint: Checkpoint) -> JudgeSe
         gpu_layers=arguments.gpu_layers,
         held_out=arguments.held_out,
         sample_size=SampleSize()
-        if arguments.holes is None
-        else SampleSize(samples_per_kind=arguments.holes),
+        if arguments.samples is None
+        else SampleSize(samples_per_kind=arguments.samples),
     )
 
 

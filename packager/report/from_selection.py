@@ -166,7 +166,7 @@ def _notes(settings: DeviceSettings) -> tuple[str, ...]:
     if settings.device.calibration is None:
         notes.append("The device is not calibrated: estimates rest on its specification.")
     if not settings.timed_here:
-        notes.append("The device is elsewhere: its memory and times are estimates.")
+        notes.append("The device is not this machine: its memory and times are estimates.")
     return tuple(notes)
 
 

@@ -90,7 +90,7 @@ def bundle(tmp_path_factory) -> Path:
             (out / name / format).mkdir(parents=True)
             shutil.copy(device, out / name / format)  # measured once, not for each
             words = ["pack", DEMO, "--formats", f"{format}:{recipe}", "--out", out / name / format]
-            words += ["--sources", DEMO / "calibration", "--holes", "2", "--threads", "1"]
+            words += ["--sources", DEMO / "calibration", "--samples", "2", "--threads", "1"]
             assert main([str(word) for word in words]) == 0
     return out
 
@@ -202,7 +202,7 @@ def test_the_quality_floor_blocks_packing_and_an_override_stands_in_the_manifest
     floor.write_text(json.dumps({"schema": 1, "name": "floor", "divergence_nats": 1e-9}))
     out = bundle / "small" / "gguf"
     words = [DEMO, "--formats", f"gguf:{SMALL['gguf']}", "--out", out, "--budget", floor]
-    words += ["--holes", "2", "--threads", "1"]
+    words += ["--samples", "2", "--threads", "1"]
     words = [str(word) for word in words]
     assert main(["select", *words]) == 4
     assert "no artifact passes the quality gate" in capsys.readouterr().err

@@ -136,7 +136,7 @@ def test_it_is_converted_measured_selected_packed_and_installed(house, tmp_path)
     # measured once more it would take ten seconds
     (out / "device.json").write_text(json.dumps(read_device("cpu-zen4-2-cores")))
     common = [model, "--formats", "toy", "--out", out]
-    judged = [*common, "--holes", "1", "--threads", "1", "--accept-uncalibrated"]
+    judged = [*common, "--samples", "1", "--threads", "1", "--accept-uncalibrated"]
 
     (artifact,) = starpack(house, "convert", *common)["artifacts"]
     assert [file["path"] for file in artifact["files"]] == ["config.json", "model.npz"]
