@@ -14,6 +14,7 @@ import os
 import shutil
 import tarfile
 from collections.abc import Sequence
+from io import BufferedIOBase
 from pathlib import Path
 from typing import BinaryIO
 
@@ -49,7 +50,9 @@ def archive_folder_name(folder: Path) -> str:
     return f"starpack-{short}" + ("-delta" if (folder / DELTA_NAME).is_file() else "")
 
 
-def write_archive(folder: Path, stream: BinaryIO, progress: Progress = no_progress) -> None:
+def write_archive(
+    folder: Path, stream: BinaryIO | BufferedIOBase, progress: Progress = no_progress
+) -> None:
     """Write the bundle or delta in `folder` to `stream`, which only needs write() and tell().
 
     Progress counts bytes. Raises IntegrityError where a file is not as it was packed: what has been
@@ -119,7 +122,7 @@ class _Hashing:
         self._file = file
         self._digest = hashlib.sha256()
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int = -1, /) -> bytes:
         data = self._file.read(size)
         self._digest.update(data)
         return data
@@ -137,10 +140,9 @@ def _check_headers(file: Path) -> None:
             header = stream.read(tarfile.BLOCKSIZE)
             if len(header) < tarfile.BLOCKSIZE or not any(header):
                 return
-            size = tarfile.nti(header[124:136])
-            if not 0 <= size <= most or (
-                header[156:157] in _EXTENDED and size > MAX_EXTENDED_BYTES
-            ):
+            member = tarfile.TarInfo.frombuf(header, tarfile.ENCODING, "surrogateescape")
+            size = member.size
+            if not 0 <= size <= most or (member.type in _EXTENDED and size > MAX_EXTENDED_BYTES):
                 raise _bad(file, f"a header of {size} bytes")
             blocks = -(-size // tarfile.BLOCKSIZE)
             stream.seek(blocks * tarfile.BLOCKSIZE, os.SEEK_CUR)

@@ -24,6 +24,8 @@ from packager.engine.wheelhouse import collect_wheels
 from packager.selection.selector import ORDER
 from runtimes import backends
 
+BLOCK_BYTES = 1 << 20
+
 
 def prepare(
     checkpoint: Checkpoint,
@@ -84,7 +86,10 @@ def _check_engine(installed: dict[str, str], wheels: list[Path]) -> None:
             for path in libraries:
                 if path.parent in folders:
                     with archive.open(str(path)) as stream:
-                        shipped[path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+                        digest = hashlib.sha256()
+                        while block := stream.read(BLOCK_BYTES):
+                            digest.update(block)
+                    shipped[path.name] = digest.hexdigest()
         if shipped == installed:
             return
     raise DeviceError(

@@ -6,12 +6,12 @@ import json
 import os
 import shlex
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from packager.core.errors import DeviceError, IntegrityError, OfflineError, StarpackError
 from packager.core.records import Progress, no_progress
+from runtimes.trust.versions import base_python
 
 PROMPT = "import os\n\ndef read_file(path):\n    with open("
 PREFIX = """\
@@ -59,7 +59,7 @@ def _run(command: list[object], text: str) -> str:
     # nothing of the checkout is passed on: the bundle has to stand on its own
     environment = {
         "PATH": os.environ.get("PATH", os.defpath),
-        "PYTHON": sys._base_executable,  # the Python that the bundle was packed for
+        "PYTHON": base_python(),  # the Python that the bundle was packed for
         "HF_HUB_OFFLINE": "1",
     }
     words = [str(part) for part in command]

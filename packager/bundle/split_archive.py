@@ -13,13 +13,17 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING
 
 from packager.bundle.archive import write_archive
 from packager.core.atomic import atomic_file
 from packager.core.errors import IntegrityError, UsageError
 from packager.core.records import Progress, no_progress
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 SUMS_NAME = "SHA256SUMS"
 MAX_SUMS_BYTES = 1024 * 1024
@@ -79,7 +83,7 @@ def write_files(
 
 
 @contextmanager
-def volumes(archive: Path, volume_bytes: int) -> Iterator[BinaryIO]:
+def volumes(archive: Path, volume_bytes: int) -> Iterator[BufferedIOBase]:
     """A stream that becomes the volumes of `archive`, all of them or none.
 
     Earlier volumes of that name are deleted first. Raises UsageError where there would be too many,
@@ -188,7 +192,7 @@ def _blocks(file: Path) -> Iterator[bytes]:
             yield block
 
 
-class _Writer:
+class _Writer(BufferedIOBase):
     """Takes bytes in order and cuts them."""
 
     def __init__(self, folder: Path, name: str, volume_bytes: int) -> None:
@@ -208,11 +212,12 @@ class _Writer:
         self._file.close()
         self._done.append((self._path, self._digest.hexdigest()))
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: ReadableBuffer, /) -> int:
         """Take `data`, over as many volumes as it needs."""
         rest = memoryview(data)
+        count = rest.nbytes
         self._whole.update(rest)
-        self._bytes += len(data)
+        self._bytes += count
         while rest:
             if not self._left:
                 self._end()
@@ -228,7 +233,7 @@ class _Writer:
             self._digest.update(part)
             self._left -= len(part)
             rest = rest[len(part) :]
-        return len(data)
+        return count
 
     def tell(self) -> int:
         """How many bytes have been taken."""
@@ -237,6 +242,7 @@ class _Writer:
     def close(self) -> None:
         """Also where it has not been finished."""
         self._file.close()
+        super().close()
 
     def finish(self) -> Sums:
         """Close the last volume; returns the hashes of all."""

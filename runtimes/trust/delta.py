@@ -35,7 +35,7 @@ def source_of_every_file(delta: Path, installed: Sequence[Path]) -> Callable[[Fi
     """
     value = read_delta(delta)
     verify_names(delta, file_entries(value["files"], "files"), UNLISTED | {DELTA_NAME})
-    known = {}
+    known: dict[str, Path] = {}
     for bundle in installed:
         try:
             entries = read_manifest(bundle).files

@@ -44,14 +44,15 @@ class VariantEntry:
     def from_json(cls, value: object, key: str) -> VariantEntry:
         """Check a decoded entry of `variants`; raises IntegrityError naming the key."""
         data = checks.record(value, key, {f.name for f in fields(cls)})
-        texts = {n: checks.text(data[n], f"{key}.{n}") for n in ("name", "format", "recipe")}
-        figures = ("memory_bytes", "first_token_s", "per_token_s", "divergence_nats")
-        for name in figures:
-            checks.figure(data[name], f"{key}.{name}", whole=name == "memory_bytes")
         return cls(
-            **texts,
+            name=checks.text(data["name"], f"{key}.name"),
+            format=checks.text(data["format"], f"{key}.format"),
+            recipe=checks.text(data["recipe"], f"{key}.recipe"),
             artifact=checks.safe_path(data["artifact"], f"{key}.artifact"),
-            **{name: data[name] for name in figures},
+            memory_bytes=checks.size(data["memory_bytes"], f"{key}.memory_bytes"),
+            first_token_s=checks.figure(data["first_token_s"], f"{key}.first_token_s"),
+            per_token_s=checks.figure(data["per_token_s"], f"{key}.per_token_s"),
+            divergence_nats=checks.figure(data["divergence_nats"], f"{key}.divergence_nats"),
             measured=checks.mapping(data["measured"], f"{key}.measured"),
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Set
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 
 from runtimes.errors import IntegrityError
 
@@ -43,7 +43,7 @@ def text(value: object, key: str) -> str:
     return value
 
 
-def is_int(value: object) -> bool:
+def is_int(value: object) -> TypeGuard[int]:
     """Whether it is a whole number; True is none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -55,20 +55,33 @@ def count(value: object, key: str) -> int:
     return value
 
 
-def figure(value: object, key: str, *, whole: bool = False) -> None:
+def figure(value: object, key: str) -> float | None:
     """A finite number, 0 or more, or None where it is not known."""
-    number = is_int(value) or (isinstance(value, float) and not whole)
-    if value is not None and not (number and math.isfinite(value) and value >= 0):
+    number = value if is_int(value) or isinstance(value, float) else math.nan
+    if value is None:
+        return None
+    if not (math.isfinite(number) and number >= 0):
         raise bad(key, value, "null, or a number of 0 or more")
+    return number
+
+
+def size(value: object, key: str) -> int | None:
+    """A whole number, 0 or more, or None where it is not known."""
+    if value is None:
+        return None
+    if not is_int(value) or value < 0:
+        raise bad(key, value, "null, or a whole number of 0 or more")
+    return value
 
 
 def safe_path(value: object, key: str) -> str:
     """A relative POSIX path that stays below its folder."""
-    path = PurePosixPath(text(value, key))
-    plain = str(path) == value and "\\" not in value and "\0" not in value
-    if not plain or path.is_absolute() or ".." in path.parts or value == ".":
+    name = text(value, key)
+    path = PurePosixPath(name)
+    plain = str(path) == name and "\\" not in name and "\0" not in name
+    if not plain or path.is_absolute() or ".." in path.parts or name == ".":
         raise bad(key, value, "a relative path that stays inside the bundle")
-    return value
+    return name
 
 
 def bad(key: str, value: object, expected: str) -> IntegrityError:

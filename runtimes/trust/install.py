@@ -47,7 +47,14 @@ from runtimes.trust.manifest import (
     unlisted_files,
 )
 from runtimes.trust.verify import damaged, verify_files, verify_names
-from runtimes.trust.versions import NAME_DIGITS, PARTIAL, Installation, Version, check_machine
+from runtimes.trust.versions import (
+    NAME_DIGITS,
+    PARTIAL,
+    Installation,
+    Version,
+    base_python,
+    check_machine,
+)
 
 EXECUTABLE = frozenset({"install", "run"})
 MIB = 1024 * 1024
@@ -193,15 +200,15 @@ def _stage(
     try:
         verify_files(staged.bundle, manifest, console.meter("checking", "MiB", MIB))
     except IntegrityError as error:
-        where = origins.get(error.where, error.where)
-        raise damaged(where, error.what, error.expected) from None
+        where = Path(error.where or staged.bundle)
+        raise damaged(origins.get(str(where), where), error.what, error.expected) from None
     if manifest_bytes(staged.bundle) != manifest_bytes(here):
         raise damaged(here, "the bundle was changed while it was copied")
     say("unpacking the packages")
     wheels = sorted((staged.bundle / "wheels").glob("*.whl"))
     entries = _unpack(wheels, staged.packages)
     (staged.folder / "packages.json").write_text(json.dumps([asdict(e) for e in entries]))
-    staged.python.symlink_to(os.path.realpath(sys._base_executable))
+    staged.python.symlink_to(os.path.realpath(base_python()))
     for path in checker_files(entry.path for entry in manifest.files):
         copy = staged.checker / path
         copy.parent.mkdir(parents=True, exist_ok=True)

@@ -75,7 +75,8 @@ def _leaves(event: str, arguments: tuple[object, ...], serving: bool) -> bool:
             return _is_internet(arguments[0])
         case "socket.__new__":
             _, family, kind, _ = arguments
-            return family in _INTERNET and not (serving and kind & _KIND_BITS == _STREAM)
+            stream = isinstance(kind, int) and kind & _KIND_BITS == _STREAM
+            return family in _INTERNET and not (serving and stream)
         case "socket.getaddrinfo" | "socket.gethostbyname":
             return not _is_literal(arguments[0])
         case "socket.gethostbyaddr" | "socket.getnameinfo":

@@ -73,7 +73,8 @@ def refuse_network(*, serving: bool) -> bool:
         return False
     arguments = ctypes.c_ulong(_SET_FILTER), ctypes.c_ulong(_ALL_THREADS)
     given = ctypes.byref(_Program(len(program), steps))
-    return libc.syscall(ctypes.c_long(machine.seccomp), *arguments, given) == 0
+    failed: int = libc.syscall(ctypes.c_long(machine.seccomp), *arguments, given)
+    return not failed
 
 
 def filter_program(machine: _Machine, serving: bool) -> Sequence[Instruction]:

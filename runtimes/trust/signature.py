@@ -90,7 +90,8 @@ def _envelope(bundle: Path) -> tuple[bytes, bytes]:
             remedy="have whoever packed it sign it: starpack sign BUNDLE --key FILE",
         )
     try:
-        envelope = parse_json(data)["dsseEnvelope"]
+        value: Any = parse_json(data)
+        envelope = value["dsseEnvelope"]
         (signature,) = envelope["signatures"]
         if envelope["payloadType"] != PAYLOAD_TYPE:
             raise ValueError(f"its payload is {envelope['payloadType']!r}")
@@ -105,7 +106,7 @@ def _envelope(bundle: Path) -> tuple[bytes, bytes]:
 def _signed_hashes(bundle: Path, payload: bytes) -> Mapping[str, str]:
     """Path to SHA-256, as the statement has them; raises IntegrityError."""
     try:
-        statement: dict[str, Any] = parse_json(payload)
+        statement: Any = parse_json(payload)
         predicate = statement["predicate"]
         kind = (
             statement["_type"],

@@ -216,6 +216,11 @@ class Installation:
         return self.named(name)
 
 
+def base_python() -> str:
+    """The interpreter without the environment of packages that this process may run in."""
+    return sys._base_executable  # type: ignore[attr-defined, no-any-return]  # typeshed has it not
+
+
 def check_machine(manifest: Manifest, bundle: Path) -> None:
     """The packages fit one Python and one kind of processor; raises DeviceError."""
     here = {

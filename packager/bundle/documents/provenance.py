@@ -67,5 +67,5 @@ def _plain(value: object) -> object:
         return value.resolve().name
     if isinstance(value, (list, tuple, set, frozenset)):
         items = [_plain(item) for item in value]
-        return sorted(items) if isinstance(value, (set, frozenset)) else items
+        return sorted(items, key=str) if isinstance(value, (set, frozenset)) else items
     return value if isinstance(value, (str, int, float, bool)) else str(value)

@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
 import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 PACKAGE = "runtimes"
 
 
-class Checker:
+class Checker(MetaPathFinder, Loader):
     """Finds the checker's modules among `sources`, path to bytes, and nowhere else.
 
     Python's own search would take compiled files, libraries and folders that lie beside a module
@@ -33,7 +36,9 @@ class Checker:
             for path, data in sources.items()
         }
 
-    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if name not in self.sources:
             return None
         is_package = self.sources[name][0].endswith("/__init__.py")
@@ -50,7 +55,7 @@ class Checker:
 
 def checker_sources() -> dict[str, bytes]:
     """As `install` has just read and checked them; installed, as they lie beside this file."""
-    given = globals().get("SOURCES")
+    given: dict[str, bytes] | None = globals().get("SOURCES")
     if given is not None:
         return given
     files = (HERE / PACKAGE).rglob("*.py")
@@ -84,7 +89,8 @@ def run(installation: Path, argv: list[str]) -> int:
     sys.path.insert(0, str(version.packages))
     from runtimes.cli.main import main
 
-    sys.stdout.reconfigure(encoding="utf-8")  # source code is UTF-8, whatever the locale
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # source code is UTF-8, whatever the locale
     return main(argv, version)
 
 
