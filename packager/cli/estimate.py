@@ -22,7 +22,7 @@ from packager.estimate.calibration_runs import take_samples
 from packager.estimate.device_calibration import fit_calibration
 from packager.estimate.estimator import DEFAULT_CONTEXT_TOKENS, estimate
 from packager.estimate.models import Model, load_model, model_names
-from packager.estimate.validate import GATES, LEAST_RANKED, Errors, validate, write_fitted
+from packager.estimate.validate import GATES, MIN_RANKED, Errors, validate, write_fitted
 from runtimes.backends.gguf.engine import engine_version
 from runtimes.host.limits import default_threads
 
@@ -73,7 +73,7 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
         *columns(rows),
         "",
         f"pairs on one device, more than 10 % apart, in the right order: {found.ranked:.1%} of "
-        f"{found.pairs} (at least {LEAST_RANKED:.0%})",
+        f"{found.pairs} (at least {MIN_RANKED:.0%})",
         *(f"failed: {failure}" for failure in found.failures),
     ]
     if arguments.write:

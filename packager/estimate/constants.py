@@ -31,7 +31,7 @@ def _each(prefix: str, guesses: dict[str, float], spread: float, meaning: str) -
 
 
 _TABLE = [
-    # Rates of streams. Families are kinds of weights, see estimate_model.family.
+    # Rates of streams. Families are kinds of weights, see published.family.
     *_each(
         "share",
         {"float": 0.92, "block8": 0.92, "block4": 0.92, "kquant": 0.92, "group4": 0.92},
@@ -47,7 +47,7 @@ _TABLE = [
     Constant("share_cache", 0.9, 0.1, "bandwidth that fused attention reaches on keys and values"),
     Constant(
         "ecc", 0.92, 0.03,
-        "bandwidth left by error correction within GDDR memory (6 % is the room that it takes)",
+        "bandwidth left by error correction within GDDR memory (it takes 6 % of the memory)",
     ),
     # Starts of kernels, in microseconds for each layer, by engine.
     *_each(
@@ -77,11 +77,11 @@ _TABLE = [
     Constant("vocabulary", 1.5, 0.7, "nanoseconds for each entry: logits to the host, sampling"),
     # Attention of llama.cpp before it was fused: bound by latency, not by bytes.
     Constant("cell_cycles", 27, 0.5, "cycles for each layer and position, llama.cpp to 2024"),
-    Constant("cell_hbm", 0.6, 0.5, "the same on cards with HBM, as a share"),
+    Constant("cell_hbm", 0.6, 0.5, "the same on cards with HBM, as a factor"),
     # Prompts.
-    Constant("peak_float", 0.6, 0.3, "share of the float16 peak that products of many rows reach"),
-    Constant("peak_int8", 0.35, 0.3, "share of the int8 peak that llama.cpp's products reach"),
-    Constant("peak_attention", 0.3, 0.5, "share of the float16 peak that fused attention reaches"),
+    Constant("peak_float", 0.6, 0.3, "part of the float16 peak that products of many rows reach"),
+    Constant("peak_int8", 0.35, 0.3, "part of the int8 peak that llama.cpp's products reach"),
+    Constant("peak_attention", 0.3, 0.5, "part of the float16 peak that fused attention reaches"),
     Constant(
         "expand", 2.0, 0.5,
         "times that weights expanded to 2 bytes go through memory, where products need floats",

@@ -30,7 +30,7 @@ from packager.estimate.time_model import (
 KINDS = ("decode", "prefill")
 # Guessed: what a row counts for in the fit, by how far it can be trusted (see published.py).
 COUNTS = {"A": 1.0, "B": 0.5, "C": 0.25}
-LEAST_STEPS = 3  # of a host, to calibrate on two and judge by the others
+MIN_STEPS = 3  # of a host, to calibrate on two and judge by the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ def calibrated_errors(replay: Replay) -> dict[str, np.ndarray]:
     for (device, _, _), own in hosts.items():
         steps = [row for row in own if row.metric == "decode"]
         prompts = [row for row in own if row.metric == "prefill"]
-        if len(steps) < LEAST_STEPS:
+        if len(steps) < MIN_STEPS:
             continue
         chosen = [steps[0], steps[-1], *prompts[:1]]
         times = [_time(row, replay.constants[device]) for row in chosen]

@@ -1,6 +1,6 @@
 """Three multipliers that turn a device's specification into what it does: a fit, and its samples.
 
-    measured = sum hypot(memory x m, arithmetic x a) + launch x l    (estimate_model.Time)
+    measured = sum hypot(memory x m, arithmetic x a) + launch x l    (time_model.Time)
 
 The samples are short runs of small models of random weights through the shipped runtime.
 """
@@ -17,7 +17,7 @@ from packager.core.records import Calibration
 from packager.estimate import least_squares
 from packager.estimate.time_model import Time
 
-LEAST_SAMPLES = 3
+MIN_SAMPLES = 3
 # Guessed: how far a device may be from its specification, as standard deviations of logarithms.
 # What the samples do not tell apart stays near 1.
 SPREADS = (0.5, 0.5, 0.5)
@@ -36,10 +36,10 @@ def fit_calibration(samples: Sequence[Sample], engine: str, date: str) -> Calibr
 
     Raises DeviceError where there are too few, or one took no time.
     """
-    if len(samples) < LEAST_SAMPLES or any(not sample.seconds > 0 for sample in samples):
+    if len(samples) < MIN_SAMPLES or any(not sample.seconds > 0 for sample in samples):
         raise DeviceError(
             f"{len(samples)} samples do not tell what the device does",
-            expected=f"{LEAST_SAMPLES} or more, each of more than 0 s",
+            expected=f"{MIN_SAMPLES} or more, each of more than 0 s",
             remedy="measure again on an idle machine",
         )
     memory, arithmetic, launch = multipliers(

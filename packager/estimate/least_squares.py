@@ -2,7 +2,7 @@
 
 Minimises, over constants c with guesses g and spreads s,
 
-    sum share * huber(log(estimate(c) / measured) / SCALE) + sum (log(c / g) / s)^2 / 2
+    sum weight * huber(log(estimate(c) / measured) / SCALE) + sum (log(c / g) / s)^2 / 2
 
 so an error of 10 % counts alike at any speed, a few wild rows do not decide, and a constant that
 no row speaks of keeps its guess. Knows nothing of what is fitted.
@@ -26,11 +26,11 @@ def fit(
     measured_logs: np.ndarray,
     guesses: Sequence[float],
     spreads: Sequence[float],
-    shares: np.ndarray | float = 1.0,
+    weights: np.ndarray | float = 1.0,
 ) -> np.ndarray:
     """The constants, (C,); `logs` gives the logarithms of estimates (R,) from constants (C,).
 
-    shares: what each row counts for, (R,).
+    weights: what each row counts for, (R,).
     """
     center, width = np.log(guesses), np.asarray(spreads, float)
 
@@ -41,7 +41,7 @@ def fit(
     def cost(x: np.ndarray, errors: np.ndarray) -> float:
         size, wild = np.abs(errors) / SCALE, WILD / SCALE
         rows = np.where(size < wild, size**2 / 2, wild * (size - wild / 2))
-        return float((shares * rows).sum() + (((x - center) / width) ** 2).sum() / 2)
+        return float((weights * rows).sum() + (((x - center) / width) ** 2).sum() / 2)
 
     x, damping = center.copy(), 1e-2
     errors = residuals(x)
@@ -50,9 +50,9 @@ def fit(
         slopes = np.stack(
             [(residuals(x + row) - errors) / STEP for row in STEP * np.eye(x.size)], 1
         )
-        weights = np.minimum(1, WILD / np.maximum(np.abs(errors), 1e-12)) / SCALE**2 * shares
-        curve = slopes.T @ (slopes * weights[:, None]) + np.diag(width**-2)
-        slope = slopes.T @ (weights * errors) + (x - center) / width**2
+        counted = np.minimum(1, WILD / np.maximum(np.abs(errors), 1e-12)) / SCALE**2 * weights
+        curve = slopes.T @ (slopes * counted[:, None]) + np.diag(width**-2)
+        slope = slopes.T @ (counted * errors) + (x - center) / width**2
         while True:
             new = x - np.linalg.solve(curve + damping * np.diag(np.diag(curve)), slope)
             new_errors = residuals(new)

@@ -3,12 +3,12 @@
     decode  = weights + keys and values + layers x launch + start + vocabulary
     prefill = products + activations + attention + layers x batches x launch
 
-Each part is a stream that memory, instructions and arithmetic limit together: they overlap in part,
-so their times are added as the sides of a right triangle are (hypot). "Instructions" is the rate
-of bytes that all multiprocessors take in, bytes_per_cycle x cycles per second; a card with
-much bandwidth and few multiprocessors, as those with HBM, is limited by it (roofline with a third
-roof; fitted on data it needed no other constant for HBM but longer launches). Constants:
-packager/estimate/constants.py. All fields may be numbers, or arrays (R,) of as many cases.
+Each part is a roofline term: memory, instructions and arithmetic limit it together. They overlap in
+part, so a term is the root of the sum of squares of their times (hypot). "Instructions" is the rate
+of bytes that all multiprocessors take in, bytes_per_cycle x cycles per second. It limits cards with
+much bandwidth and few multiprocessors, as those with HBM. With this third roof the fit needed no
+other constant for HBM but longer launches. Constants: packager/estimate/constants.py.
+All fields may be numbers, or arrays (R,) of as many cases.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Load(Generic[N, T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
+class Roofline:
     """A part of a step: seconds if memory, or arithmetic and instructions, were all that limits."""
 
     memory_s: Number
@@ -84,12 +84,12 @@ class Stream:
 class Time:
     """A step's parts. `seconds` scales them by a device's calibration."""
 
-    streams: tuple[Stream, ...]
+    terms: tuple[Roofline, ...]
     launch_s: Number
 
     def seconds(self, memory: float = 1, arithmetic: float = 1, launch: float = 1) -> Number:
         """All parts together, each kind times its multiplier."""
-        parts = (np.hypot(s.memory_s * memory, s.arithmetic_s * arithmetic) for s in self.streams)
+        parts = (np.hypot(s.memory_s * memory, s.arithmetic_s * arithmetic) for s in self.terms)
         return sum(parts) + self.launch_s * launch
 
 
@@ -127,7 +127,7 @@ def _columns(kind: type[Any], items: Sequence[object]) -> dict[str, Any]:
 
 def decode(load: Load[N, T], rates: Rates[N], constants: Constants, depth_tokens: Number) -> Time:
     """One token; depth_tokens positions of the cache are seen by it."""
-    share = _pick(constants, "share", load.family)
+    fraction = _pick(constants, "share", load.family)
     fused = load.fused * depth_tokens * load.cache_bytes
     cells = (1 - load.fused) * depth_tokens * load.layers * constants["cell_cycles"] / rates.clock
     cells = cells * np.where(rates.hbm, constants["cell_hbm"], 1)
@@ -135,9 +135,9 @@ def decode(load: Load[N, T], rates: Rates[N], constants: Constants, depth_tokens
     start = constants["start"] + 1e-3 * constants["vocabulary"] * load.vocab
     return Time(
         (
-            _stream(load.weights_bytes, rates, constants, share),
-            _stream(fused, rates, constants, constants["share_cache"]),
-            Stream(0.0, cells),
+            _roofline(load.weights_bytes, rates, constants, fraction),
+            _roofline(fused, rates, constants, constants["share_cache"]),
+            Roofline(0.0, cells),
         ),
         1e-6 * (load.layers * launch + start),
     )
@@ -150,7 +150,7 @@ def prefill(
     batches = np.ceil(tokens / load.batch_tokens)
     int8 = load.product == "int8"
     expanded = np.where(load.product == "expand", 2 * load.parameters * constants["expand"], 0.0)
-    weights = _stream(batches * (load.weights_bytes + expanded), rates, constants, 1.0)
+    weights = _roofline(batches * (load.weights_bytes + expanded), rates, constants, 1.0)
     peak = np.where(
         int8, rates.int8 * constants["peak_int8"], rates.float16 * constants["peak_float"]
     )
@@ -165,11 +165,11 @@ def prefill(
     launch = _pick(constants, "launch", np.where(_starts(load), "llama-plain", load.engine))
     return Time(
         (
-            Stream(weights.memory_s, np.hypot(weights.arithmetic_s, products)),
-            _stream(4 * values * constants["activations"], rates, constants, 1.0),
-            Stream(0.0, values * constants["activation_cycles"] / rates.cycles),
-            _stream(scores, rates, constants, 1.0),
-            Stream(0.0, load.fused * attention),
+            Roofline(weights.memory_s, np.hypot(weights.arithmetic_s, products)),
+            _roofline(4 * values * constants["activations"], rates, constants, 1.0),
+            Roofline(0.0, values * constants["activation_cycles"] / rates.cycles),
+            _roofline(scores, rates, constants, 1.0),
+            Roofline(0.0, load.fused * attention),
         ),
         1e-6 * launch * load.layers * batches + 1e-3 * constants["cold"] * load.cold,
     )
@@ -189,10 +189,12 @@ def _starts(load: Load[N, T]) -> np.ndarray:
     return np.isin(load.engine, ("llama", "llama-2024", "vulkan", "mlc"))
 
 
-def _stream(bytes_moved: Number, rates: Rates[N], constants: Constants, share: Number) -> Stream:
+def _roofline(
+    bytes_moved: Number, rates: Rates[N], constants: Constants, fraction: Number
+) -> Roofline:
     ecc = np.where(rates.ecc, constants["ecc"], 1)
-    return Stream(
-        bytes_moved / (rates.bandwidth * ecc * share),
+    return Roofline(
+        bytes_moved / (rates.bandwidth * ecc * fraction),
         bytes_moved / (rates.cycles * constants["bytes_per_cycle"]),
     )
 

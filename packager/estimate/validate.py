@@ -30,7 +30,7 @@ from packager.estimate.published import Row, read_files, read_published
 from packager.formats.gguf.footprint import compute_bytes
 from packager.formats.gguf.recipe import RECIPES, variant
 
-LEAST_APART = 0.10  # pairs of one device that differ by less than this are not ranked
+MIN_APART = 0.10  # pairs of one device that differ by less than this are not ranked
 INSIDE = (0.05, 0.95)  # nine of ten lie between the ends of an interval
 # The most that CI allows, from the issue that asked for the estimate.
 GATES = {
@@ -38,7 +38,7 @@ GATES = {
     "prefill": (0.13, 0.30),
     "memory": (0.03, None),
 }
-LEAST_RANKED = 0.98
+MIN_RANKED = 0.98
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,8 @@ class Validation:
                 found.append(f"{name}: median {errors.median:.1%}, at most {median:.0%}")
             if p90 is not None and errors.p90 > p90:
                 found.append(f"{name}: p90 {errors.p90:.1%}, at most {p90:.0%}")
-        if self.ranked < LEAST_RANKED:
-            found.append(f"ranking: {self.ranked:.1%}, at least {LEAST_RANKED:.0%}")
+        if self.ranked < MIN_RANKED:
+            found.append(f"ranking: {self.ranked:.1%}, at least {MIN_RANKED:.0%}")
         return found
 
 
@@ -169,9 +169,9 @@ def file_errors() -> np.ndarray:
 
 
 def _ranked(replay: Replay) -> tuple[float, int]:
-    """Share of pairs in the right order, and how many pairs there are.
+    """Fraction of pairs in the right order, and how many pairs there are.
 
-    Of one device and kind, prompts of one length, whoever published them; more than LEAST_APART
+    Of one device and kind, prompts of one length, whoever published them; more than MIN_APART
     apart.
     """
     right = pairs = 0
@@ -182,7 +182,7 @@ def _ranked(replay: Replay) -> tuple[float, int]:
             if one.metric == "prefill" and one.tokens != other.tokens:
                 continue
             apart = replay.measured[i] - replay.measured[j]
-            if abs(apart) > np.log1p(LEAST_APART):
+            if abs(apart) > np.log1p(MIN_APART):
                 pairs += 1
                 right += apart * (apart + replay.errors[i] - replay.errors[j]) > 0
     return float(right / pairs), pairs

@@ -12,10 +12,10 @@ from packager.core.errors import DeviceError
 from packager.devices.database import load_device, read_device
 from packager.estimate import calibration_runs
 from packager.estimate.device_calibration import Sample, fit_calibration, multipliers
-from packager.estimate.time_model import Stream, Time
+from packager.estimate.time_model import Roofline, Time
 
 TIMES = [
-    Time((Stream(memory, arithmetic), Stream(0.1, 0.0)), launch)
+    Time((Roofline(memory, arithmetic), Roofline(0.1, 0.0)), launch)
     for memory, arithmetic, launch in [(9, 1, 0.1), (1, 8, 0.2), (0.1, 0.1, 2), (4, 3, 1)]
 ]
 
@@ -27,7 +27,7 @@ def test_multipliers_are_found_again() -> None:
 
 
 def test_what_samples_do_not_tell_stays_as_specified() -> None:
-    memory_alone = [Time((Stream(size, 0.0),), 0.0) for size in (1.0, 2.0, 3.0)]
+    memory_alone = [Time((Roofline(size, 0.0),), 0.0) for size in (1.0, 2.0, 3.0)]
     found = multipliers(memory_alone, [2.0, 4.0, 6.0])
     assert found[0] == pytest.approx(2, rel=0.01)
     assert found[1:] == pytest.approx((1, 1))

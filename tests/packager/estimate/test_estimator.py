@@ -167,9 +167,7 @@ def test_weights_are_expanded_once_for_a_chunk_as_for_a_token() -> None:
     model, device = load_model("7b"), load_device("tesla-t4")
     t4 = case_of(model.geometry, model.window, gptq.variant("w4g128"), device, 2048)
     assert kernel_path(model.geometry, t4.variant, Setting(2048, device=device)) == "expanded"
-    chunk, token = (
-        time.streams[0].memory_s for time in (t4.prefill_time(0, 512), t4.decode_time(0))
-    )
+    chunk, token = (time.terms[0].memory_s for time in (t4.prefill_time(0, 512), t4.decode_time(0)))
     assert chunk == pytest.approx(token, rel=0.1)
 
 

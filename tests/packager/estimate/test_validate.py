@@ -29,7 +29,7 @@ def test_gates(found) -> None:
     for name, (median, p90) in validate.GATES.items():
         assert found.families[name].median <= median
         assert p90 is None or found.families[name].p90 <= p90
-    assert found.ranked >= validate.LEAST_RANKED
+    assert found.ranked >= validate.MIN_RANKED
 
 
 def test_rows_that_are_judged(found) -> None:
