@@ -126,7 +126,7 @@ def write_gguf(model: Model, recipe_name: str, out: Path) -> Path:
     """A GGUF file of random weights; returns its path. Asks the installed engine to quantise."""
     geometry, variant = model.geometry, gguf.variant(recipe_name)
     recipe = ggml.RECIPES[recipe_name]
-    plans = gguf_writer.plan_tensors(geometry, GeometryShapes(geometry), recipe, imatrix=False)
+    plans = gguf_writer.list_tensors(geometry, GeometryShapes(geometry), recipe, imatrix=False)
     source, slabs = RandomTensors(geometry), {}
     with atomic_folder(out) as folder:
         file = folder / gguf.FILE_NAME

@@ -35,9 +35,9 @@ from packager.formats.gguf.recipe import (
     NAME,
     VERSION,
     WORK_FILES,
-    TensorPlan,
+    TensorEntry,
     gguf_name,
-    plan_tensors,
+    list_tensors,
 )
 from packager.formats.quant import ggml
 
@@ -56,7 +56,7 @@ def convert(
 ) -> Artifact:
     """Write `out`/model.gguf; the folder appears when the file is whole.
 
-    A run that is stopped is gone on with by the next one (work.py).
+    An interrupted run resumes (packager/core/workdir.py).
     `calibration` is an importance file: per GGUF matrix name, the mean square (C,) of what the
     matrix is multiplied with. Raises CheckpointError for weights that cannot be converted.
     """
@@ -65,29 +65,29 @@ def convert(
     if calibration is not None:
         importance = read_importance(calibration, matrix_columns(checkpoint))
     recipe = ggml.RECIPES[variant.recipe]
-    plans = plan_tensors(checkpoint.geometry, source, recipe, bool(importance))
+    entries = list_tensors(checkpoint.geometry, source, recipe, bool(importance))
     inputs = {
         "checkpoint": checkpoint.sha256,
         "variant": variant.name,
         "calibration": calibration and sha256_file(calibration),
         "block_bytes": BLOCK_BYTES,
-        # what the header tells beside what follows from the weights
-        "told": [checkpoint.path.name, checkpoint.revision, declared_licence(checkpoint.path)],
+        # what the header has beside what follows from the weights
+        "header": [checkpoint.path.name, checkpoint.revision, declared_licence(checkpoint.path)],
     }
     with work_folder(out, (NAME, VERSION), WORK_FILES, inputs) as work:
         file = work / FILE_NAME
         ledger = Ledger(file)
         if ledger.jobs == 0:
-            write_header(file, checkpoint, variant, plans)
-        write_tensors(file, source, plans, importance, ledger, progress)
-        entry = file_entry(work, FILE_NAME)
+            write_header(file, checkpoint, variant, entries)
+        write_tensors(file, source, entries, importance, ledger, progress)
+        written = file_entry(work, FILE_NAME)
         publish(work, [FILE_NAME], out)
     versions = tool_versions("gguf", "llama-cpp-python")
-    return Artifact(variant, checkpoint.sha256, out, (entry,), versions)
+    return Artifact(variant, checkpoint.sha256, out, (written,), versions)
 
 
 def write_header(
-    file: Path, checkpoint: Checkpoint, variant: Variant, plans: list[TensorPlan]
+    file: Path, checkpoint: Checkpoint, variant: Variant, entries: list[TensorEntry]
 ) -> None:
     """Write the metadata and the tensor table, padded to where the tensors start."""
     writer = GGUFWriter(file, ARCHITECTURE)
@@ -112,10 +112,10 @@ def write_header(
     writer.add_string("starpack.checkpoint.sha256", checkpoint.sha256)
     if checkpoint.revision:
         writer.add_string("starpack.checkpoint.revision", checkpoint.revision)
-    for plan in plans:
-        type_id = GGMLQuantizationType(ggml.TYPE_IDS[plan.type_name])
+    for entry in entries:
+        type_id = GGMLQuantizationType(ggml.TYPE_IDS[entry.type_name])
         writer.add_tensor_info(
-            plan.name, plan.shape, np.dtype(np.float32), plan.nbytes, raw_dtype=type_id
+            entry.name, entry.shape, np.dtype(np.float32), entry.nbytes, raw_dtype=type_id
         )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -177,56 +177,58 @@ def _add_tokenizer(writer: GGUFWriter, checkpoint: Checkpoint) -> None:
 def write_tensors(
     file: Path,
     source: TensorSource,
-    plans: list[TensorPlan],
+    entries: list[TensorEntry],
     importance: Mapping[str, np.ndarray],
     ledger: Ledger,
     progress: Progress,
 ) -> None:
-    """Append every tensor in order. At most two slabs per core are in memory at any time."""
-    total = sum(plan.nbytes for plan in plans)
-    left = itertools.islice(_slabs(source, plans, importance), ledger.jobs, None)
+    """Append every tensor in order. At most two blocks of rows per core are in memory."""
+    total = sum(entry.nbytes for entry in entries)
+    remaining = itertools.islice(_row_blocks(source, entries, importance), ledger.jobs, None)
     with open(file, "ab") as stream:
         with (
             data_errors_as(CheckpointError, "use BF16, Q8_0 or a K-quant recipe"),
-            closing(results_in_order(left)) as slabs,
+            closing(results_in_order(remaining)) as blocks,
         ):
-            for slab in slabs:
-                progress("convert", ledger.add(stream, stream.write(slab.data)), total)
+            for block in blocks:
+                progress("convert", ledger.add(stream, stream.write(block.data)), total)
         stream.flush()
         os.fsync(stream.fileno())
     progress("convert", total, total)
 
 
-def _slabs(
-    source: TensorSource, plans: list[TensorPlan], importance: Mapping[str, np.ndarray]
+def _row_blocks(
+    source: TensorSource, entries: list[TensorEntry], importance: Mapping[str, np.ndarray]
 ) -> Iterator[Callable[[], np.ndarray]]:
-    """One job per stretch of rows, in file order; each tensor's last job is its padding."""
-    for plan in plans:
-        quantize = ggml.row_quantizer(plan.type_name, plan.source)
-        if len(plan.shape) == 1:
-            yield functools.partial(_pack_vector, source, plan, quantize)
+    """One job per block of rows, in file order; each tensor's last job is its padding."""
+    for entry in entries:
+        quantize = ggml.row_quantizer(entry.type_name, entry.source)
+        if len(entry.shape) == 1:
+            yield functools.partial(_pack_vector, source, entry, quantize)
         else:
-            weights = importance.get(plan.name)
-            rows_per_slab = max(1, BLOCK_BYTES // (4 * plan.shape[1]))
-            for start in range(0, plan.rows, rows_per_slab):
-                stop = min(start + rows_per_slab, plan.rows)
-                yield functools.partial(_pack_rows, source, plan, quantize, weights, start, stop)
-        yield functools.partial(np.zeros, -plan.nbytes % ALIGNMENT, np.uint8)
+            weights = importance.get(entry.name)
+            rows_per_block = max(1, BLOCK_BYTES // (4 * entry.shape[1]))
+            for start in range(0, entry.rows, rows_per_block):
+                stop = min(start + rows_per_block, entry.rows)
+                yield functools.partial(_pack_rows, source, entry, quantize, weights, start, stop)
+        yield functools.partial(np.zeros, -entry.nbytes % ALIGNMENT, np.uint8)
 
 
-def _pack_vector(source: TensorSource, plan: TensorPlan, quantize: ggml.RowQuantizer) -> np.ndarray:
-    return quantize(source.read(plan.source)[None, :], None)
+def _pack_vector(
+    source: TensorSource, entry: TensorEntry, quantize: ggml.RowQuantizer
+) -> np.ndarray:
+    return quantize(source.read(entry.source)[None, :], None)
 
 
 def _pack_rows(
     source: TensorSource,
-    plan: TensorPlan,
+    entry: TensorEntry,
     quantize: ggml.RowQuantizer,
     weights: np.ndarray | None,
     start: int,
     stop: int,
 ) -> np.ndarray:
-    return quantize(source.read_rows(plan.source, start, stop), weights)
+    return quantize(source.read_rows(entry.source, start, stop), weights)
 
 
 def matrix_columns(checkpoint: Checkpoint) -> dict[str, int]:

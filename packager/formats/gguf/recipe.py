@@ -36,7 +36,7 @@ _LAYER_NAMES = {
 
 
 @dataclass(frozen=True, slots=True)
-class TensorPlan:
+class TensorEntry:
     """One tensor of the file: its names in the checkpoint and in GGUF, shape (R, C) or (C,)."""
 
     source: str
@@ -68,18 +68,18 @@ def variant(recipe: str, head_bits: int | None = None) -> Variant:
     return Variant("gguf", recipe, ggml.RECIPES[recipe].bits, None)
 
 
-def plan_tensors(
+def list_tensors(
     geometry: Geometry, source: Shapes, recipe: ggml.Recipe, imatrix: bool
-) -> list[TensorPlan]:
+) -> list[TensorEntry]:
     """Every tensor of the file in its order, with the type llama.cpp's mix gives it."""
-    plans = []
+    entries = []
     for name in source.names():
         target, shape = gguf_name(name), source.shape(name)
         type_name = "F32"  # norms and biases stay exact: they are small
         if len(shape) == 2:
             type_name = ggml.matrix_type(target, shape[1], recipe, geometry, imatrix)
-        plans.append(TensorPlan(name, target, shape, type_name))
-    return sorted(plans, key=lambda plan: _file_order(plan.name))
+        entries.append(TensorEntry(name, target, shape, type_name))
+    return sorted(entries, key=lambda entry: _file_order(entry.name))
 
 
 def tensor_bytes(geometry: Geometry, variant: Variant) -> Mapping[str, int]:
@@ -100,10 +100,10 @@ def repacked_bytes(geometry: Geometry, variant: Variant) -> int:
 def _sizes(geometry: Geometry, variant: Variant) -> tuple[Mapping[str, int], int]:
     """What both give; without an importance matrix, which moves few types."""
     recipe = ggml.RECIPES[variant.recipe]
-    plans = plan_tensors(geometry, GeometryShapes(geometry), recipe, imatrix=False)
-    repacked = [p for p in plans if p.type_name == REPACKED and p.name != "token_embd.weight"]
-    sizes = {plan.name: plan.nbytes for plan in plans}
-    return MappingProxyType(sizes), sum(plan.nbytes for plan in repacked)
+    entries = list_tensors(geometry, GeometryShapes(geometry), recipe, imatrix=False)
+    repacked = [p for p in entries if p.type_name == REPACKED and p.name != "token_embd.weight"]
+    sizes = {entry.name: entry.nbytes for entry in entries}
+    return MappingProxyType(sizes), sum(entry.nbytes for entry in repacked)
 
 
 def gguf_name(name: str) -> str:

@@ -5,8 +5,8 @@
     quantize_config.json   the same, where other readers look for it
 
 Layers are quantised in order, each on the hidden states that the quantised layers before it give.
-Finished layers and the states lie in a folder beside the result until it is whole, and a run that
-was ended goes on from there. Layout: packager/formats/quant/gptq_layout.py.
+Finished layers and the states lie in a folder beside the result until it is complete. An
+interrupted run resumes. Layout: packager/formats/quant/gptq_layout.py.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from packager.formats.gptq.recipe import (
 from packager.formats.quant.gptq_layout import WORD_BITS, Recipe
 
 QUANTIZE_CONFIG_NAME = "quantize_config.json"
-SLAB_ROWS = 1024  # of the embedding per step: 25 MB in float32 for StarCoder2-15B
+BLOCK_ROWS = 1024  # of the embedding per step: 25 MB in float32 for StarCoder2-15B
 # The packed matrices, in the order in which they are. vLLM looks its own name for three of them up
 # here (get_linear_quant_method), and takes what it does not find for unquantised.
 MODULES = (
@@ -118,9 +118,9 @@ def quantize_config(
     calibrated: dict[str, object],
     head_bits: int = 16,
 ) -> dict[str, object]:
-    """What readers of GPTQ files ask for; ours, which they pass over, is in `meta`.
+    """What readers of GPTQ files ask for; ours, which they ignore, is in `meta`.
 
-    damping: the largest share of the mean diagonal that a matrix needed.
+    damping: the largest fraction of the mean diagonal that a matrix needed.
     """
     return {
         "quant_method": "gptq",
@@ -196,8 +196,8 @@ def _parts(tensors: TensorSource, layers: list[Path]) -> Iterator[tuple[str, np.
 def _half_rows(tensors: TensorSource, name: str) -> Iterator[np.ndarray]:
     """A tensor in half precision, some rows at a time; CheckpointError where it does not fit."""
     rows = tensors.shape(name)[0]
-    for start in range(0, rows, SLAB_ROWS):
-        values = tensors.read_rows(name, start, min(start + SLAB_ROWS, rows))
+    for start in range(0, rows, BLOCK_ROWS):
+        values = tensors.read_rows(name, start, min(start + BLOCK_ROWS, rows))
         with np.errstate(over="ignore"):
             half = values.astype(np.float16)
         if not np.isfinite(half).all():

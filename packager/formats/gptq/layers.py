@@ -1,4 +1,4 @@
-"""GPTQ layer by layer, in a folder of unfinished work (work.py) that a later run goes on from.
+"""GPTQ layer by layer, in a folder of unfinished work that a later run resumes.
 
 It holds a file for each finished layer and the hidden states that go into the next one; both appear
 under their names only when they are whole. Knows nothing of the format of the result.

@@ -1,7 +1,7 @@
 """A folder of GPTQ weights as a source of codes: whoever made it, in the layout that many read.
 
-Settings, shapes and groups are checked before a code is believed. Weights are given as blocks of
-neighbouring inputs; where the file has them in the order of activations, the order is given too.
+Settings, shapes and groups are checked before a code is believed. Weights come as blocks of
+neighbouring inputs; in act-order files, with the order of the inputs.
 Knows nothing of what the codes are for.
 """
 
@@ -23,7 +23,7 @@ from packager.formats.quant.gptq_layout import WORD_BITS, unpack_codes, unpack_z
 CONFIG_NAME, SETTINGS_NAME = "config.json", "quantize_config.json"
 BITS = (4, 8)
 GROUPS = (16, 32, 64, 128, 256, 512, 1024)
-ROW_GROUP = 128  # one scale for a whole row is the same scale for each of its stretches
+ROW_GROUP = 128  # one scale for a whole row is the same scale for each of its blocks
 WHOLE_ROW = -1  # specified: how the settings say so
 
 
@@ -32,7 +32,7 @@ class GptqWeights:
     """The quantised linears of one folder.
 
     stored_group: inputs that share a scale in the file, or WHOLE_ROW. group: in the blocks that
-    are given. version: 1 stores a zero point less one, 2 as it is.
+    it returns. version: 1 stores a zero point less one, 2 as it is.
     """
 
     shards: Shards

@@ -47,7 +47,7 @@ def convert(
 ) -> Artifact:
     """Write the artifact's files; the folder appears when they are whole.
 
-    A run that is stopped is gone on with by the next one (work.py).
+    An interrupted run resumes (packager/core/workdir.py).
     `calibration` is the folder of GPTQ weights that the recipe int4 takes its codes from. Raises
     CheckpointError for weights that cannot be converted, UsageError where the folder is missing.
     """
@@ -76,7 +76,7 @@ def write_files(
 ) -> tuple[str, ...]:
     """Write the files of `convert` with the weights of `source`; returns their names.
 
-    The weights are gone on with where a ledger in `folder` says that some are there.
+    The weights resume where a ledger in `folder` says that some are there.
     """
     recipe = parse(variant.recipe)
     head = head_recipe(recipe, variant.head_bits)

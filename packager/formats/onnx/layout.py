@@ -34,7 +34,7 @@ class Recipe:
 
     activations: "float32" or "float16", which vectors, scales, keys and values have too. zeros:
     with a zero point per block; the fast kernels of GPUs ask for none. search: for the best scales.
-    calibrated: the codes of the linears are given, in which case they decide on group and zeros.
+    calibrated: the codes of the linears are precomputed, and decide on group and zeros.
     """
 
     bits: int | None

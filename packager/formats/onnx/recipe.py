@@ -22,7 +22,7 @@ NAME = "onnx"
 VERSION = 2  # of what convert.py writes: part of the key of its artifacts
 WORK_FILES = re.compile(r"(model|probe|genai)[._].*")
 INT8_GROUP = 128  # measured: a quarter faster than 32, for a fifth more error of the weights
-GIVEN_GROUP = 128  # what `starpack convert --formats gptq` writes unless told otherwise
+PRECOMPUTED_GROUP = 128  # what `starpack convert --formats gptq` writes unless told otherwise
 HEAD_GROUP = 32  # the head decides between ids: the finest blocks there are kernels for
 
 _GRAMMAR = re.compile(r"(fp32|fp16|(int8)|(int4)(?:-g(32|64|128))?)(-rtn)?(-fp16)?")
@@ -73,8 +73,8 @@ def head_recipe(recipe: Recipe, head_bits: int | None) -> Recipe:
 def tensor_bytes(geometry: Geometry, variant: Variant) -> Mapping[str, int]:
     """Bytes of each tensor of the data file by its name there; known without weights.
 
-    The recipe int4 takes its group from the codes that it is given: here, GPTQ's default, and
-    symmetric codes in natural order.
+    The recipe int4 takes its group from precomputed codes: here, GPTQ's default, and symmetric
+    codes in natural order.
     """
     return _tensor_bytes(geometry, variant)
 
@@ -84,7 +84,7 @@ def _tensor_bytes(geometry: Geometry, variant: Variant) -> Mapping[str, int]:
     recipe = parse(variant.recipe)
     head = head_recipe(recipe, variant.head_bits)
     if recipe.calibrated:
-        recipe = replace(recipe, group=GIVEN_GROUP, zeros=False)
+        recipe = replace(recipe, group=PRECOMPUTED_GROUP, zeros=False)
     placed = place_tensors(geometry, GeometryShapes(geometry), recipe, head, {})
     sizes = {part.name: part.nbytes for tensor in placed.values() for part in tensor.parts}
     return MappingProxyType(sizes)

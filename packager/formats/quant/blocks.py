@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Scales tried, as shares of the one that spans a block. Measured (benchmarks/LOG.md): twice as many
-# take twice as long and lower the error of normal rows by 0.7 %.
-SHARES = tuple(np.linspace(0.75, 1.05, 7))
+# Scales tried, as fractions of the one that spans a block. Measured (benchmarks/LOG.md): twice as
+# many take twice as long and lower the error of normal rows by 0.7 %.
+FRACTIONS = tuple(np.linspace(0.75, 1.05, 7))
 # Elements worked on at a time: the temporaries then stay in a core's own cache.
-STRETCH = 1 << 16
+CHUNK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Blocks:
         codes = self.codes.reshape(self.scales.size, -1)
         scales, zeros = self.scales.reshape(-1, 1), self.zeros.reshape(-1, 1)
         values = np.empty(codes.shape, np.float32)
-        step = max(1, STRETCH // codes.shape[1])
+        step = max(1, CHUNK // codes.shape[1])
         for start in range(0, len(codes), step):
             at = slice(start, start + step)
             values[at] = codes[at]
@@ -52,7 +52,7 @@ def quantize(
 ) -> Blocks:
     """Quantise float32 rows (R, C), C a multiple of `group`.
 
-    symmetric: the zero point is the middle code. search: try the scales of SHARES, refit each to
+    symmetric: the zero point is the middle code. search: try the scales of FRACTIONS, refit each to
     its codes by least squares, and keep what has the least squared error; else round to nearest.
     importance (C,), all above 0: what each column's squared error counts in the search.
     Scales are rounded to `scale_type` before the final codes are chosen. A block whose scale is
@@ -64,27 +64,27 @@ def quantize(
     scales = np.empty(len(blocks), np.float32)
     zeros = np.empty(len(blocks), np.uint8)
     groups = columns // group
-    step = max(1, STRETCH // group)
+    step = max(1, CHUNK // group)
     for start in range(0, len(blocks), step):
         at = slice(start, start + step)
         weights = None
         if importance is not None:
             columns_of = np.arange(start, min(start + step, len(blocks))) % groups
             weights = importance.reshape(groups, group)[columns_of]
-        codes[at], scales[at], zeros[at] = _quantize_stretch(
-            blocks[at], weights, bits, symmetric, SHARES if search else (1.0,), scale_type
+        codes[at], scales[at], zeros[at] = _quantize_chunk(
+            blocks[at], weights, bits, symmetric, FRACTIONS if search else (1.0,), scale_type
         )
     return Blocks(
         codes.reshape(count, columns), scales.reshape(count, groups), zeros.reshape(count, groups)
     )
 
 
-def _quantize_stretch(
+def _quantize_chunk(
     blocks: np.ndarray,
     importance: np.ndarray | None,
     bits: int,
     symmetric: bool,
-    shares: tuple[float, ...],
+    fractions: tuple[float, ...],
     scale_type: type[np.floating],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(codes, scales, zeros) of blocks (B, group), each weight counted by its importance."""
@@ -97,12 +97,12 @@ def _quantize_stretch(
         low, high = np.minimum(low, 0), np.maximum(high, 0)
         span = (high - low) / np.float32(top)
     best = _Best(blocks, importance, top, scale_type)
-    for share in shares:
-        scales = _nonzero(span * np.float32(share))
+    for fraction in fractions:
+        scales = _nonzero(span * np.float32(fraction))
         zeros = np.full_like(scales, 1 << (bits - 1))
         if not symmetric:
             zeros = np.clip(np.rint(-low / scales), 0, top)
-        if len(shares) > 1:
+        if len(fractions) > 1:
             steps = best.round(scales, zeros)
             counted = steps if importance is None else steps * importance
             fitted = (counted * blocks).sum(1) / np.maximum((counted * steps).sum(1), 1e-20)

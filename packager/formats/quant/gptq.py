@@ -29,8 +29,8 @@ from packager.formats.quant import blocks
 from packager.formats.quant.blocks import Blocks
 from packager.formats.quant.products import add_product
 
-# Shares of the mean diagonal that are added to it, tried in turn: the first is GPTQModel's choice
-# for code models, the last leaves little of the correlations.
+# Fractions of the mean diagonal that are added to it, tried in turn. The first is GPTQModel's
+# choice for code models; the last leaves little of the correlations.
 DAMPINGS = (0.05, 0.1, 0.2, 0.5, 1.0)
 PANEL = 512  # columns of the factor per step: long products, a small temporary
 LEAF = 64  # measured: of 16 to 64 the fastest, by little; columns rounded without a larger product
@@ -59,7 +59,7 @@ class Factor:
 
     order (C,): the column of the matrix that is the i-th here. unit (C, C): L_ik / L_kk below the
     diagonal; the rest has no meaning. importance (C,): the diagonal in natural order, damped, its
-    mean about 1. damping: the share that was needed.
+    mean about 1. damping: the fraction that was needed.
     """
 
     order: torch.Tensor
@@ -149,9 +149,9 @@ class _Rows:
         columns = weight.shape[1]
         self.factor = factor
         # float32 (C, R), in the factor's order; a column becomes its error when it is rounded
-        self.left = torch.from_numpy(weight).T.contiguous()[factor.order]
-        self.owed = torch.zeros_like(self.left)
-        self.codes = torch.empty(self.left.shape, dtype=torch.uint8)
+        self.remaining = torch.from_numpy(weight).T.contiguous()[factor.order]
+        self.accumulated = torch.zeros_like(self.remaining)
+        self.codes = torch.empty(self.remaining.shape, dtype=torch.uint8)
         self.groups = (factor.order // (columns // scales.shape[1])).tolist()
         self.scales = torch.from_numpy(np.ascontiguousarray(scales.T))
         # a block of zeros may have the scale 0: any divisor will do
@@ -161,7 +161,7 @@ class _Rows:
 
     def round(self) -> np.ndarray:
         """The codes uint8 (R, C), in natural order."""
-        self._round_span(0, len(self.left))
+        self._round_span(0, len(self.remaining))
         natural = torch.empty_like(self.codes)
         natural[self.factor.order] = self.codes
         return natural.T.numpy()
@@ -173,23 +173,23 @@ class _Rows:
             return
         middle = (start + stop) // 2
         self._round_span(middle, stop)
-        unit, rounded = self.factor.unit[middle:stop, start:middle], self.left[middle:stop]
+        unit, rounded = self.factor.unit[middle:stop, start:middle], self.remaining[middle:stop]
         if len(rounded) < PANEL:
-            self.owed[start:middle].addmm_(unit.T, rounded)  # copies would cost more
+            self.accumulated[start:middle].addmm_(unit.T, rounded)  # copies would cost more
         else:
-            add_product(self.owed[start:middle], unit.T, rounded.T)
+            add_product(self.accumulated[start:middle], unit.T, rounded.T)
         self._round_span(start, middle)
 
     def _round_leaf(self, start: int, stop: int) -> None:
         """Round columns stop-1 down to start, one by one."""
         unit = self.factor.unit[start:stop, start:stop].T.contiguous()
         for k in range(stop - 1, start - 1, -1):
-            group, left, rounded = self.groups[k], self.left[k], self.left[k + 1 : stop]
+            group, column, rounded = self.groups[k], self.remaining[k], self.remaining[k + 1 : stop]
             zeros = self.zeros[group]
-            steps = torch.addmv(self.owed[k], rounded.T, unit[k - start, k + 1 - start :])
-            steps.add_(left).div_(self.divisors[group]).round_().add_(zeros)
+            steps = torch.addmv(self.accumulated[k], rounded.T, unit[k - start, k + 1 - start :])
+            steps.add_(column).div_(self.divisors[group]).round_().add_(zeros)
             self.codes[k] = steps.clamp_(0, self.top)
-            left.addcmul_(steps.sub_(zeros), self.scales[group], value=-1)
+            column.addcmul_(steps.sub_(zeros), self.scales[group], value=-1)
 
 
 @contextmanager

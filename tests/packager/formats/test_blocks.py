@@ -65,7 +65,7 @@ def test_scales_are_those_that_are_stored():
 def test_stretches_do_not_show(monkeypatch):
     values = rows(shape=(64, 256))
     whole = quantize(values, 4, 32, symmetric=False, search=True)
-    monkeypatch.setattr("packager.formats.quant.blocks.STRETCH", 96)
+    monkeypatch.setattr("packager.formats.quant.blocks.CHUNK", 96)
     parts = quantize(values, 4, 32, symmetric=False, search=True)
     assert np.array_equal(whole.codes, parts.codes)
     assert np.array_equal(whole.scales, parts.scales)
