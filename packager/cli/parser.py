@@ -20,7 +20,6 @@ from packager.cli import (
     profile,
     quality,
 )
-from packager.cli.examples import EXAMPLES
 from packager.cli.result import Command
 from packager.core.errors import UsageError
 
@@ -53,6 +52,33 @@ examples:
 exit codes: 0 ok, 2 usage, 3 nothing fits the budget, 4 quality or window, 5 integrity, 6 no
 network, 7 device or engine, 8 checkpoint refused, 9 an outside tool failed, 130 interrupted
 """
+# By the words of each command: its --help shows it, and a test parses it.
+EXAMPLES = {
+    "inspect": "models/starcoder2-3b",
+    "fetch": "bigcode/starcoder2-3b --revision main --out models/starcoder2-3b",
+    "wheels": "--out artifacts",
+    "calibrate": "models/starcoder2-3b --sources src/ --out importance.gguf",
+    "convert": "models/starcoder2-3b --formats gguf:Q4_K_M,onnx --out artifacts",
+    "profile": "models/starcoder2-3b --formats gguf:Q4_K_M --budget inline",
+    "select": "models/starcoder2-3b --formats gguf:Q8_0,gguf:Q4_K_M --device tesla-t4",
+    "pack": "models/starcoder2-3b --formats gguf --variants 2 --archive starcoder2.tar",
+    "bundle": "examples/demo --out artifacts",
+    "quality": "models/starcoder2-3b --formats gguf:Q4_K_M --held-out src/",
+    "plan": "--device rtx-3060-12gb --budget inline --explain",
+    "matrix": "--devices tesla-t4,l4-24gb --budgets inline --csv fleet.csv",
+    "device list": "",
+    "device show": "tesla-t4",
+    "device detect": "--kind cpu --out artifacts/device.json",
+    "device calibrate": "--device artifacts/device.json",
+    "estimate run": "3b --device tesla-t4 --formats gguf:Q4_K_M --budget inline",
+    "estimate validate": "",
+    "archive": "artifacts/bundle --out starcoder2.tar --split 4G",
+    "unpack": "starcoder2.tar --out bundle",
+    "join": "starcoder2.tar.index.json",
+    "diff": "old/bundle artifacts/bundle --out delta",
+    "verify": "artifacts/bundle --public-key release.pub",
+    "sign": "artifacts/bundle --key release.pem",
+}
 
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"

@@ -31,13 +31,14 @@ def shown_progress(*, quiet: bool) -> Iterator[Progress]:
 
 def plain_lines(stream: TextIO, clock: Callable[[], float] = time.monotonic) -> Progress:
     """`convert gguf-Q4_K_M: 40 % of 1.8 GB, 35 s`, every LINE_S seconds, and no control codes."""
-    what_now, started, shown = "", 0.0, 0.0
+    what_now, done_before, started, shown = "", 0, 0.0, 0.0
 
     def progress(what: str, done: int, total: int) -> None:
-        nonlocal what_now, started, shown
+        nonlocal what_now, done_before, started, shown
         now = clock()
-        if what != what_now:
+        if what != what_now or done < done_before:  # other work, or the same once more
             what_now, started, shown = what, now, now
+        done_before = done
         if now - shown < LINE_S:
             return
         shown = now

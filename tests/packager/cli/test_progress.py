@@ -23,16 +23,17 @@ with progress.shown_progress(quiet=False) as told:
 
 
 def test_a_log_gets_a_line_every_few_seconds() -> None:
-    stream, now = io.StringIO(), iter([0, 1, 4.9, 14, 15, 20, 21, 22, 28])
+    stream, now = io.StringIO(), iter([0, 1, 4.9, 14, 15, 20, 21, 22, 28, 30, 36])
     progress = plain_lines(stream, lambda: next(now))
-    for done in (0, 1, 2, 720_000_000, 9, 1_799_999_999):
+    for done in (0, 1, 2, 720_000_000, 720_000_001, 1_799_999_999):
         progress("convert gguf-Q4_K_M", done, 1_800_000_000)
-    for done in range(3):
+    for done in (0, 1, 2, 0, 30):
         progress("infill", done, 60)
     assert stream.getvalue().splitlines() == [
         "convert gguf-Q4_K_M: 40 % of 1.8 GB, 14 s",
         "convert gguf-Q4_K_M: 99 % of 1.8 GB, 20 s",
         "infill: 3 % of 60, 7 s",
+        "infill: 50 % of 60, 6 s",
     ]
 
 
