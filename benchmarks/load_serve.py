@@ -41,7 +41,7 @@ LEAVE = 0.25  # share of requests that are left
 LEAVE_S = 0.4  # at most so long after they were sent
 SETTLED = 0.2  # the part of the run in which memory may still grow: caches and pools fill
 GROWTH_BYTES = 8 * 1024 * 1024  # guessed: below it is the allocator's noise
-LEAST_BYTES = 4000  # of a file that prompts are cut from: half of it, and what a prompt takes
+MIN_BYTES = 4000  # of a file that prompts are cut from: half of it, and what a prompt takes
 SOURCES = Path(__file__).parents[1] / "runtimes"
 
 
@@ -74,7 +74,7 @@ class Seen:
 def cases(bundle: Path, threads: int, reproducible: bool) -> list[Case]:
     """Pieces of our own code, half of them with a gap, answered alone."""
     chance = random.Random(7)
-    files = [file for file in sorted(SOURCES.glob("*.py")) if file.stat().st_size > LEAST_BYTES]
+    files = [file for file in sorted(SOURCES.glob("*.py")) if file.stat().st_size > MIN_BYTES]
     found = []
     with open_bundle(bundle, OpenOptions(threads=threads, reproducible=reproducible)) as runtime:
         for number in range(PROMPTS):

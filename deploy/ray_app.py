@@ -19,9 +19,9 @@ from runtimes.errors import UsageError
 from runtimes.server.app import PROBE_S, Settings, create_app
 from runtimes.server.http.guard import Access
 from runtimes.server.job_queue import PROBE
-from runtimes.server.request import Rules
+from runtimes.server.request import ServerDefaults
 from runtimes.server.service import Service, served_model
-from runtimes.server.stream import Conversation
+from runtimes.server.stream import JobStream
 from runtimes.trust.manifest import read_manifest
 
 KEY_VARIABLE = "STARPACK_API_KEY"
@@ -29,11 +29,11 @@ QUEUE_JOBS = 32  # as `run serve`: past it, 429 and Retry-After
 # Guessed: more than one request at a replica means that somebody waits, so another is worth its
 # memory. Ray itself may pass on as many as the queue holds, or its own 503 would come before 429.
 TARGET_REQUESTS = 2
-MOST_REQUESTS = QUEUE_JOBS + TARGET_REQUESTS
+MAX_REQUESTS = QUEUE_JOBS + TARGET_REQUESTS
 
 
 @serve.deployment(
-    max_ongoing_requests=MOST_REQUESTS,
+    max_ongoing_requests=MAX_REQUESTS,
     health_check_period_s=10,
     health_check_timeout_s=2 * PROBE_S,
     graceful_shutdown_timeout_s=60,
@@ -46,7 +46,7 @@ class Bundle:
         folder = Path(bundle)
         self._runtime = open_bundle(folder, OpenOptions(threads=threads))
         model = served_model(folder, read_manifest(folder), self._runtime, None)
-        self._service = Service(self._runtime, model, Rules(), queue_jobs=QUEUE_JOBS)
+        self._service = Service(self._runtime, model, ServerDefaults(), queue_jobs=QUEUE_JOBS)
         self._settings = Settings(access=Access(keys))
 
     def __serve_build_asgi_app__(self) -> object:
@@ -56,7 +56,7 @@ class Bundle:
     async def check_health(self) -> None:
         """Healthy is a replica with a real token to show; an error makes Ray replace it."""
         if not self._service.is_fresh:
-            async with Conversation(self._service.engine, PROBE, (), limit_s=PROBE_S) as talk:
+            async with JobStream(self._service.queue, PROBE, (), limit_s=PROBE_S) as talk:
                 while await talk.next() is not None:
                     pass
 

@@ -15,7 +15,7 @@ from runtimes.server import dialects
 from runtimes.server.app import Settings, create_app
 from runtimes.server.http.guard import Access, is_loopback
 from runtimes.server.listen import Address, make_server, open_socket, run, url_of
-from runtimes.server.request import Rules
+from runtimes.server.request import ServerDefaults
 from runtimes.server.service import Service, served_model
 from runtimes.trust.console import NOTICE
 
@@ -30,19 +30,19 @@ def serve(args: argparse.Namespace, call: Invocation) -> None:
     address = _address(args, access)
     settings = Settings(
         access=access,
-        most_body_bytes=args.max_body,
+        max_body_bytes=args.max_body,
         request_s=args.request_time,
         supersede=args.supersede,
         log_prompts=args.log_prompts,
     )
-    rules = _rules(args)
+    defaults = _defaults(args)
     if not console.as_json and not args.quiet:
         logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     manifest = chosen_manifest(args, call)
     with open_socket(address) as listening, open_model(args, call, manifest) as runtime:
         model = served_model(call.bundle, manifest, runtime, args.name)
-        service = Service(runtime, model, rules, queue_jobs=args.queue, slots=args.slots)
+        service = Service(runtime, model, defaults, queue_jobs=args.queue, slots=args.slots)
         server = make_server(create_app(service, settings), address)
         url = url_of(address, listening)
         if console.as_json:
@@ -64,20 +64,20 @@ def _client_settings(url: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _rules(args: argparse.Namespace) -> Rules:
+def _defaults(args: argparse.Namespace) -> ServerDefaults:
     if args.suffix_share + args.extras_share > 1:
         raise UsageError(
             f"--suffix-share {args.suffix_share} and --extras-share {args.extras_share} reserve "
             "more than the whole prompt",
             expected="a sum of at most 1",
         )
-    return Rules(
-        most_tokens=args.max_tokens,
+    return ServerDefaults(
+        max_tokens=args.max_tokens,
         temperature=args.temperature,
         raw_fim=args.raw_fim,
         over_context=args.over_context,
-        suffix_share=args.suffix_share,
-        extras_share=args.extras_share,
+        suffix_fraction=args.suffix_share,
+        extras_fraction=args.extras_share,
     )
 
 

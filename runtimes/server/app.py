@@ -1,6 +1,6 @@
 """The ASGI application: every dialect's endpoints over one service.
 
-What a dialect says becomes HTTP here, and nothing else does. The only file that knows Starlette.
+A dialect's requests and answers become HTTP here. The only file that knows Starlette.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from starlette.routing import Match, Route
 from runtimes.errors import Cancelled, StarpackError
 from runtimes.server import dialects
 from runtimes.server.dialects.endpoint import (
-    Completing,
+    CompletionEndpoint,
     Dialect,
-    Telling,
+    InfoEndpoint,
     Text,
     View,
     failure,
@@ -46,9 +46,9 @@ from runtimes.server.http.replies import (
 )
 from runtimes.server.job_queue import PROBE
 from runtimes.server.metrics import CONTENT_TYPE
-from runtimes.server.request import Plan
+from runtimes.server.request import PreparedRequest
 from runtimes.server.service import Service
-from runtimes.server.stream import Conversation
+from runtimes.server.stream import JobStream
 
 logger = logging.getLogger("starpack.serve")
 
@@ -66,7 +66,7 @@ class Settings:
     """
 
     access: Access = field(default_factory=Access)
-    most_body_bytes: int = 2 * 1024 * 1024  # guessed: ten times a context of 16,384 tokens
+    max_body_bytes: int = 2 * 1024 * 1024  # guessed: ten times a context of 16,384 tokens
     body_s: float = 15.0  # guessed
     request_s: float = 120.0  # guessed
     write_s: float = 30.0  # guessed
@@ -80,9 +80,9 @@ def create_app(service: Service, settings: Settings) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        service.engine.start()
+        service.queue.start()
         yield
-        await run_in_threadpool(service.engine.stop, STOP_S)
+        await run_in_threadpool(service.queue.stop, STOP_S)
 
     middleware = [Middleware(Log, count=server.count)]
     origins = sorted(settings.access.origins)
@@ -108,13 +108,19 @@ class _Server:
         self._service = service
         self._settings = settings
         self._probe: asyncio.Task[None] | None = None
-        own: tuple[Telling[Any], ...] = (
-            Telling("GET", "/ready", "Whether the model answers: a token came lately, or comes now",
-                    object_of("status", status={"enum": ["ready"]}), lambda *_: None),
-            Telling("GET", "/metrics", "Prometheus metrics", None, _metrics),
-            Telling("GET", "/licence", "The model's licence, its use restrictions", None, _licence),
+        own: tuple[InfoEndpoint[Any], ...] = (
+            InfoEndpoint(
+                "GET", "/ready", "Whether the model answers: a token came lately, or comes now",
+                object_of("status", status={"enum": ["ready"]}), lambda *_: None,
+            ),
+            InfoEndpoint("GET", "/metrics", "Prometheus metrics", None, _metrics),
+            InfoEndpoint(
+                "GET", "/licence", "The model's licence, its use restrictions", None, _licence
+            ),
             PLAYGROUND,
-            Telling("GET", "/openapi.json", "This description", {"type": "object"}, self._describe),
+            InfoEndpoint(
+                "GET", "/openapi.json", "This description", {"type": "object"}, self._describe
+            ),
         )  # fmt: skip
         self._description = describe(dialects.DIALECTS, own)
         self._own = Dialect("starpack", (), own, failure)
@@ -129,11 +135,13 @@ class _Server:
         return [route for _, route in self._routes]
 
     def _routes_of(self, dialect: Dialect) -> Iterator[Route]:
-        for run in dialect.completing:
-            yield Route(run.path, self._completing(dialect, run), methods=["POST"])
-        for info in dialect.telling:
+        for completion in dialect.completion_endpoints:
+            yield Route(
+                completion.path, self._completion_handler(dialect, completion), methods=["POST"]
+            )
+        for info in dialect.info_endpoints:
             answer = self._ready if info.path == "/ready" else None
-            handler = answer or self._telling(dialect, info)
+            handler = answer or self._info_handler(dialect, info)
             yield Route(info.path, handler, methods=[info.method])
 
     def count(self, scope: Scope, status: int) -> None:
@@ -169,73 +177,75 @@ class _Server:
                 best = match, dialect
         return best[1]
 
-    def _telling(
-        self, dialect: Dialect, endpoint: Telling[Any]
+    def _info_handler(
+        self, dialect: Dialect, endpoint: InfoEndpoint[Any]
     ) -> Callable[[Request], Awaitable[Reply]]:
         async def handler(request: Request) -> Reply:
             try:
                 data = None if endpoint.body is None else await self._read_body(request)
-                return await run_in_threadpool(self._told, endpoint, data)
+                return await run_in_threadpool(self._info_reply, endpoint, data)
             except StarpackError as error:
                 return failure_reply(dialect, error)
 
         return handler
 
-    def _told(self, endpoint: Telling[Any], data: bytes | None) -> Reply:
+    def _info_reply(self, endpoint: InfoEndpoint[Any], data: bytes | None) -> Reply:
         body = None if data is None else read_body(data, endpoint.body or object)
-        value = endpoint.tell(self._service, body)
+        value = endpoint.handler(self._service, body)
         if isinstance(value, Text):
             return Reply(200, value.text, value.media_type, value.headers)
         return json_reply(200, value)
 
-    def _completing(
-        self, dialect: Dialect, endpoint: Completing[Any]
+    def _completion_handler(
+        self, dialect: Dialect, endpoint: CompletionEndpoint[Any]
     ) -> Callable[[Request], Awaitable[Reply | Stream]]:
         async def handler(request: Request) -> Reply | Stream:
             try:
                 data = await self._read_body(request)
                 if not self._supersedes(request):
-                    # before any work: refusing has to cost next to nothing when many ask
-                    self._service.engine.check_room()
-                plan, view = await run_in_threadpool(self._plan, endpoint, data)
-                return await self._complete(request, dialect, plan, view)
+                    # before any work: under load a refusal has to cost next to nothing
+                    self._service.queue.check_capacity()
+                prepared, view = await run_in_threadpool(self._prepare, endpoint, data)
+                return await self._complete(request, dialect, prepared, view)
             except StarpackError as error:
                 return failure_reply(dialect, error)
 
         return handler
 
-    def _plan(self, endpoint: Completing[Any], data: bytes) -> tuple[Plan, View]:
+    def _prepare(
+        self, endpoint: CompletionEndpoint[Any], data: bytes
+    ) -> tuple[PreparedRequest, View]:
         body = read_body(data, endpoint.body)
         if self._settings.log_prompts:
             logger.info("asked: %r", data)
-        plan = self._service.plan(endpoint.read(body, self._service.rules))
-        return plan, endpoint.view(body, plan, self._service.model)
+        prepared = self._service.prepare(endpoint.read(body, self._service.defaults))
+        return prepared, endpoint.view(body, prepared, self._service.model)
 
     async def _complete(
-        self, request: Request, dialect: Dialect, plan: Plan, view: View
+        self, request: Request, dialect: Dialect, prepared: PreparedRequest, view: View
     ) -> Reply | Stream:
-        conversation = Conversation(
-            self._service.engine,
+        stream = JobStream(
+            self._service.queue,
             request.scope["starpack.client"],
-            plan.runs,
+            prepared.sequences,
             limit_s=self._settings.request_s,
             supersede=self._supersedes(request),
             name=request.scope["starpack.name"],
         )
         try:
-            conversation.watch(request.receive)
-            if plan.ask.stream:
+            stream.watch(request.receive)
+            if prepared.request.stream:
                 # Wait for the first event: until then a failure can still have its own status.
-                first = await conversation.next()
-                return Stream(dialect, conversation, first, plan, view, self._settings.write_s)
-            results = await conversation.results(plan)
+                first = await stream.next()
+                return Stream(dialect, stream, first, prepared, view, self._settings.write_s)
+            results = await stream.results(prepared)
         except BaseException:
-            conversation.close()
+            stream.close()
             raise
-        conversation.close()
+        stream.close()
         if self._settings.log_prompts:
             logger.info("answered: %r", [result.completion.text for result in results])
-        return json_reply(200, view.whole(results), budget_headers(plan))
+        return json_reply(200, view.whole(results), budget_headers(prepared))
 
     def _supersedes(self, request: Request) -> bool:
         said = request.headers.get("x-supersede")
@@ -243,7 +253,7 @@ class _Server:
 
     async def _read_body(self, request: Request) -> bytes:
         """Raises Problem for one that is too large or too slow; ClientDisconnect."""
-        most = self._settings.most_body_bytes
+        most = self._settings.max_body_bytes
         declared = request.headers.get("content-length", "0")
         too_large = Problem(413, f"the body has more than {most} bytes")
         if not declared.isdecimal() or int(declared[:20]) > most:
@@ -273,7 +283,7 @@ class _Server:
 
     async def _one_token(self) -> None:
         try:
-            async with Conversation(self._service.engine, PROBE, (), limit_s=PROBE_S) as talk:
+            async with JobStream(self._service.queue, PROBE, (), limit_s=PROBE_S) as talk:
                 while await talk.next() is not None:
                     pass
         except Exception as error:

@@ -27,7 +27,7 @@ from runtimes.generation.completion import Chunk, Finish, GenerateOptions
 from runtimes.generation.runtime import Runtime
 from runtimes.generation.sampling import TokenLogprobs
 from runtimes.server.metrics import Metrics
-from runtimes.server.request import Run
+from runtimes.server.request import PreparedSequence
 
 logger = logging.getLogger("starpack.serve")
 
@@ -37,18 +37,18 @@ PROBE = "probe"  # the client whose jobs have no runs: each asks for one token, 
 
 Item = Chunk | Finish | tuple[TokenLogprobs, ...]
 """What a run yields: log-probabilities of its prompt, if wanted; chunks; how it ended."""
-RunItem = tuple[int, Item]
-Event = RunItem | Exception | None
+SequenceItem = tuple[int, Item]
+Event = SequenceItem | Exception | None
 """(run, item); an error, which is the last; None at the end."""
 
 
 class Job:
-    """Runs that one client has asked for together. `emit` is called by the engine's thread."""
+    """Sequences that one client has asked for together. `emit` is called by the engine's thread."""
 
     def __init__(
         self,
         client: str,
-        runs: tuple[Run, ...],
+        sequences: tuple[PreparedSequence, ...],
         emit: Callable[[Event], None],
         *,
         limit_s: float = math.inf,
@@ -61,7 +61,7 @@ class Job:
         """
         self.client = client
         self.name = name
-        self.runs = runs
+        self.sequences = sequences
         self.emit = emit
         self.supersede = supersede
         self.asked_at = time.monotonic()
@@ -82,11 +82,11 @@ class Job:
         return self._cancelled
 
 
-class Engine:
+class JobQueue:
     """The queue and its thread. `start` it, `submit` jobs, `stop` it; the runtime is not closed."""
 
     def __init__(self, runtime: Runtime, metrics: Metrics, queue_jobs: int) -> None:
-        """`queue_jobs` may wait, beside the one that runs."""
+        """`queue_jobs` may wait, beside the one that sequences."""
         self._runtime = runtime
         self._metrics = metrics
         self._queue_jobs = queue_jobs
@@ -97,7 +97,7 @@ class Engine:
         self._job_s = FIRST_JOB_S
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self.last_token_at: float | None = None  # time.monotonic(), of the latest token
-        self.is_sound = True  # no failure of the engine since that token
+        self.is_healthy = True  # no failure of the engine since that token
 
     def start(self) -> None:
         """Start the thread."""
@@ -113,7 +113,7 @@ class Engine:
                 raise StoppingError("the server is being stopped")
             replaced = [older for older in self._waiting.get(job.client, ()) if job.replaces(older)]
             if job.client != PROBE:
-                self.check_room(len(replaced))
+                self.check_capacity(len(replaced))
             queue = self._waiting.setdefault(job.client, deque())
             for older in replaced:
                 queue.remove(older)
@@ -124,7 +124,7 @@ class Engine:
         for older in replaced:
             older.emit(_superseded())
 
-    def check_room(self, replaced_jobs: int = 0) -> None:
+    def check_capacity(self, replaced_jobs: int = 0) -> None:
         """Raise BusyError where the queue is full, but for those jobs that are to be replaced."""
         if self.waiting_jobs - replaced_jobs >= self._queue_jobs:
             raise BusyError(
@@ -151,7 +151,7 @@ class Engine:
 
     @property
     def is_running(self) -> bool:
-        """Whether a job runs now."""
+        """Whether a job sequences now."""
         return self._running is not None
 
     @property
@@ -159,14 +159,14 @@ class Engine:
         """Whether the thread is there to take jobs."""
         return self._thread.is_alive() and not self._stopping
 
-    def _probe_run(self) -> Run:
+    def _probe_run(self) -> PreparedSequence:
         """One token that goes on from what the engine holds, and so disturbs nobody's prefix."""
         held = self._runtime.held_ids[: self._runtime.backend.context_tokens - 1]
         options = GenerateOptions(max_tokens=1, speculate=False)
-        return Run(held or (self._runtime.special_ids.endoftext,), options)
+        return PreparedSequence(held or (self._runtime.special_ids.endoftext,), options)
 
     def stop(self, patience_s: float) -> None:
-        """Refuse what waits, cancel what runs, and wait for the thread, but not for ever."""
+        """Refuse what waits, cancel what sequences, and wait for the thread, but not for ever."""
         with self._changed:
             self._stopping = True
             refused = [job for queue in self._waiting.values() for job in queue]
@@ -209,9 +209,9 @@ class Engine:
                     "the request waited for longer than it may take",
                     retry_after_s=self._retry_after_s(),
                 )
-            runs = (self._probe_run(),) if job.client == PROBE else job.runs
-            for i, run in enumerate(runs):
-                for event in self._run(job, run):
+            sequences = (self._probe_run(),) if job.client == PROBE else job.sequences
+            for i, sequence in enumerate(sequences):
+                for event in self._compute(job, sequence):
                     job.emit((i, event))
                 if job.cancelled is not None:
                     raise job.cancelled
@@ -219,27 +219,27 @@ class Engine:
         except (Cancelled, BusyError, StoppingError, UsageError) as error:  # no fault of the engine
             job.emit(error)
         except Exception as error:
-            self.is_sound = False  # until a token has come again
+            self.is_healthy = False  # until a token has come again
             self._metrics.engine_error()
             if not isinstance(error, StarpackError):
                 logger.exception("the engine failed")
                 error = StarpackError("the engine failed", remedy="see the server's log")
             job.emit(error)
 
-    def _run(self, job: Job, run: Run) -> Iterator[Item]:
+    def _compute(self, job: Job, sequence: PreparedSequence) -> Iterator[Item]:
         def cancelled() -> bool:
             return job.cancelled is not None
 
-        if run.scored:
-            top = run.options.logprobs or 0
-            yield tuple(self._runtime.token_scores(run.ids, top, cancelled=cancelled))
-        options = _within(run.options, job.deadline - time.monotonic())
+        if sequence.scored:
+            top = sequence.options.logprobs or 0
+            yield tuple(self._runtime.token_scores(sequence.ids, top, cancelled=cancelled))
+        options = _within(sequence.options, job.deadline - time.monotonic())
         started = last = time.monotonic()
         is_first = True
-        for item in self._runtime.run(run.ids, options, cancelled=cancelled):
+        for item in self._runtime.run(sequence.ids, options, cancelled=cancelled):
             now = time.monotonic()
             if isinstance(item, Chunk) or item.reason == "stop":  # a control id is a token, too
-                self.last_token_at, self.is_sound = now, True
+                self.last_token_at, self.is_healthy = now, True
             if isinstance(item, Finish):
                 timings = item.timings
                 self._metrics.run(
@@ -255,7 +255,7 @@ class Engine:
             yield item
 
     def _retry_after_s(self) -> int:
-        """A guess at when there is room: what waits and runs, at the pace of late."""
+        """An estimate of when a place is free: the jobs before it, at the recent pace."""
         return max(1, math.ceil(self._job_s * (self.waiting_jobs + self.is_running)))
 
 

@@ -1,10 +1,10 @@
-"""From a prompt's texts to its ids, within the context: whole, trimmed and told so, or an error.
+"""From a prompt's texts to its ids, within the context: complete, trimmed and reported, or refused.
 
-The budget. The room for a prompt is the context less what is kept for the answer (as much as was
-asked for, but no more than a quarter of the context). Where a prompt is longer and may be trimmed,
-the suffix and the repository's files are each sure of a share of the room, the prefix of the rest;
-what one part does not need goes to the others. Files go first, the farthest from the cursor (the
-first of the list) before the others, each as a whole; the prefix loses its start, the suffix its
+A prompt may have the context less the tokens that are reserved for the answer: those that the
+request wants, at most a quarter of the context. A longer prompt may be trimmed. Then minimum
+fractions are reserved for the suffix and for the repository's files, and the prefix has the rest.
+What one part does not need goes to the others. Files go first, each as a whole, the farthest from
+the cursor (the first of the list) before the others. The prefix loses its start, the suffix its
 end. Knows nothing of HTTP or of engines.
 """
 
@@ -19,40 +19,42 @@ from runtimes.contract import SpecialIds
 from runtimes.errors import ContextError
 from runtimes.prompts.fim import Context, Encode, RepoFile, generate_ids, infill_ids
 from runtimes.prompts.tokenizer import Tokenizer
-from runtimes.server.request import Fit, IdsPrompt, OverContext, Rules, TextPrompt
+from runtimes.server.request import IdsPrompt, OverContext, PromptBudget, ServerDefaults, TextPrompt
 
-ANSWER_SHARE = 4  # guessed: at most one in so many tokens of the context is kept for the answer
+MAX_ANSWER_DIVISOR = (
+    4  # guessed: at most one in so many tokens of the context is kept for the answer
+)
 # Guessed. The start of a long prefix is cut in steps of so many tokens, so that it stays where it
 # is while somebody types at its end, and what the engine holds of it can be used again.
 CUT_STEP_TOKENS = 128
 TRIES = 8  # guessed: a cut text may have a token or two more than the ids it was cut from
 
 
-def lay_out(
+def fit_prompt(
     prompt: TextPrompt | IdsPrompt,
     tokenizer: Tokenizer,
     special_ids: SpecialIds,
     context_tokens: int,
     max_tokens: int,
     over_context: OverContext,
-    rules: Rules,
-) -> tuple[tuple[int, ...], Fit]:
+    defaults: ServerDefaults,
+) -> tuple[tuple[int, ...], PromptBudget]:
     """The ids of `prompt`, and where they went; an empty one is the start of a document.
 
-    Raises ContextError where the prompt is longer than the room for it and may not be trimmed, or
-    where not even its control ids fit; UsageError for text that cannot be said in tokens.
+    Raises ContextError where the prompt is longer than that and may not be trimmed, or
+    where not even its control ids fit; UsageError for text that cannot be encoded.
     """
-    room = context_tokens - min(max_tokens, context_tokens // ANSWER_SHARE)
+    available = context_tokens - min(max_tokens, context_tokens // MAX_ANSWER_DIVISOR)
     if isinstance(prompt, IdsPrompt):
-        return _ids_as_given(prompt, special_ids, context_tokens, room, over_context)
+        return _ids_as_given(prompt, special_ids, context_tokens, available, over_context)
     layout = _Layout(cache(tokenizer.encode), tokenizer, special_ids)
-    whole = replace(layout.measure(prompt), context_tokens=context_tokens, room_tokens=room)
-    if whole.prompt_tokens <= room:
+    whole = replace(layout.measure(prompt), context_tokens=context_tokens, room_tokens=available)
+    if whole.prompt_tokens <= available:
         return layout.ids(prompt), whole
-    trimmed = layout.trim(prompt, whole, room, rules) if over_context == "trim" else None
+    trimmed = layout.trim(prompt, whole, available, defaults) if over_context == "trim" else None
     if trimmed is None:
         raise _too_long(whole)
-    kept = replace(layout.measure(trimmed), context_tokens=context_tokens, room_tokens=room)
+    kept = replace(layout.measure(trimmed), context_tokens=context_tokens, room_tokens=available)
     return layout.ids(trimmed), replace(
         kept,
         # a cut may split a token: what is kept may then have one more than the part had there
@@ -67,18 +69,20 @@ def _ids_as_given(
     prompt: IdsPrompt,
     special_ids: SpecialIds,
     context_tokens: int,
-    room: int,
+    available: int,
     over_context: OverContext,
-) -> tuple[tuple[int, ...], Fit]:
+) -> tuple[tuple[int, ...], PromptBudget]:
     ids = prompt.ids or (special_ids.endoftext,)
-    kept = ids[-room:]
-    fit = Fit(context_tokens, room, len(kept), len(kept), 0, 0, 0, len(ids) - len(kept))
-    if fit.dropped_tokens and over_context == "error":
-        raise _too_long(replace(fit, prompt_tokens=len(ids), prefix_tokens=len(ids)))
-    return kept, fit
+    kept = ids[-available:]
+    budget = PromptBudget(
+        context_tokens, available, len(kept), len(kept), 0, 0, 0, len(ids) - len(kept)
+    )
+    if budget.dropped_tokens and over_context == "error":
+        raise _too_long(replace(budget, prompt_tokens=len(ids), prefix_tokens=len(ids)))
+    return kept, budget
 
 
-def _too_long(whole: Fit) -> ContextError:
+def _too_long(whole: PromptBudget) -> ContextError:
     return ContextError(
         f"the prompt has {whole.prompt_tokens} tokens: {whole.prefix_tokens} before the gap, "
         f"{whole.suffix_tokens} after it, {whole.extras_tokens} of other files, "
@@ -106,59 +110,63 @@ class _Layout:
             )
         return tuple(ids) or (self.special_ids.endoftext,)
 
-    def measure(self, prompt: TextPrompt) -> Fit:
+    def measure(self, prompt: TextPrompt) -> PromptBudget:
         """The parts are encoded apart in a prompt, so their counts add up."""
         total = len(self.ids(prompt))
         path = prompt.context.path
         prefix = self._count(prompt.prefix if path is None else f"{path}\n{prompt.prefix}")
         suffix = self._count(prompt.suffix or "")
         extras = self._extras(prompt.context)
-        return Fit(0, 0, total, prefix, suffix, extras, total - prefix - suffix - extras)
+        return PromptBudget(0, 0, total, prefix, suffix, extras, total - prefix - suffix - extras)
 
-    def trim(self, prompt: TextPrompt, whole: Fit, room: int, rules: Rules) -> TextPrompt | None:
-        """`prompt` with its far ends cut so that it fits into `room` ids; None where it cannot."""
-        free = room - whole.control_tokens
+    def trim(
+        self, prompt: TextPrompt, whole: PromptBudget, available: int, defaults: ServerDefaults
+    ) -> TextPrompt | None:
+        """`prompt` with its far ends cut, in `available` ids; None where it cannot fit."""
+        free = available - whole.control_tokens
         texts = whole.prefix_tokens + whole.suffix_tokens
         context = self._drop_files(
-            prompt.context, max(int(free * rules.extras_share), free - texts)
+            prompt.context, max(int(free * defaults.extras_fraction), free - texts)
         )
         free -= self._extras(context)
-        suffix_share = int(free * rules.suffix_share)
-        suffix_room = min(whole.suffix_tokens, max(suffix_share, free - whole.prefix_tokens))
+        reserved = int(free * defaults.suffix_fraction)
+        suffix_available = min(whole.suffix_tokens, max(reserved, free - whole.prefix_tokens))
         path = prompt.context.path
-        prefix_room = free - suffix_room - (0 if path is None else self._count(f"{path}\n"))
+        prefix_available = (
+            free - suffix_available - (0 if path is None else self._count(f"{path}\n"))
+        )
         for _ in range(TRIES):
             suffix = prompt.suffix
             cut = TextPrompt(
-                self._tail(prompt.prefix, prefix_room),
-                None if suffix is None else self._head(suffix, suffix_room),
+                self._tail(prompt.prefix, prefix_available),
+                None if suffix is None else self._head(suffix, suffix_available),
                 context,
             )
-            over = len(self.ids(cut)) - room
+            over = len(self.ids(cut)) - available
             if over <= 0:
                 return cut
-            prefix_room -= over
+            prefix_available -= over
         return None
 
-    def _drop_files(self, context: Context, room: int) -> Context:
-        """Keep the last files of which all fit, and the repository's name."""
-        room -= self._count(context.repo_name or "")
+    def _drop_files(self, context: Context, available: int) -> Context:
+        """Keep the last files that fit, and the repository's name."""
+        available -= self._count(context.repo_name or "")
         first = len(context.files)
-        while first and (room := room - self._count_file(context.files[first - 1])) >= 0:
+        while first and (available := available - self._count_file(context.files[first - 1])) >= 0:
             first -= 1
         return replace(context, files=context.files[first:])
 
-    def _tail(self, text: str, room: int) -> str:
+    def _tail(self, text: str, available: int) -> str:
         ids = self.encode(text)
-        if len(ids) <= room:
+        if len(ids) <= available:
             return text
-        step = CUT_STEP_TOKENS if room >= 2 * CUT_STEP_TOKENS else 1
-        drop = math.ceil((len(ids) - max(room, 0)) / step) * step
+        step = CUT_STEP_TOKENS if available >= 2 * CUT_STEP_TOKENS else 1
+        drop = math.ceil((len(ids) - max(available, 0)) / step) * step
         return self._text(ids[drop:])
 
-    def _head(self, text: str, room: int) -> str:
+    def _head(self, text: str, available: int) -> str:
         ids = self.encode(text)
-        return text if len(ids) <= room else self._text(ids[: max(room, 0)])
+        return text if len(ids) <= available else self._text(ids[: max(available, 0)])
 
     def _text(self, ids: Sequence[int]) -> str:
         """Without the parts of a character that the cut went through."""

@@ -1,6 +1,6 @@
-"""The one request that every HTTP dialect is translated to, and the plan that is made of it.
+"""The request that every dialect is translated to, and the same one prepared, in ids.
 
-Data only. Knows nothing of HTTP, of any dialect or of how a plan is carried out.
+Data only. Knows nothing of HTTP, of dialects or of how a request is carried out.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class IdsPrompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """What a client wants.
+class CompletionRequest:
+    """A completion request, in no dialect.
 
     choices: completions of each prompt. echo: the prompt belongs to the answer. scored: so do the
     log-probabilities of the prompt. stream: chunk by chunk. over_context: what to do with a prompt
@@ -54,27 +54,29 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
-    """How this server reads requests; the same for every dialect.
+class ServerDefaults:
+    """What the server assumes where a request does not say; the same for every dialect.
 
-    default_tokens, temperature: for requests that do not say. most_tokens: the longest answer to
+    default_tokens, temperature: for requests that do not say. max_tokens: the longest answer to
     any request. raw_fim: read a prompt that spells a whole fill-in-the-middle prompt as one
-    (see api/rawfim.py). over_context: for a prompt that is too long. suffix_share, extras_share:
-    parts of the room for the prompt that the suffix and the repository's files are sure of when it
-    is trimmed; the prefix has the rest.
+    (see dialects/raw_fim.py). over_context: for a prompt that is too long. suffix_fraction,
+    extras_fraction: the minimum parts of a trimmed prompt for the suffix and the repository's
+    files; the prefix has the rest.
     """
 
     default_tokens: int = 128
-    most_tokens: int = 1024
+    max_tokens: int = 1024
     temperature: float = 0.0
     raw_fim: bool = True
     over_context: OverContext = "error"
-    suffix_share: float = 0.25  # guessed: what follows the cursor says less than what precedes it
-    extras_share: float = 0.25  # guessed
+    suffix_fraction: float = (
+        0.25  # guessed: what follows the cursor says less than what precedes it
+    )
+    extras_fraction: float = 0.25  # guessed
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
+class PromptBudget:
     """Where the tokens of a prompt went; the parts and `control_tokens` add up to the prompt's.
 
     extras are the repository's name and files. room_tokens is the context less what is kept for
@@ -100,7 +102,7 @@ class Fit:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class PreparedSequence:
     """One sequence for the engine. scored: the log-probabilities of its prompt are wanted too."""
 
     ids: tuple[int, ...]
@@ -109,20 +111,23 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """An ask in ids. Run `i` is choice `i % choices` of prompt `i // choices`; one fit a prompt."""
+class PreparedRequest:
+    """A request in ids, with the budget of each prompt.
 
-    ask: Ask
-    runs: tuple[Run, ...]
-    fits: tuple[Fit, ...]
+    Sequence `i` is choice `i % choices` of prompt `i // choices`.
+    """
 
-    def prompt_of(self, run: int) -> TextPrompt | IdsPrompt:
+    request: CompletionRequest
+    sequences: tuple[PreparedSequence, ...]
+    budgets: tuple[PromptBudget, ...]
+
+    def prompt_of(self, index: int) -> TextPrompt | IdsPrompt:
         """The prompt that a run belongs to."""
-        return self.ask.prompts[run // self.ask.choices]
+        return self.request.prompts[index // self.request.choices]
 
-    def fit_of(self, run: int) -> Fit:
+    def budget_of(self, index: int) -> PromptBudget:
         """How the prompt of a run was laid out."""
-        return self.fits[run // self.ask.choices]
+        return self.budgets[index // self.request.choices]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,19 +164,19 @@ class Model:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
-def report(plan: Plan, ends: Sequence[Finish]) -> dict[str, object]:
+def report(prepared: PreparedRequest, ends: Sequence[Finish]) -> dict[str, object]:
     """What no dialect has a place for, and nobody should have to guess; under the key `starpack`.
 
     The budget of each prompt, why each choice ended, its timings, the seed, the length in force,
     what was not honoured.
     """
-    options = plan.ask.options
+    options = prepared.request.options
     return {
-        "budget": [asdict(fit) for fit in plan.fits],
+        "budget": [asdict(budget) for budget in prepared.budgets],
         "finish_reasons": [end.reason for end in ends],
         "timings": [asdict(end.timings) for end in ends],
         "seed": options.sampling.seed,
         "max_tokens": options.max_tokens,
-        "dropped_stops": list(plan.ask.dropped_stops),
-        "ignored": list(plan.ask.ignored),
+        "dropped_stops": list(prepared.request.dropped_stops),
+        "ignored": list(prepared.request.ignored),
     }

@@ -1,6 +1,6 @@
-"""A served model: its runtime, its queue, and what both may be asked.
+"""A served model: its runtime and its queue.
 
-Turns an ask into a plan, and says how things stand. Knows nothing of HTTP or dialects.
+Prepares requests, and reports how things stand. Knows nothing of HTTP or dialects.
 """
 
 from __future__ import annotations
@@ -14,56 +14,72 @@ from runtimes.errors import UsageError
 from runtimes.generation.completion import GenerateOptions
 from runtimes.generation.runtime import Runtime
 from runtimes.host.limits import resident_bytes
-from runtimes.server.job_queue import Engine
+from runtimes.server.job_queue import JobQueue
 from runtimes.server.metrics import Metrics
-from runtimes.server.prompt_budget import lay_out
-from runtimes.server.request import Ask, IdsPrompt, Model, Plan, Rules, Run
+from runtimes.server.prompt_budget import fit_prompt
+from runtimes.server.request import (
+    CompletionRequest,
+    IdsPrompt,
+    Model,
+    PreparedRequest,
+    PreparedSequence,
+    ServerDefaults,
+)
 from runtimes.trust.manifest import MANIFEST_NAME, Manifest
 
-MOST_RUNS = 16  # guessed: prompts x choices of one request; more is a batch, not an editor
+MAX_RUNS = 16  # guessed: prompts x choices of one request; more is a batch, not an editor
 FRESH_S = 30.0  # guessed: a token as young as this shows that the model answers
 
 
 class Service:
-    """What the dialects stand on. Owns its engine, not its runtime."""
+    """What every dialect uses. Owns its queue, not its runtime."""
 
     def __init__(
-        self, runtime: Runtime, model: Model, rules: Rules, *, queue_jobs: int = 32, slots: int = 1
+        self,
+        runtime: Runtime,
+        model: Model,
+        defaults: ServerDefaults,
+        *,
+        queue_jobs: int = 32,
+        slots: int = 1,
     ) -> None:
         """slots: sequences that are cached between requests; see Runtime.cache_sequences."""
         self.runtime, self.slots = runtime, slots
         runtime.cache_sequences(slots)
         self.model = model
-        self.rules = rules
+        self.defaults = defaults
         self.metrics = Metrics()
-        self.engine = Engine(runtime, self.metrics, queue_jobs)
+        self.queue = JobQueue(runtime, self.metrics, queue_jobs)
 
-    def plan(self, ask: Ask) -> Plan:
+    def prepare(self, request: CompletionRequest) -> PreparedRequest:
         """Lay the prompts out and encode them; raises UsageError, ContextError.
 
         May take a moment for a long prompt: not for an event loop's thread.
         """
-        if len(ask.prompts) * ask.choices > MOST_RUNS:
+        if len(request.prompts) * request.choices > MAX_RUNS:
             raise UsageError(
-                f"the request asks for {len(ask.prompts) * ask.choices} completions",
-                expected=f"at most {MOST_RUNS}, prompts times choices",
+                f"the request asks for {len(request.prompts) * request.choices} completions",
+                expected=f"at most {MAX_RUNS}, prompts times choices",
             )
-        runs, fits = [], []
-        for prompt in ask.prompts:
+        sequences, budgets = [], []
+        for prompt in request.prompts:
             if isinstance(prompt, IdsPrompt):
                 self.check_ids(prompt.ids)
-            ids, fit = lay_out(
+            ids, budget = fit_prompt(
                 prompt,
                 self.runtime.tokenizer,
                 self.runtime.special_ids,
                 self.runtime.backend.context_tokens,
-                ask.options.max_tokens,
-                ask.over_context or self.rules.over_context,
-                self.rules,
+                request.options.max_tokens,
+                request.over_context or self.defaults.over_context,
+                self.defaults,
             )
-            fits.append(fit)
-            runs += [Run(ids, _choice(ask, i), ask.scored) for i in range(ask.choices)]
-        return Plan(ask, tuple(runs), tuple(fits))
+            budgets.append(budget)
+            sequences += [
+                PreparedSequence(ids, _choice(request, i), request.scored)
+                for i in range(request.choices)
+            ]
+        return PreparedRequest(request, tuple(sequences), tuple(budgets))
 
     def check_ids(self, ids: tuple[int, ...]) -> None:
         """Raise UsageError where an id is none of the tokenizer's."""
@@ -74,16 +90,16 @@ class Service:
     @property
     def is_fresh(self) -> bool:
         """Whether a real token has come lately, and no failure since."""
-        engine, at = self.engine, self.engine.last_token_at
+        engine, at = self.queue, self.queue.last_token_at
         young = at is not None and time.monotonic() - at < FRESH_S
-        return engine.is_alive and engine.is_sound and young
+        return engine.is_alive and engine.is_healthy and young
 
     def gauges(self) -> dict[str, tuple[str, float]]:
         """How things stand, for the metrics: name to (help, value)."""
         memory = self.runtime.backend.memory_bytes()
         return {
-            "queue_waiting": ("requests that wait", self.engine.waiting_jobs),
-            "queue_running": ("requests that run", int(self.engine.is_running)),
+            "queue_waiting": ("requests that wait", self.queue.waiting_jobs),
+            "queue_running": ("requests that run", int(self.queue.is_running)),
             "ready": ("1 if a token has come lately", int(self.is_fresh)),
             "weights_bytes": ("memory, as the engine reports it", memory.weights_bytes),
             "key_values_bytes": ("memory, as the engine reports it", memory.key_values_bytes),
@@ -115,8 +131,8 @@ def served_model(bundle: Path, manifest: Manifest, runtime: Runtime, name: str |
     )
 
 
-def _choice(ask: Ask, index: int) -> GenerateOptions:
+def _choice(request: CompletionRequest, index: int) -> GenerateOptions:
     """Each choice of a prompt has a seed of its own, the first the one that was asked for."""
-    sampling = ask.options.sampling
+    sampling = request.options.sampling
     seed = (sampling.seed + index) % 2**64
-    return replace(ask.options, sampling=replace(sampling, seed=seed))
+    return replace(request.options, sampling=replace(sampling, seed=seed))

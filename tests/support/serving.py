@@ -10,7 +10,7 @@ from typing import Any
 
 from runtimes.server.app import Settings, create_app
 from runtimes.server.listen import Address, make_server, open_socket, url_of
-from runtimes.server.request import Model, Rules
+from runtimes.server.request import Model, ServerDefaults
 from runtimes.server.service import Service
 from tests.support.runtime_toys import Logits, toy_runtime
 
@@ -24,8 +24,8 @@ LICENCE = "Use restrictions: none of this for harm."
 
 
 def make_service(folder: Path, logits: Logits | None = None, **options: Any) -> Service:
-    """A service over a toy; `rules` and `queue_jobs` go to it, the rest shapes the toy."""
-    rules, queue_jobs = options.pop("rules", Rules()), options.pop("queue_jobs", 32)
+    """A service over a toy; `defaults` and `queue_jobs` go to it, the rest shapes the toy."""
+    defaults, queue_jobs = options.pop("defaults", ServerDefaults()), options.pop("queue_jobs", 32)
     runtime = toy_runtime(folder, logits, **({"context_tokens": CONTEXT} | options))
     model = Model(
         name="toy",
@@ -41,7 +41,7 @@ def make_service(folder: Path, logits: Logits | None = None, **options: Any) -> 
         token_bytes=runtime.tokenizer.token_bytes,
         licences=(("licence/model/LICENSE", LICENCE),),
     )
-    return Service(runtime, model, rules, queue_jobs=queue_jobs)
+    return Service(runtime, model, defaults, queue_jobs=queue_jobs)
 
 
 @contextmanager

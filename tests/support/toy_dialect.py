@@ -8,8 +8,15 @@ from msgspec import Struct
 
 from runtimes.generation.completion import Chunk, Finish, GenerateOptions
 from runtimes.generation.sampling import TokenLogprobs
-from runtimes.server.dialects.endpoint import STRING, Completing, Dialect, object_of
-from runtimes.server.request import Ask, Model, Plan, Result, Rules, TextPrompt
+from runtimes.server.dialects.endpoint import STRING, CompletionEndpoint, Dialect, object_of
+from runtimes.server.request import (
+    CompletionRequest,
+    Model,
+    PreparedRequest,
+    Result,
+    ServerDefaults,
+    TextPrompt,
+)
 
 
 class SayBody(Struct):
@@ -21,26 +28,26 @@ class SayBody(Struct):
 ANSWER = object_of("said", said=STRING)
 
 
-def read(body: SayBody, rules: Rules) -> Ask:
-    return Ask((TextPrompt(body.say),), GenerateOptions(min(5, rules.most_tokens)))
+def read(body: SayBody, defaults: ServerDefaults) -> CompletionRequest:
+    return CompletionRequest((TextPrompt(body.say),), GenerateOptions(min(5, defaults.max_tokens)))
 
 
 class View:
     framing = "ndjson"
 
-    def __init__(self, body: SayBody, plan: Plan, model: Model) -> None:
+    def __init__(self, body: SayBody, prepared: PreparedRequest, model: Model) -> None:
         pass
 
     def whole(self, results: list[Result]) -> object:
         return {"said": results[0].completion.text}
 
-    def scores(self, run: int, entries: Sequence[TokenLogprobs]) -> None:
+    def scores(self, index: int, entries: Sequence[TokenLogprobs]) -> None:
         pass
 
-    def chunk(self, run: int, chunk: Chunk) -> Iterator[object]:
+    def chunk(self, index: int, chunk: Chunk) -> Iterator[object]:
         yield {"said": chunk.text}
 
-    def finish(self, run: int, finish: Finish) -> Iterator[object]:
+    def finish(self, index: int, finish: Finish) -> Iterator[object]:
         yield {"said": finish.text}
 
     def end(self) -> Iterator[object]:
@@ -53,8 +60,10 @@ def failure(status: int, message: str) -> dict[str, object]:
 
 DIALECT = Dialect(
     name="toy",
-    completing=(Completing("/toys/{name}/say", "Say more", SayBody, ANSWER, read, View),),
-    telling=(),
+    completion_endpoints=(
+        CompletionEndpoint("/toys/{name}/say", "Say more", SayBody, ANSWER, read, View),
+    ),
+    info_endpoints=(),
     failure=failure,
     clients={"a toy": "speak to {url}/toys/bear/say"},
 )

@@ -1,4 +1,4 @@
-"""What a dialect is made of: endpoints that complete, endpoints that tell, and the shape of errors.
+"""The parts of a dialect: endpoints that run the model, endpoints that inform, and errors.
 
 Data and small helpers; the server gives them HTTP, the description at /openapi.json its schemas.
 """
@@ -12,7 +12,13 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from runtimes.generation.completion import Chunk, Finish
 from runtimes.generation.sampling import TokenLogprobs
-from runtimes.server.request import Ask, Model, Plan, Result, Rules
+from runtimes.server.request import (
+    CompletionRequest,
+    Model,
+    PreparedRequest,
+    Result,
+    ServerDefaults,
+)
 from runtimes.server.service import Service
 
 Schema = Mapping[str, Any]
@@ -22,20 +28,20 @@ MEDIA_TYPES = {"sse": "text/event-stream", "ndjson": "application/x-ndjson"}
 
 
 class View(Protocol):
-    """The answer to one plan, in the words of a dialect. It serves one request."""
+    """The answer to one request, in the form of a dialect."""
 
     framing: Framing
 
     def whole(self, results: list[Result]) -> object:
         """The answer as one JSON value."""
 
-    def scores(self, run: int, entries: Sequence[TokenLogprobs]) -> None:
+    def scores(self, index: int, entries: Sequence[TokenLogprobs]) -> None:
         """Take the log-probabilities of a run's prompt, before its first chunk."""
 
-    def chunk(self, run: int, chunk: Chunk) -> Iterable[object]:
+    def chunk(self, index: int, chunk: Chunk) -> Iterable[object]:
         """The events of a stream that a chunk makes."""
 
-    def finish(self, run: int, finish: Finish) -> Iterable[object]:
+    def finish(self, index: int, finish: Finish) -> Iterable[object]:
         """The events that the end of a run makes."""
 
     def end(self) -> Iterable[object]:
@@ -43,19 +49,19 @@ class View(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Completing(Generic[B]):
+class CompletionEndpoint(Generic[B]):
     """A POST endpoint that runs the model. `path` may have {parameters}, which are not looked at.
 
-    body: a msgspec struct. read: body to ask, with what the server's rules leave open. answer:
-    schema of the whole answer.
+    body: a msgspec struct. read: body and the server's defaults to request. answer: schema of the
+    complete answer.
     """
 
     path: str
     summary: str
     body: type[B]
     answer: Schema
-    read: Callable[[B, Rules], Ask]
-    view: Callable[[B, Plan, Model], View]
+    read: Callable[[B, ServerDefaults], CompletionRequest]
+    view: Callable[[B, PreparedRequest, Model], View]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +74,8 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Telling(Generic[B]):
-    """An endpoint that answers from what the service knows. `answer` None: text of `media_type`.
+class InfoEndpoint(Generic[B]):
+    """An endpoint that informs about the service. `answer` None: text of `media_type`.
 
     body: a msgspec struct; None where there is none.
     """
@@ -78,7 +84,7 @@ class Telling(Generic[B]):
     path: str
     summary: str
     answer: Schema | None
-    tell: Callable[[Service, B], object]
+    handler: Callable[[Service, B], object]
     body: type[B] | None = None
     media_type: str = "text/plain"
 
@@ -92,8 +98,8 @@ class Dialect:
     """
 
     name: str
-    completing: tuple[Completing[Any], ...]
-    telling: tuple[Telling[Any], ...]
+    completion_endpoints: tuple[CompletionEndpoint[Any], ...]
+    info_endpoints: tuple[InfoEndpoint[Any], ...]
     failure: Callable[[int, str], dict[str, object]]
     in_stream: Mapping[str, object] = field(default_factory=dict)
     clients: Mapping[str, str] = field(default_factory=dict)

@@ -17,13 +17,13 @@ from runtimes.generation.sampling import OFF, Sampling
 from runtimes.prompts.fim import NO_CONTEXT, Context, RepoFile
 from runtimes.server.dialects.raw_fim import read_raw
 from runtimes.server.http.body import LARGEST
-from runtimes.server.request import OverContext, Rules, TextPrompt
+from runtimes.server.request import OverContext, ServerDefaults, TextPrompt
 
-MOST_STOPS = 64  # guessed: Continue sends the file's next line and a dozen more
-MOST_STOP_CHARACTERS = 4096  # guessed: Continue stops at the next line, whatever its length
-MOST_IDS = 131_072  # specified: the longest context that starpack offers
-MOST_FILES = 1000  # guessed
-MOST_LOGPROBS = 20  # guessed; OpenAI's own limit is 5
+MAX_STOPS = 64  # guessed: Continue sends the file's next line and a dozen more
+MAX_STOP_CHARACTERS = 4096  # guessed: Continue stops at the next line, whatever its length
+MAX_IDS = 131_072  # specified: the longest context that starpack offers
+MAX_FILES = 1000  # guessed
+MAX_LOGPROBS = 20  # guessed; OpenAI's own limit is 5
 GREEDY_BELOW = 0.001  # guessed: a temperature so low that only rounding could tell it from 0
 SEED_BITS = 32  # as many as every client can read back
 LARGEST_SEED = 2**64 - 1
@@ -36,12 +36,12 @@ Length = Annotated[int, Meta(ge=-2, le=LARGEST)]  # -1, Ollama's -2: as long as 
 Penalty = Annotated[float, Meta(ge=-100, le=100)]
 Repetition = Annotated[float, Meta(ge=-1, le=100)]
 Probability = Annotated[float, Meta(ge=-1, le=1)]
-Logprobs = Annotated[int, Meta(ge=0, le=MOST_LOGPROBS)]
+Logprobs = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)]
 Milliseconds = Annotated[float, Meta(ge=-1, le=LARGEST)]
 Id = Annotated[int, Meta(ge=0, le=LARGEST)]
-Ids = Annotated[list[Id], Meta(min_length=1, max_length=MOST_IDS)]
-StopText = Annotated[str, Meta(max_length=MOST_STOP_CHARACTERS)]
-Stops = StopText | Annotated[list[StopText], Meta(max_length=MOST_STOPS)] | None
+Ids = Annotated[list[Id], Meta(min_length=1, max_length=MAX_IDS)]
+StopText = Annotated[str, Meta(max_length=MAX_STOP_CHARACTERS)]
+Stops = StopText | Annotated[list[StopText], Meta(max_length=MAX_STOPS)] | None
 # What a base model cannot honour has to be empty: it is refused, not ignored.
 NoText = Annotated[str, Meta(max_length=0)] | None
 NoList = Annotated[list[Any], Meta(max_length=0)] | None
@@ -78,7 +78,7 @@ class ExtensionBody(Struct, kw_only=True):
 
     repo_name: str | None = None
     path: str | None = None
-    files: Annotated[list[FileBody], Meta(max_length=MOST_FILES)] | None = None
+    files: Annotated[list[FileBody], Meta(max_length=MAX_FILES)] | None = None
     over_context: OverContext | None = None
 
 
@@ -96,12 +96,12 @@ def over_context_of(extension: ExtensionBody | None) -> OverContext | None:
 
 
 def text_prompt(
-    text: str, suffix: str | None, rules: Rules, context: Context = NO_CONTEXT
+    text: str, suffix: str | None, defaults: ServerDefaults, context: Context = NO_CONTEXT
 ) -> TextPrompt:
     """A prompt and its suffix; "" is no suffix. A prompt alone may spell a whole infill prompt."""
     if suffix:
         return TextPrompt(text, suffix, context)
-    raw = read_raw(text) if rules.raw_fim else None
+    raw = read_raw(text) if defaults.raw_fim else None
     if raw is None:
         return TextPrompt(text, None, context)
     own = raw.context != NO_CONTEXT
@@ -120,19 +120,21 @@ def read_stops(*values: str | Sequence[str] | None) -> tuple[tuple[str, ...], tu
     return tuple(stops), ()
 
 
-def read_length(value: int | None, rules: Rules) -> int:
+def read_length(value: int | None, defaults: ServerDefaults) -> int:
     """Most tokens of the answer: as asked for, within the server's limit."""
     if value is None:
-        return min(rules.default_tokens, rules.most_tokens)
-    return rules.most_tokens if value < 0 else min(value, rules.most_tokens)
+        return min(defaults.default_tokens, defaults.max_tokens)
+    return defaults.max_tokens if value < 0 else min(value, defaults.max_tokens)
 
 
-def read_sampling(body: SamplingBody, rules: Rules, repetition: float | None) -> Sampling:
+def read_sampling(
+    body: SamplingBody, defaults: ServerDefaults, repetition: float | None
+) -> Sampling:
     """How to choose; `repetition` is the dialect's own name of that penalty.
 
     Without a seed there is a new one each time, which the answer tells.
     """
-    temperature = _or(body.temperature, rules.temperature)
+    temperature = _or(body.temperature, defaults.temperature)
     return Sampling(
         temperature=0.0 if temperature < GREEDY_BELOW else temperature,
         top_k=_or(body.top_k, OFF),

@@ -18,10 +18,10 @@ from runtimes.server.dialects.endpoint import (
     BOOLEAN,
     INTEGER,
     STRING,
-    Completing,
+    CompletionEndpoint,
     Dialect,
     Framing,
-    Telling,
+    InfoEndpoint,
     list_of,
     object_of,
 )
@@ -34,7 +34,7 @@ from runtimes.server.dialects.llamacpp_requests import (
     read_completion,
     read_infill,
 )
-from runtimes.server.request import Model, Plan, Result, report
+from runtimes.server.request import Model, PreparedRequest, Result, report
 from runtimes.server.service import Service
 
 STOP_TYPES: dict[FinishReason, str] = {
@@ -49,53 +49,53 @@ class CompletionView:
 
     framing: Framing = "sse"
 
-    def __init__(self, body: OptionsBody, plan: Plan, model: Model) -> None:
-        self._plan = plan
+    def __init__(self, body: OptionsBody, prepared: PreparedRequest, model: Model) -> None:
+        self._prepared = prepared
         self._model = model
         self._fields = body.response_fields
         self._tokens = bool(body.return_tokens)
-        self._predicted = [0] * len(plan.runs)
+        self._predicted = [0] * len(prepared.sequences)
 
     def whole(self, results: list[Result]) -> object:
         """See View: one object, or a list of them where several were asked for."""
         objects = []
-        for run, result in enumerate(results):
+        for index, result in enumerate(results):
             done = result.completion
-            last = self._last(run, done.finish, done.text, done.ids)
+            last = self._last(index, done.finish, done.text, done.ids)
             objects.append(self._chosen(last | self._probabilities(done.logprobs)))
         return objects[0] if len(objects) == 1 else objects
 
-    def scores(self, run: int, entries: Sequence[TokenLogprobs]) -> None:
+    def scores(self, index: int, entries: Sequence[TokenLogprobs]) -> None:
         """See View: never asked for here."""
 
-    def chunk(self, run: int, chunk: Chunk) -> Iterator[object]:
+    def chunk(self, index: int, chunk: Chunk) -> Iterator[object]:
         """See View."""
-        self._predicted[run] += len(chunk.ids)
+        self._predicted[index] += len(chunk.ids)
         if chunk.text or (chunk.ids and (self._tokens or chunk.logprobs)):
             event = {
-                "index": run,
+                "index": index,
                 "content": chunk.text,
                 "tokens": list(chunk.ids) if self._tokens else [],
                 "stop": False,
                 "id_slot": 0,
-                "tokens_predicted": self._predicted[run],
-                "tokens_evaluated": self._plan.fit_of(run).prompt_tokens,
+                "tokens_predicted": self._predicted[index],
+                "tokens_evaluated": self._prepared.budget_of(index).prompt_tokens,
             }
             yield event | self._probabilities(chunk.logprobs)
 
-    def finish(self, run: int, finish: Finish) -> Iterator[object]:
+    def finish(self, index: int, finish: Finish) -> Iterator[object]:
         """See View."""
-        yield self._chosen(self._last(run, finish, finish.text))
+        yield self._chosen(self._last(index, finish, finish.text))
 
     def end(self) -> Iterator[object]:
         """See View: the event with `stop` was the last."""
         return iter(())
 
-    def _last(self, run: int, end: Finish, text: str, ids: Sequence[int] = ()) -> dict[str, Any]:
-        timings, fit = end.timings, self._plan.fit_of(run)
-        options = self._plan.runs[run].options
+    def _last(self, index: int, end: Finish, text: str, ids: Sequence[int] = ()) -> dict[str, Any]:
+        timings, budget = end.timings, self._prepared.budget_of(index)
+        options = self._prepared.sequences[index].options
         return {
-            "index": run,
+            "index": index,
             "content": text,
             "tokens": list(ids) if self._tokens else [],
             "id_slot": 0,
@@ -112,12 +112,12 @@ class CompletionView:
                 "min_p": options.sampling.min_p,
                 "stop": list(options.stop),
             },
-            "truncated": fit.dropped_tokens > 0,
+            "truncated": budget.dropped_tokens > 0,
             "stop_type": STOP_TYPES.get(end.reason, "none"),
             "stopping_word": end.stop or "",
             "tokens_cached": timings.prompt_tokens + timings.generated_tokens,
             "timings": _timings(timings),
-            "starpack": report(self._plan, [end]),
+            "starpack": report(self._prepared, [end]),
         }
 
     def _probabilities(self, logprobs: Sequence[TokenLogprobs]) -> dict[str, object]:
@@ -145,7 +145,7 @@ class CompletionView:
         if self._fields is None:
             return answer
         kept = {}
-        if self._plan.ask.stream:
+        if self._prepared.request.stream:
             kept = {"content": answer["content"], "stop": answer["stop"]}
         for path in self._fields:
             value: Any = answer
@@ -203,12 +203,12 @@ def _detokenize(service: Service, body: DetokenizeBody) -> object:
 
 
 def _props(service: Service, _body: None) -> object:
-    model, rules = service.model, service.rules
+    model, defaults = service.model, service.defaults
     return {
         "default_generation_settings": {
             "n_ctx": model.context_tokens,
-            "n_predict": rules.default_tokens,
-            "temperature": rules.temperature,
+            "n_predict": defaults.default_tokens,
+            "temperature": defaults.temperature,
         },
         "total_slots": service.slots,
         "model_alias": model.name,
@@ -227,16 +227,16 @@ def _slots(service: Service, _body: None) -> object:
             "id": number,
             "n_ctx": service.model.context_tokens,
             "speculative": True,
-            "is_processing": number == 0 and service.engine.is_running,
+            "is_processing": number == 0 and service.queue.is_running,
             "tokens_held": tokens,
-            "requests_waiting": service.engine.waiting_jobs if number == 0 else 0,
+            "requests_waiting": service.queue.waiting_jobs if number == 0 else 0,
         }
         for number, tokens in enumerate(held)
     ]
 
 
 def _health(service: Service, _body: None) -> object:
-    if not service.engine.is_sound:
+    if not service.queue.is_healthy:
         raise DeviceError("the engine does not answer", remedy="see the log; ask /ready")
     return {"status": "ok"}
 
@@ -244,31 +244,31 @@ def _health(service: Service, _body: None) -> object:
 TOKENS = object_of("tokens", tokens=list_of({"anyOf": [INTEGER, {"type": "object"}]}))
 DIALECT = Dialect(
     name="llama.cpp",
-    completing=(
-        Completing(
+    completion_endpoints=(
+        CompletionEndpoint(
             "/completion", "Complete", CompletionBody, ANSWER, read_completion, CompletionView
         ),
-        Completing(
+        CompletionEndpoint(
             "/infill", "Fill in, with other files as context", InfillBody, ANSWER, read_infill,
             CompletionView,
         ),
     ),
-    telling=(
-        Telling("POST", "/tokenize", "Text to ids", TOKENS, _tokenize, TokenizeBody),
-        Telling(
+    info_endpoints=(
+        InfoEndpoint("POST", "/tokenize", "Text to ids", TOKENS, _tokenize, TokenizeBody),
+        InfoEndpoint(
             "POST", "/detokenize", "Ids to text", object_of("content", content=STRING),
             _detokenize, DetokenizeBody,
         ),
-        Telling(
+        InfoEndpoint(
             "GET", "/props", "How the model is served",
             object_of("default_generation_settings", "total_slots", total_slots=INTEGER), _props,
         ),
-        Telling(
+        InfoEndpoint(
             "GET", "/slots", "What the engine holds and does",
             list_of(object_of("id", "n_ctx", "is_processing", id=INTEGER, is_processing=BOOLEAN)),
             _slots,
         ),
-        Telling(
+        InfoEndpoint(
             "GET", "/health", "Whether the engine takes requests; /ready asks it for a token",
             object_of("status", status=STRING), _health,
         ),

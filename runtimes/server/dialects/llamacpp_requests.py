@@ -1,4 +1,4 @@
-"""The bodies of llama.cpp's server, and what they ask for; see llamacpp.py."""
+"""The bodies of llama.cpp's server, and how they are read; see llamacpp.py."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from msgspec import Meta, Struct
 from runtimes.generation.completion import GenerateOptions
 from runtimes.prompts.fim import Context, RepoFile
 from runtimes.server.dialects import fields
-from runtimes.server.request import Ask, IdsPrompt, Rules, TextPrompt
-from runtimes.server.service import MOST_RUNS
+from runtimes.server.request import CompletionRequest, IdsPrompt, ServerDefaults, TextPrompt
+from runtimes.server.service import MAX_RUNS
 
 IGNORED = ("samplers", "lora")
 
@@ -24,7 +24,7 @@ class OptionsBody(fields.SamplingBody, kw_only=True):
     stream: bool | None = None
     n_probs: fields.Logprobs | None = None
     n_indent: Annotated[int, Meta(ge=-1, le=1000)] | None = None
-    n_cmpl: Annotated[int, Meta(ge=1, le=MOST_RUNS)] | None = None
+    n_cmpl: Annotated[int, Meta(ge=1, le=MAX_RUNS)] | None = None
     t_max_prompt_ms: fields.Milliseconds | None = None
     t_max_predict_ms: fields.Milliseconds | None = None
     return_tokens: bool | None = None
@@ -54,7 +54,7 @@ class InfillBody(OptionsBody, kw_only=True):
 
     input_prefix: str
     input_suffix: str
-    input_extra: Annotated[list[ExtraBody], Meta(max_length=fields.MOST_FILES)] | None = None
+    input_extra: Annotated[list[ExtraBody], Meta(max_length=fields.MAX_FILES)] | None = None
     prompt: str | None = None
 
 
@@ -68,33 +68,35 @@ class TokenizeBody(Struct, kw_only=True):
 class DetokenizeBody(Struct, kw_only=True):
     """Ids."""
 
-    tokens: Annotated[list[fields.Id], Meta(max_length=fields.MOST_IDS)]
+    tokens: Annotated[list[fields.Id], Meta(max_length=fields.MAX_IDS)]
 
 
-def read_completion(body: CompletionBody, rules: Rules) -> Ask:
-    """/completion to ask."""
+def read_completion(body: CompletionBody, defaults: ServerDefaults) -> CompletionRequest:
+    """/completion to request."""
     if isinstance(body.prompt, list):
-        return _ask(body, rules, IdsPrompt(tuple(body.prompt)))
+        return _request(body, defaults, IdsPrompt(tuple(body.prompt)))
     context = fields.context_of(body.starpack)
-    return _ask(body, rules, fields.text_prompt(body.prompt, None, rules, context))
+    return _request(body, defaults, fields.text_prompt(body.prompt, None, defaults, context))
 
 
-def read_infill(body: InfillBody, rules: Rules) -> Ask:
-    """/infill to ask."""
+def read_infill(body: InfillBody, defaults: ServerDefaults) -> CompletionRequest:
+    """/infill to request."""
     said = fields.context_of(body.starpack)
     extra = tuple(RepoFile(file.filename, file.text) for file in body.input_extra or ())
     prefix = body.input_prefix + (body.prompt or "")
     context = Context(said.repo_name, (*said.files, *extra), said.path)
-    return _ask(body, rules, TextPrompt(prefix, body.input_suffix, context))
+    return _request(body, defaults, TextPrompt(prefix, body.input_suffix, context))
 
 
-def _ask(body: OptionsBody, rules: Rules, prompt: TextPrompt | IdsPrompt) -> Ask:
+def _request(
+    body: OptionsBody, defaults: ServerDefaults, prompt: TextPrompt | IdsPrompt
+) -> CompletionRequest:
     stops, dropped = fields.read_stops(body.stop)
-    return Ask(
+    return CompletionRequest(
         prompts=(prompt,),
         options=GenerateOptions(
-            max_tokens=fields.read_length(body.n_predict, rules),
-            sampling=fields.read_sampling(body, rules, body.repeat_penalty),
+            max_tokens=fields.read_length(body.n_predict, defaults),
+            sampling=fields.read_sampling(body, defaults, body.repeat_penalty),
             stop=stops,
             logprobs=body.n_probs or None,
             min_indent=max(0, body.n_indent or 0),

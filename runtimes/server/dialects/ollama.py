@@ -19,14 +19,21 @@ from runtimes.server.dialects.endpoint import (
     BOOLEAN,
     INTEGER,
     STRING,
-    Completing,
+    CompletionEndpoint,
     Dialect,
     Framing,
-    Telling,
+    InfoEndpoint,
     list_of,
     object_of,
 )
-from runtimes.server.request import Ask, Model, Plan, Result, Rules, report
+from runtimes.server.request import (
+    CompletionRequest,
+    Model,
+    PreparedRequest,
+    Result,
+    ServerDefaults,
+    report,
+)
 from runtimes.server.service import Service
 
 API_VERSION = "0.6.3"  # of the client package that the tests use
@@ -77,17 +84,19 @@ ANSWER = object_of(
 )  # fmt: skip
 
 
-def read(body: GenerateBody, rules: Rules) -> Ask:
-    """/api/generate to ask; without a prompt it has none."""
+def read(body: GenerateBody, defaults: ServerDefaults) -> CompletionRequest:
+    """/api/generate to request; an empty prompt is none."""
     options = body.options or OptionsBody()
     stops, dropped = fields.read_stops(options.stop)
     prompt, suffix = body.prompt or "", body.suffix or ""
     context = fields.context_of(body.starpack)
-    return Ask(
-        prompts=(fields.text_prompt(prompt, suffix, rules, context),) if prompt or suffix else (),
+    return CompletionRequest(
+        prompts=(fields.text_prompt(prompt, suffix, defaults, context),)
+        if prompt or suffix
+        else (),
         options=GenerateOptions(
-            max_tokens=fields.read_length(options.num_predict, rules),
-            sampling=fields.read_sampling(options, rules, options.repeat_penalty),
+            max_tokens=fields.read_length(options.num_predict, defaults),
+            sampling=fields.read_sampling(options, defaults, options.repeat_penalty),
             stop=stops,
         ),
         stream=body.stream is not False,
@@ -102,8 +111,8 @@ class GenerateView:
 
     framing: Framing = "ndjson"
 
-    def __init__(self, _body: GenerateBody, plan: Plan, model: Model) -> None:
-        self._plan = plan
+    def __init__(self, _body: GenerateBody, prepared: PreparedRequest, model: Model) -> None:
+        self._prepared = prepared
         self._model = model
 
     def whole(self, results: list[Result]) -> object:
@@ -113,15 +122,15 @@ class GenerateView:
         done = results[0].completion
         return self._last(done.finish, done.text)
 
-    def scores(self, run: int, entries: Sequence[TokenLogprobs]) -> None:
+    def scores(self, index: int, entries: Sequence[TokenLogprobs]) -> None:
         """See View: never asked for here."""
 
-    def chunk(self, run: int, chunk: Chunk) -> Iterator[object]:
+    def chunk(self, index: int, chunk: Chunk) -> Iterator[object]:
         """See View."""
         if chunk.text:
             yield self._line(chunk.text)
 
-    def finish(self, run: int, finish: Finish) -> Iterator[object]:
+    def finish(self, index: int, finish: Finish) -> Iterator[object]:
         """See View."""
         if finish.text:
             yield self._line(finish.text)
@@ -129,7 +138,7 @@ class GenerateView:
 
     def end(self) -> Iterator[object]:
         """See View: the line that is `done` was the last."""
-        if not self._plan.runs:
+        if not self._prepared.sequences:
             yield self.whole([])
 
     def _line(self, text: str) -> dict[str, Any]:
@@ -152,7 +161,7 @@ class GenerateView:
             "prompt_eval_duration": int(timings.prompt_s * NS),
             "eval_count": timings.generated_tokens,
             "eval_duration": int(timings.decode_s * NS),
-            "starpack": report(self._plan, [end]),
+            "starpack": report(self._prepared, [end]),
         }
 
 
@@ -216,22 +225,22 @@ def _version(_service: Service, _body: None) -> object:
 
 DIALECT = Dialect(
     name="ollama",
-    completing=(
-        Completing(
+    completion_endpoints=(
+        CompletionEndpoint(
             "/api/generate", "Complete or fill in", GenerateBody, ANSWER, read, GenerateView
         ),
     ),
-    telling=(
-        Telling(
+    info_endpoints=(
+        InfoEndpoint(
             "POST", "/api/show", "The model and its template",
             object_of("template", "details", template=STRING), _show,
             ShowBody,
         ),
-        Telling(
+        InfoEndpoint(
             "GET", "/api/tags", "The models that are served",
             object_of("models", models=list_of(object_of("name", "model", name=STRING))), _tags,
         ),
-        Telling(
+        InfoEndpoint(
             "GET", "/api/version", "The version of Ollama's API",
             object_of("version", version=STRING), _version,
         ),

@@ -23,33 +23,33 @@ from runtimes.server.dialects.endpoint import (
     INTEGER,
     NUMBER,
     STRING,
-    Completing,
+    CompletionEndpoint,
     Dialect,
     Framing,
-    Telling,
+    InfoEndpoint,
     failure,
     list_of,
     object_of,
 )
 from runtimes.server.dialects.logprobs import Lists, LogprobLists
 from runtimes.server.request import (
-    Ask,
+    CompletionRequest,
     IdsPrompt,
     Model,
-    Plan,
+    PreparedRequest,
     Result,
-    Rules,
+    ServerDefaults,
     TextPrompt,
     report,
 )
-from runtimes.server.service import MOST_RUNS, Service
+from runtimes.server.service import MAX_RUNS, Service
 
-MOST_STOPS = 16
+MAX_STOPS = 16
 IGNORED = ("best_of",)
 COPILOT_PATH = "/copilot_internal/v2/token"
 COPILOT_TOKEN_S = 1800  # guessed: half an hour, as GitHub's own
 
-Texts = Annotated[list[fields.StopText], Meta(max_length=MOST_STOPS)]
+Texts = Annotated[list[fields.StopText], Meta(max_length=MAX_STOPS)]
 
 
 class StreamOptions(Struct, kw_only=True):
@@ -75,7 +75,7 @@ class CompletionsBody(SharedBody, kw_only=True):
     prompt: str | Annotated[list[str | fields.Id | fields.Ids], Meta(min_length=1)]
     model: str | None = None
     suffix: str | None = None
-    n: Annotated[int, Meta(ge=1, le=MOST_RUNS)] | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_RUNS)] | None = None
     logprobs: fields.Logprobs | None = None
     echo: bool | None = None
     logit_bias: fields.NoObject = None
@@ -100,11 +100,11 @@ ANSWER = object_of(
 )  # fmt: skip
 
 
-def read(body: CompletionsBody, rules: Rules) -> Ask:
-    """Body to ask."""
+def read(body: CompletionsBody, defaults: ServerDefaults) -> CompletionRequest:
+    """Body to request."""
     echo = bool(body.echo)
     return replace(
-        read_shared(body, rules, tuple(_prompts(body, rules)), body.logprobs),
+        read_shared(body, defaults, tuple(_prompts(body, defaults)), body.logprobs),
         choices=body.n or 1,
         echo=echo,
         scored=echo and body.logprobs is not None,
@@ -114,17 +114,17 @@ def read(body: CompletionsBody, rules: Rules) -> Ask:
 
 def read_shared(
     body: SharedBody,
-    rules: Rules,
+    defaults: ServerDefaults,
     prompts: tuple[TextPrompt | IdsPrompt, ...],
     logprobs: int | None = None,
-) -> Ask:
-    """An ask for one completion of each prompt."""
+) -> CompletionRequest:
+    """A request for one completion of each prompt."""
     stops, dropped = fields.read_stops(body.stop)
-    return Ask(
+    return CompletionRequest(
         prompts=prompts,
         options=GenerateOptions(
-            max_tokens=fields.read_length(body.max_tokens, rules),
-            sampling=fields.read_sampling(body, rules, body.repetition_penalty),
+            max_tokens=fields.read_length(body.max_tokens, defaults),
+            sampling=fields.read_sampling(body, defaults, body.repetition_penalty),
             stop=stops,
             logprobs=logprobs,
         ),
@@ -134,20 +134,20 @@ def read_shared(
     )
 
 
-def _prompts(body: CompletionsBody, rules: Rules) -> Iterator[TextPrompt | IdsPrompt]:
+def _prompts(body: CompletionsBody, defaults: ServerDefaults) -> Iterator[TextPrompt | IdsPrompt]:
     parts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
     ids = [part for part in parts if isinstance(part, int)]
     if ids:
-        if len(ids) != len(parts) or len(ids) > fields.MOST_IDS:
+        if len(ids) != len(parts) or len(ids) > fields.MAX_IDS:
             raise _bad_prompt()
         yield IdsPrompt(tuple(ids))
         return
-    if len(parts) > MOST_RUNS or len({type(part) for part in parts}) != 1:
+    if len(parts) > MAX_RUNS or len({type(part) for part in parts}) != 1:
         raise _bad_prompt()
     context = fields.context_of(body.starpack)
     for part in parts:
         if isinstance(part, str):
-            yield fields.text_prompt(part, body.suffix, rules, context)
+            yield fields.text_prompt(part, body.suffix, defaults, context)
         elif isinstance(part, list):
             yield IdsPrompt(tuple(part))
 
@@ -155,7 +155,7 @@ def _prompts(body: CompletionsBody, rules: Rules) -> Iterator[TextPrompt | IdsPr
 def _bad_prompt() -> UsageError:
     return UsageError(
         "prompt is a list of different kinds, or too long",
-        expected=f"at most {MOST_RUNS} texts or lists of ids, or {fields.MOST_IDS} ids",
+        expected=f"at most {MAX_RUNS} texts or lists of ids, or {fields.MAX_IDS} ids",
     )
 
 
@@ -169,8 +169,8 @@ class CompletionView:
 
     framing: Framing = "sse"
 
-    def __init__(self, body: SharedBody, plan: Plan, model: Model) -> None:
-        self._plan = plan
+    def __init__(self, body: SharedBody, prepared: PreparedRequest, model: Model) -> None:
+        self._prepared = prepared
         self._model = model
         self._usage = bool(body.stream_options and body.stream_options.include_usage)
         self._head = {
@@ -187,38 +187,38 @@ class CompletionView:
     def whole(self, results: list[Result]) -> dict[str, object]:
         """See View."""
         choices = []
-        for run, result in enumerate(results):
-            self._scores[run] = result.prompt_logprobs
-            text, lists = self._begin(run)
+        for index, result in enumerate(results):
+            self._scores[index] = result.prompt_logprobs
+            text, lists = self._begin(index)
             completion = result.completion
             self._ends.append(completion.finish)
-            lists = self._more(run, lists, completion.logprobs)
-            choices.append(_choice(run, text + completion.text, lists, completion.finish.reason))
+            lists = self._more(index, lists, completion.logprobs)
+            choices.append(_choice(index, text + completion.text, lists, completion.finish.reason))
         return {
             **self._head,
             "choices": choices,
             "usage": self._used(),
-            "starpack": report(self._plan, self._ends),
+            "starpack": report(self._prepared, self._ends),
         }
 
-    def scores(self, run: int, entries: Sequence[TokenLogprobs]) -> None:
+    def scores(self, index: int, entries: Sequence[TokenLogprobs]) -> None:
         """See View."""
-        self._scores[run] = entries
+        self._scores[index] = entries
 
-    def chunk(self, run: int, chunk: Chunk) -> Iterator[dict[str, object]]:
+    def chunk(self, index: int, chunk: Chunk) -> Iterator[dict[str, object]]:
         """See View."""
-        text, lists = ("", None) if run in self._started else self._begin(run)
-        lists = self._more(run, lists, chunk.logprobs)
+        text, lists = ("", None) if index in self._started else self._begin(index)
+        lists = self._more(index, lists, chunk.logprobs)
         text += chunk.text
         if text or lists:
-            yield self._event(_choice(run, text, lists, None))
+            yield self._event(_choice(index, text, lists, None))
 
-    def finish(self, run: int, finish: Finish) -> Iterator[dict[str, object]]:
+    def finish(self, index: int, finish: Finish) -> Iterator[dict[str, object]]:
         """See View."""
-        text, lists = ("", None) if run in self._started else self._begin(run)
+        text, lists = ("", None) if index in self._started else self._begin(index)
         self._ends.append(finish)
-        event = self._event(_choice(run, text + finish.text, lists, finish.reason))
-        yield event | {"starpack": report(self._plan, [finish])}
+        event = self._event(_choice(index, text + finish.text, lists, finish.reason))
+        yield event | {"starpack": report(self._prepared, [finish])}
 
     def _event(self, choice: dict[str, object]) -> dict[str, object]:
         event = {**self._head, "choices": [choice]}
@@ -230,35 +230,37 @@ class CompletionView:
             yield {**self._head, "choices": [], "usage": self._used()}
         yield "[DONE]"
 
-    def _begin(self, run: int) -> tuple[str, Lists | None]:
+    def _begin(self, index: int) -> tuple[str, Lists | None]:
         """What comes before the first token of a run: its prompt, if it is to be repeated."""
-        self._started.add(run)
-        options = self._plan.ask.options
+        self._started.add(index)
+        options = self._prepared.request.options
         if options.logprobs is not None:
-            self._lists[run] = LogprobLists(self._model, options.logprobs)
-        if not self._plan.ask.echo:
+            self._lists[index] = LogprobLists(self._model, options.logprobs)
+        if not self._prepared.request.echo:
             return "", None
-        prompt, ids = self._plan.prompt_of(run), self._plan.runs[run].ids
-        if isinstance(prompt, TextPrompt) and not self._plan.fit_of(run).dropped_tokens:
+        prompt, ids = self._prepared.prompt_of(index), self._prepared.sequences[index].ids
+        if isinstance(prompt, TextPrompt) and not self._prepared.budget_of(index).dropped_tokens:
             text = prompt.prefix
         else:
             text = b"".join(map(self._model.token_bytes, ids)).decode(errors="replace")
-        entries = self._scores.get(run, ())
-        lists = self._lists.get(run)
+        entries = self._scores.get(index, ())
+        lists = self._lists.get(index)
         return text, None if lists is None else lists.prompt(ids, entries)
 
     def _more(
-        self, run: int, before: Lists | None, entries: Sequence[TokenLogprobs]
+        self, index: int, before: Lists | None, entries: Sequence[TokenLogprobs]
     ) -> Lists | None:
-        if run not in self._lists or not (entries or before):
+        if index not in self._lists or not (entries or before):
             return before
-        new = self._lists[run].chunk(entries)
+        new = self._lists[index].chunk(entries)
         return new if before is None else {name: before[name] + new[name] for name in new}
 
     def _used(self) -> dict[str, object]:
-        prompt = sum(fit.prompt_tokens for fit in self._plan.fits)
+        prompt = sum(budget.prompt_tokens for budget in self._prepared.budgets)
         generated = sum(end.timings.generated_tokens for end in self._ends)
-        reused = sum(end.timings.reused_tokens for end in self._ends[:: self._plan.ask.choices])
+        reused = sum(
+            end.timings.reused_tokens for end in self._ends[:: self._prepared.request.choices]
+        )
         return {
             "prompt_tokens": prompt,
             "completion_tokens": generated,
@@ -268,10 +270,10 @@ class CompletionView:
 
 
 def _choice(
-    run: int, text: str, lists: Lists | None, reason: FinishReason | None
+    index: int, text: str, lists: Lists | None, reason: FinishReason | None
 ) -> dict[str, object]:
     return {
-        "index": run,
+        "index": index,
         "text": text,
         "logprobs": lists,
         "finish_reason": None if reason is None else finish_reason(reason),
@@ -312,12 +314,13 @@ PATHS = (
 
 DIALECT = Dialect(
     name="openai",
-    completing=tuple(
-        Completing(path, SUMMARY, CompletionsBody, ANSWER, read, CompletionView) for path in PATHS
+    completion_endpoints=tuple(
+        CompletionEndpoint(path, SUMMARY, CompletionsBody, ANSWER, read, CompletionView)
+        for path in PATHS
     ),
-    telling=(
-        Telling("GET", "/v1/models", "The model that is served", MODELS, _models),
-        Telling("GET", COPILOT_PATH, "A token for Copilot's clients", TOKEN, _copilot_token),
+    info_endpoints=(
+        InfoEndpoint("GET", "/v1/models", "The model that is served", MODELS, _models),
+        InfoEndpoint("GET", COPILOT_PATH, "A token for Copilot's clients", TOKEN, _copilot_token),
     ),
     failure=failure,
     clients={

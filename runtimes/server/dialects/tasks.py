@@ -20,15 +20,22 @@ from runtimes.prompts.tasks import Task
 from runtimes.server.dialects import fields, openai
 from runtimes.server.dialects.endpoint import (
     STRING,
-    Completing,
+    CompletionEndpoint,
     Dialect,
-    Telling,
+    InfoEndpoint,
     failure,
     list_of,
     object_of,
 )
 from runtimes.server.http.body import LARGEST
-from runtimes.server.request import Ask, Model, Plan, Result, Rules, TextPrompt
+from runtimes.server.request import (
+    CompletionRequest,
+    Model,
+    PreparedRequest,
+    Result,
+    ServerDefaults,
+    TextPrompt,
+)
 from runtimes.server.service import Service
 
 Language = Annotated[str, Meta(extra_json_schema={"enum": list(NAMES)})]
@@ -118,20 +125,20 @@ TASKS: dict[str, tuple[str, type[TaskBody]]] = {
 }
 
 
-def read(body: TaskBody, rules: Rules) -> Ask:
-    """Body to ask. The pattern is never looked at for control tokens that are spelt out."""
+def read(body: TaskBody, defaults: ServerDefaults) -> CompletionRequest:
+    """Body to request. Control tokens that the pattern spells out stay text."""
     task = body.task()
     prompt = TextPrompt(task.prefix, task.suffix, fields.context_of(body.starpack))
-    ask = openai.read_shared(body, rules, (prompt,))
-    stop = tuple(dict.fromkeys((*ask.options.stop, *task.stop)))
-    return replace(ask, options=replace(ask.options, stop=stop))
+    request = openai.read_shared(body, defaults, (prompt,))
+    stop = tuple(dict.fromkeys((*request.options.stop, *task.stop)))
+    return replace(request, options=replace(request.options, stop=stop))
 
 
 class TaskView(openai.CompletionView):
     """A text_completion with `task` beside it."""
 
-    def __init__(self, body: TaskBody, plan: Plan, model: Model) -> None:
-        super().__init__(body, plan, model)
+    def __init__(self, body: TaskBody, prepared: PreparedRequest, model: Model) -> None:
+        super().__init__(body, prepared, model)
         task = body.task()
         self._task = {"before": task.before, "after": task.after, "at": task.at}
         self._is_told = False
@@ -140,13 +147,13 @@ class TaskView(openai.CompletionView):
         """See View."""
         return {**super().whole(results), "task": self._task}
 
-    def chunk(self, run: int, chunk: Chunk) -> Iterator[dict[str, object]]:
+    def chunk(self, index: int, chunk: Chunk) -> Iterator[dict[str, object]]:
         """See View."""
-        return self._with_task(super().chunk(run, chunk))
+        return self._with_task(super().chunk(index, chunk))
 
-    def finish(self, run: int, finish: Finish) -> Iterator[dict[str, object]]:
+    def finish(self, index: int, finish: Finish) -> Iterator[dict[str, object]]:
         """See View."""
-        return self._with_task(super().finish(run, finish))
+        return self._with_task(super().finish(index, finish))
 
     def _with_task(self, events: Iterable[dict[str, object]]) -> Iterator[dict[str, object]]:
         for event in events:
@@ -182,10 +189,12 @@ LIST = object_of(
 )  # fmt: skip
 DIALECT = Dialect(
     name="tasks",
-    completing=tuple(
-        Completing(f"/v1/tasks/{name}", summary, body, ANSWER, read, TaskView)
+    completion_endpoints=tuple(
+        CompletionEndpoint(f"/v1/tasks/{name}", summary, body, ANSWER, read, TaskView)
         for name, (summary, body) in TASKS.items()
     ),
-    telling=(Telling("GET", "/v1/tasks", "The tasks, and the languages they know", LIST, _list),),
+    info_endpoints=(
+        InfoEndpoint("GET", "/v1/tasks", "The tasks, and the languages they know", LIST, _list),
+    ),
     failure=failure,
 )

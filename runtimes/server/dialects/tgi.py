@@ -18,12 +18,20 @@ from runtimes.generation.sampling import TokenLogprobs
 from runtimes.server.dialects import fields
 from runtimes.server.dialects.endpoint import (
     STRING,
-    Completing,
+    CompletionEndpoint,
     Dialect,
     Framing,
     object_of,
 )
-from runtimes.server.request import Ask, Model, Plan, Result, Rules, TextPrompt, report
+from runtimes.server.request import (
+    CompletionRequest,
+    Model,
+    PreparedRequest,
+    Result,
+    ServerDefaults,
+    TextPrompt,
+    report,
+)
 
 IGNORED = ("typical_p", "watermark", "truncate", "adapter_id", "best_of")
 REASONS: dict[FinishReason, str] = {
@@ -63,18 +71,20 @@ class TextGenerationBody(Struct, kw_only=True):
 ANSWER = object_of("generated_text", generated_text=STRING, details={"type": ["object", "null"]})
 
 
-def read(body: TextGenerationBody, rules: Rules) -> Ask:
-    """Body to ask."""
+def read(body: TextGenerationBody, defaults: ServerDefaults) -> CompletionRequest:
+    """Body to request."""
     said = body.parameters or ParametersBody()
     stops, dropped = fields.read_stops(said.stop, said.stop_tokens)
     if said.do_sample is False:
         said = msgspec.structs.replace(said, temperature=0.0)
     stream = bool(body.stream)
-    return Ask(
-        prompts=(fields.text_prompt(body.inputs, None, rules, fields.context_of(body.starpack)),),
+    return CompletionRequest(
+        prompts=(
+            fields.text_prompt(body.inputs, None, defaults, fields.context_of(body.starpack)),
+        ),
         options=GenerateOptions(
-            max_tokens=fields.read_length(said.max_new_tokens, rules),
-            sampling=fields.read_sampling(said, rules, said.repetition_penalty),
+            max_tokens=fields.read_length(said.max_new_tokens, defaults),
+            sampling=fields.read_sampling(said, defaults, said.repetition_penalty),
             stop=stops,
             logprobs=0 if stream or said.details else None,
         ),
@@ -86,9 +96,9 @@ def read(body: TextGenerationBody, rules: Rules) -> Ask:
     )
 
 
-def read_stream(body: TextGenerationBody, rules: Rules) -> Ask:
+def read_stream(body: TextGenerationBody, defaults: ServerDefaults) -> CompletionRequest:
     """The same, for the path that always streams."""
-    return read(msgspec.structs.replace(body, stream=True), rules)
+    return read(msgspec.structs.replace(body, stream=True), defaults)
 
 
 class GenerateView:
@@ -96,13 +106,13 @@ class GenerateView:
 
     framing: Framing = "sse"
 
-    def __init__(self, body: TextGenerationBody, plan: Plan, model: Model) -> None:
-        self._plan = plan
+    def __init__(self, body: TextGenerationBody, prepared: PreparedRequest, model: Model) -> None:
+        self._prepared = prepared
         self._model = model
         self._details = bool(body.parameters and body.parameters.details)
-        prompt = plan.ask.prompts[0]
+        prompt = prepared.request.prompts[0]
         self._text = ""  # all of it so far
-        if plan.ask.echo and isinstance(prompt, TextPrompt):
+        if prepared.request.echo and isinstance(prompt, TextPrompt):
             self._text = prompt.prefix
         self._count = 0
 
@@ -113,25 +123,25 @@ class GenerateView:
         if details is not None:
             details |= {"prefill": [], "tokens": [self._token(e) for e in done.logprobs]}
         answer = {"generated_text": self._text + done.text}
-        return answer | {"details": details, "starpack": report(self._plan, [done.finish])}
+        return answer | {"details": details, "starpack": report(self._prepared, [done.finish])}
 
-    def scores(self, run: int, entries: Sequence[TokenLogprobs]) -> None:
+    def scores(self, index: int, entries: Sequence[TokenLogprobs]) -> None:
         """See View: never shown here."""
 
-    def chunk(self, run: int, chunk: Chunk) -> Iterator[object]:
+    def chunk(self, index: int, chunk: Chunk) -> Iterator[object]:
         """See View. The event's `token` has the text that is certain, which may be of several."""
         self._text += chunk.text
         if chunk.text:
             last = chunk.logprobs[-1] if chunk.logprobs else None
             yield self._event(chunk.text, last) | {"generated_text": None, "details": None}
 
-    def finish(self, run: int, finish: Finish) -> Iterator[object]:
+    def finish(self, index: int, finish: Finish) -> Iterator[object]:
         """See View."""
         self._text += finish.text
         yield self._event(finish.text) | {
             "generated_text": self._text,
             "details": self._end(finish),
-            "starpack": report(self._plan, [finish]),
+            "starpack": report(self._prepared, [finish]),
         }
 
     def _event(self, text: str, last: TokenLogprobs | None = None) -> dict[str, object]:
@@ -149,7 +159,7 @@ class GenerateView:
             "finish_reason": REASONS.get(end.reason, "length"),
             "generated_tokens": end.timings.generated_tokens,
             "input_length": end.timings.prompt_tokens,
-            "seed": self._plan.ask.options.sampling.seed,
+            "seed": self._prepared.request.options.sampling.seed,
         }
 
     def _token(self, entry: TokenLogprobs) -> dict[str, object]:
@@ -166,12 +176,14 @@ def failure(status: int, message: str) -> dict[str, object]:
 PATHS = ("/", "/generate", "/models/{name:path}")
 DIALECT = Dialect(
     name="tgi",
-    completing=(
+    completion_endpoints=(
         *(
-            Completing(path, "Complete or fill in", TextGenerationBody, ANSWER, read, GenerateView)
+            CompletionEndpoint(
+                path, "Complete or fill in", TextGenerationBody, ANSWER, read, GenerateView
+            )
             for path in PATHS
         ),
-        Completing(
+        CompletionEndpoint(
             "/generate_stream",
             "The same, as a stream",
             TextGenerationBody,
@@ -180,7 +192,7 @@ DIALECT = Dialect(
             GenerateView,
         ),
     ),
-    telling=(),
+    info_endpoints=(),
     failure=failure,
     clients={"llm-ls": "backend: tgi, url: {url}"},
 )

@@ -33,7 +33,7 @@ NAME_CHARACTERS = 128  # guessed: of a client's own name for itself
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who may ask. Without keys anybody on this machine; `origins` of web pages, "*" for all."""
+    """Who has access. Without keys anybody on this machine; `origins` of web pages, "*" for all."""
 
     keys: tuple[str, ...] = ()
     origins: frozenset[str] = frozenset()
@@ -70,14 +70,14 @@ class Guard:
         if not self._access.keys and not is_loopback(_split(f"//{host}").hostname or ""):
             return 403, "this server answers on the loopback interface only"
         origin = headers.get("origin")
-        if origin is not None and not self._may_ask(origin, host):
-            return 403, "web pages of this origin may not ask; see --allow-origin"
+        if origin is not None and not self._is_allowed(origin, host):
+            return 403, "web pages of this origin are not allowed; see --allow-origin"
         is_open = path in OPEN_PATHS and method in ("GET", "HEAD")
         if self._access.keys and not is_open and self._key(headers) is None:
             return 401, "an API key is needed: Authorization: Bearer KEY"
         return 0, ""
 
-    def _may_ask(self, origin: str, host: str) -> bool:
+    def _is_allowed(self, origin: str, host: str) -> bool:
         allowed = self._access.origins
         same = _split(origin).netloc == host != ""
         return same or origin in allowed or "*" in allowed
@@ -86,10 +86,10 @@ class Guard:
         """Which of the keys a request has. All are compared, and each in constant time."""
         words = headers.get("authorization", "").split(None, 1)
         bearer = len(words) == 2 and words[0].lower() in ("bearer", "token")
-        given = (words[1] if bearer else headers.get("x-api-key", "")).strip().encode()
+        presented = (words[1] if bearer else headers.get("x-api-key", "")).strip().encode()
         found = None
         for i, key in enumerate(self._access.keys):
-            if hmac.compare_digest(key.encode(), given):
+            if hmac.compare_digest(key.encode(), presented):
                 found = i
         return found
 

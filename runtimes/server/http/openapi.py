@@ -8,15 +8,15 @@ from typing import Any
 
 import msgspec
 
-from runtimes.server.dialects.endpoint import MEDIA_TYPES, Dialect, Schema, Telling
+from runtimes.server.dialects.endpoint import MEDIA_TYPES, Dialect, InfoEndpoint, Schema
 
 ABOUT = """\
-Generates and infills code with a StarCoder2 model. The same two verbs in the dialects of several
-servers: the same request has the same answer in each. Answers are machine-generated and may repeat
-code that others hold rights in: review them before use. The model's licence and its use
-restrictions are at /licence."""
+Generates and infills code with a StarCoder2 model. All dialects map to generate and infill: the
+same request has the same answer in each. Answers are machine-generated and may repeat code that
+others hold rights in: review them before use. The model's licence and its use restrictions are at
+/licence."""
 ERRORS = {
-    "400": "The request makes no sense, or does not fit the context",
+    "400": "The request is not valid, or does not fit the context",
     "401": "No API key, or a wrong one",
     "403": "A host or an origin that is not allowed",
     "408": "The body did not arrive in time",
@@ -33,25 +33,25 @@ References = dict[type[Any], Schema]
 PARAMETER = re.compile(r"\{(\w+)(:\w+)?\}")
 
 
-def describe(dialects: Iterable[Dialect], own: Iterable[Telling[Any]]) -> dict[str, object]:
+def describe(dialects: Iterable[Dialect], own: Iterable[InfoEndpoint[Any]]) -> dict[str, object]:
     """The whole document. `own` are the endpoints that belong to no dialect."""
     bodies: list[type[Any]] = []
     for dialect in dialects:
-        bodies += [run.body for run in dialect.completing]
-        bodies += [info.body for info in dialect.telling if info.body is not None]
+        bodies += [completion.body for completion in dialect.completion_endpoints]
+        bodies += [info.body for info in dialect.info_endpoints if info.body is not None]
     found, schemas = msgspec.json.schema_components(bodies, ref_template=REFERENCE)
     references: References = dict(zip(bodies, found, strict=True))
     paths: dict[str, dict[str, object]] = {}
     for dialect in dialects:
-        for run in dialect.completing:
-            answers: dict[str, object] = {"application/json": {"schema": run.answer}}
+        for completion in dialect.completion_endpoints:
+            answers: dict[str, object] = {"application/json": {"schema": completion.answer}}
             answers |= {media_type: {} for media_type in MEDIA_TYPES.values()}
-            body = references[run.body]
-            _add(paths, dialect.name, "POST", run.path, run.summary, body, answers)
-        for info in dialect.telling:
-            _add_telling(paths, dialect.name, info, references)
+            body = references[completion.body]
+            _add(paths, dialect.name, "POST", completion.path, completion.summary, body, answers)
+        for info in dialect.info_endpoints:
+            _add_info(paths, dialect.name, info, references)
     for info in own:
-        _add_telling(paths, "starpack", info, references)
+        _add_info(paths, "starpack", info, references)
     return {
         "openapi": "3.1.0",
         "info": {"title": "starpack", "version": "1", "description": ABOUT},
@@ -64,8 +64,11 @@ def describe(dialects: Iterable[Dialect], own: Iterable[Telling[Any]]) -> dict[s
     }
 
 
-def _add_telling(
-    paths: dict[str, dict[str, object]], tag: str, endpoint: Telling[Any], references: References
+def _add_info(
+    paths: dict[str, dict[str, object]],
+    tag: str,
+    endpoint: InfoEndpoint[Any],
+    references: References,
 ) -> None:
     answers: dict[str, object] = {"application/json": {"schema": endpoint.answer}}
     if endpoint.answer is None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from string import Template
 
 from runtimes.prompts.languages import LANGUAGES
-from runtimes.server.dialects.endpoint import Telling, Text
+from runtimes.server.dialects.endpoint import InfoEndpoint, Text
 from runtimes.server.service import Service
 
 FOLDER = Path(__file__).parent / "page"
@@ -30,7 +30,7 @@ def page(service: Service, _body: None) -> Text:
         "recipe": model.recipe,
         "context": f"{model.context_tokens:,}",
         "window": "none" if model.window_tokens is None else f"{model.window_tokens:,}",
-        "most": service.rules.most_tokens,
+        "most": service.defaults.max_tokens,
     }
     escaped = {name: html.escape(str(value)) for name, value in facts.items()}
     languages = "".join(
@@ -72,6 +72,6 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-PLAYGROUND = Telling(
+PLAYGROUND = InfoEndpoint(
     "GET", "/", "A page to try the model in", None, page, media_type="text/html"
 )  # fmt: skip

@@ -18,9 +18,9 @@ from runtimes.errors import (
 from runtimes.generation.completion import Chunk, Finish
 from runtimes.server.dialects.endpoint import MEDIA_TYPES, Dialect, View, frame, to_json
 from runtimes.server.http.guard import Receive, Scope, Send
-from runtimes.server.job_queue import Item, RunItem
-from runtimes.server.request import Plan
-from runtimes.server.stream import Conversation
+from runtimes.server.job_queue import Item, SequenceItem
+from runtimes.server.request import PreparedRequest
+from runtimes.server.stream import JobStream
 
 logger = logging.getLogger("starpack.serve")
 
@@ -93,31 +93,31 @@ def failure_reply(dialect: Dialect, error: Exception) -> Reply:
     return json_reply(status, dialect.failure(status, str(error)), headers)
 
 
-def budget_headers(plan: Plan) -> dict[str, str]:
+def budget_headers(prepared: PreparedRequest) -> dict[str, str]:
     """The budget where a client that reads only headers, or a proxy's log, can see it."""
     return {
-        "x-starpack-prompt-tokens": str(sum(fit.prompt_tokens for fit in plan.fits)),
-        "x-starpack-dropped-tokens": str(sum(fit.dropped_tokens for fit in plan.fits)),
+        "x-starpack-prompt-tokens": str(sum(budget.prompt_tokens for budget in prepared.budgets)),
+        "x-starpack-dropped-tokens": str(sum(budget.dropped_tokens for budget in prepared.budgets)),
     }
 
 
 class Stream:
-    """A response whose body is the events of a conversation, as a dialect's view shows them."""
+    """A response whose body is the events of a stream, as a dialect's view shows them."""
 
     def __init__(
         self,
         dialect: Dialect,
-        conversation: Conversation,
-        first: RunItem | None,
-        plan: Plan,
+        stream: JobStream,
+        first: SequenceItem | None,
+        prepared: PreparedRequest,
         view: View,
         write_s: float,
     ) -> None:
-        """`first` is the conversation's first event. write_s: for a client to take a piece."""
+        """`first` is the stream's first event. write_s: for a client to take a piece."""
         self._dialect = dialect
-        self._conversation = conversation
+        self._stream = stream
         self._event = first
-        self._plan = plan
+        self._prepared = prepared
         self._view = view
         self._write_s = write_s
 
@@ -127,9 +127,9 @@ class Stream:
             "content-type": MEDIA_TYPES[self._view.framing],
             "x-accel-buffering": "no",  # a proxy in between is to pass on each event at once
             **COMMON_HEADERS,
-            **budget_headers(self._plan),
+            **budget_headers(self._prepared),
         }
-        async with self._conversation:
+        async with self._stream:
             await send({"type": "http.response.start", "status": 200, "headers": _raw(headers)})
             try:
                 async for data in self._pieces():
@@ -146,10 +146,10 @@ class Stream:
         framing = self._view.framing
         try:
             while self._event is not None:
-                run, item = self._event
-                for event in self._shown(run, item):
+                index, item = self._event
+                for event in self._shown(index, item):
                     yield frame(event, framing)
-                self._event = await self._conversation.next()
+                self._event = await self._stream.next()
             for event in self._view.end():
                 yield frame(event, framing)
         except Cancelled as error:
@@ -158,13 +158,13 @@ class Stream:
         except StarpackError as error:
             yield frame(self._failed(error), framing)
 
-    def _shown(self, run: int, item: Item) -> Iterable[object]:
+    def _shown(self, index: int, item: Item) -> Iterable[object]:
         match item:
             case Chunk():
-                return self._view.chunk(run, item)
+                return self._view.chunk(index, item)
             case Finish():
-                return self._view.finish(run, item)
-        self._view.scores(run, item)
+                return self._view.finish(index, item)
+        self._view.scores(index, item)
         return ()
 
     def _failed(self, error: StarpackError) -> object:

@@ -19,7 +19,7 @@ BODIES = sorted(
     {
         endpoint.body
         for dialect in DIALECTS
-        for endpoint in (*dialect.completing, *dialect.telling)
+        for endpoint in (*dialect.completion_endpoints, *dialect.info_endpoints)
         if endpoint.body is not None
     },
     key=str,

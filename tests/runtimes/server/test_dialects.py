@@ -14,7 +14,7 @@ from runtimes.generation.sampling import Sampling
 from runtimes.prompts.fim import Context, RepoFile
 from runtimes.prompts.tokenizer import cut_at_stop
 from runtimes.server.app import Settings, create_app
-from runtimes.server.request import Rules
+from runtimes.server.request import ServerDefaults
 from tests.support.runtime_toys import scripted_logits
 from tests.support.serving import HERE, make_service
 from tests.support.tiny import tiny_tokenizer
@@ -152,7 +152,7 @@ def test_a_long_prompt_is_an_error_or_a_trim_that_is_told(client):
 
 
 def test_the_server_may_trim_by_itself(tmp_path: Path):
-    service = make_service(tmp_path, rules=Rules(over_context="trim", most_tokens=8))
+    service = make_service(tmp_path, defaults=ServerDefaults(over_context="trim", max_tokens=8))
     with TestClient(create_app(service, Settings()), base_url=HERE) as client:
         done = client.post("/v1/completions", json={"prompt": "x" * 900, "max_tokens": 5000})
         assert done.json()["starpack"]["max_tokens"] == 8
@@ -229,7 +229,7 @@ def test_control_tokens_in_texts_stay_text_unless_they_spell_the_whole_form(clie
 
 
 def test_raw_fim_can_be_turned_off(tmp_path: Path):
-    service = make_service(tmp_path, rules=Rules(raw_fim=False))
+    service = make_service(tmp_path, defaults=ServerDefaults(raw_fim=False))
     with TestClient(create_app(service, Settings()), base_url=HERE) as client:
         answer = client.post("/completion", json={"prompt": RAW, "n_predict": 1}).json()
     assert answer["starpack"]["budget"][0]["control_tokens"] == 0

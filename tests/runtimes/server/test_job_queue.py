@@ -12,9 +12,9 @@ import pytest
 from runtimes.errors import BusyError, Cancelled, StarpackError, StoppingError, Superseded
 from runtimes.generation.completion import Chunk, join
 from runtimes.generation.runtime import GenerateOptions
-from runtimes.server.job_queue import PROBE, Engine, Job
+from runtimes.server.job_queue import PROBE, Job, JobQueue
 from runtimes.server.metrics import Metrics
-from runtimes.server.request import Run
+from runtimes.server.request import PreparedSequence
 from tests.support.runtime_toys import toy_runtime
 from tests.support.serving import wait_until
 
@@ -59,8 +59,8 @@ class Bench:
         self.gate = Gate()
         self.runtime.backend.within_forward = self.gate
         self.metrics = Metrics()
-        self.engine = Engine(self.runtime, self.metrics, queue_jobs)
-        self.engine.start()
+        self.queue = JobQueue(self.runtime, self.metrics, queue_jobs)
+        self.queue.start()
         self.told: dict[str, list] = {}
         self.ended: list[str] = []
 
@@ -72,9 +72,9 @@ class Bench:
             if event is None or isinstance(event, Exception):
                 self.ended.append(label)
 
-        run = Run(PROMPT, GenerateOptions(tokens, speculate=False))
+        run = PreparedSequence(PROMPT, GenerateOptions(tokens, speculate=False))
         job = Job(client, (run,) * runs, emit, **how)
-        self.engine.submit(job)
+        self.queue.submit(job)
         return job
 
     def hold(self) -> None:
@@ -93,7 +93,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     bench = Bench(tmp_path)
     yield bench
     bench.gate.permit(math.inf)
-    bench.engine.stop(5)
+    bench.queue.stop(5)
 
 
 def test_a_job_gets_its_chunks_and_an_end(bench):
@@ -123,7 +123,7 @@ def test_the_queue_has_a_bound_and_says_when_to_come_back(bench):
     with pytest.raises(BusyError) as caught:
         bench.ask("one too many")
     assert caught.value.retry_after_s >= 1
-    assert bench.engine.waiting_jobs == 4
+    assert bench.queue.waiting_jobs == 4
     bench.release("j0", "j3")
     bench.ask("later")
     bench.release("later")
@@ -138,7 +138,7 @@ def test_a_running_job_ends_within_a_token_of_being_cancelled(bench):
     bench.gate.wait_until_it_holds()  # in the middle of a token
     before = len(calls)
     assert before == 6
-    bench.engine.withdraw(job)
+    bench.queue.withdraw(job)
     bench.release("a")
     assert isinstance(bench.told["a"][-1], Cancelled)
     assert len(calls) == before  # the token that was being computed was the last
@@ -147,9 +147,9 @@ def test_a_running_job_ends_within_a_token_of_being_cancelled(bench):
 def test_a_waiting_job_that_is_withdrawn_costs_nothing(bench):
     bench.hold()
     job = bench.ask("a", client="gone")
-    bench.engine.withdraw(job)
-    assert bench.engine.waiting_jobs == 0
-    bench.engine.withdraw(job)  # twice is nothing
+    bench.queue.withdraw(job)
+    assert bench.queue.waiting_jobs == 0
+    bench.queue.withdraw(job)  # twice is nothing
     bench.ask("b")
     bench.release("held", "b")
     assert bench.told["a"] == [] and bench.ended == ["held", "b"]
@@ -210,17 +210,17 @@ def test_time_limits_count_the_wait(bench):
 def test_a_failure_is_told_and_the_next_job_is_served(bench):
     bench.ask("a")
     bench.release("a")
-    assert bench.engine.is_sound and bench.engine.last_token_at is not None
+    assert bench.queue.is_healthy and bench.queue.last_token_at is not None
     bench.gate.fault = MemoryError("no room")
     bench.ask("b")
     bench.release("b")
     error = bench.told["b"][-1]
     assert isinstance(error, StarpackError) and "no room" not in str(error)
-    assert not bench.engine.is_sound and bench.engine.is_alive
+    assert not bench.queue.is_healthy and bench.queue.is_alive
     bench.gate.fault = None
     bench.ask("c")
     bench.release("c")
-    assert bench.told["c"][-1] is None and bench.engine.is_sound
+    assert bench.told["c"][-1] is None and bench.queue.is_healthy
 
 
 def test_a_probe_goes_on_from_what_is_held_and_leaves_it(bench):
@@ -247,16 +247,16 @@ def test_a_probe_of_a_fresh_model_and_past_a_full_queue(bench):
 def test_stop_refuses_what_waits_and_cancels_what_runs(bench):
     bench.hold()
     bench.ask("waiting")
-    thread = threading.Thread(target=bench.engine.stop, args=(5,))
+    thread = threading.Thread(target=bench.queue.stop, args=(5,))
     thread.start()
     wait_until(lambda: "waiting" in bench.ended)
     bench.release("held")
     thread.join(5)
-    assert not thread.is_alive() and not bench.engine.is_alive
+    assert not thread.is_alive() and not bench.queue.is_alive
     assert all(isinstance(bench.told[n][-1], StoppingError) for n in ("held", "waiting"))
     with pytest.raises(StoppingError):
         bench.ask("too late")
 
 
 def test_an_engine_that_never_started_can_be_stopped(tmp_path):
-    Engine(toy_runtime(tmp_path), Metrics(), 1).stop(1)
+    JobQueue(toy_runtime(tmp_path), Metrics(), 1).stop(1)

@@ -62,7 +62,7 @@ def test_a_client_that_leaves_ends_its_job(slow, stream):
                 assert client.recv(100)
             wait_until(lambda: len(calls) > 5)
         before = len(calls)
-        wait_until(lambda: not slow.engine.is_running)
+        wait_until(lambda: not slow.queue.is_running)
         # the close has to reach the event loop first; then the token at hand is the last
         assert len(calls) - before < 50 < LONG["max_tokens"]
         done = httpx.post(url + "/completion", json={"prompt": "abc", "n_predict": 3})
@@ -72,12 +72,12 @@ def test_a_client_that_leaves_ends_its_job(slow, stream):
 def test_a_client_that_leaves_while_it_waits(slow):
     with listening(slow) as url, connect(url) as first:
         first.sendall(post(LONG))
-        wait_until(lambda: slow.engine.is_running)
+        wait_until(lambda: slow.queue.is_running)
         with connect(url) as second:
             second.sendall(post(LONG))
-            wait_until(lambda: slow.engine.waiting_jobs == 1)
-        wait_until(lambda: slow.engine.waiting_jobs == 0)
-        assert slow.engine.is_running
+            wait_until(lambda: slow.queue.waiting_jobs == 1)
+        wait_until(lambda: slow.queue.waiting_jobs == 0)
+        assert slow.queue.is_running
 
 
 def test_the_bound_is_429_and_the_rest_is_served(slow):
@@ -98,7 +98,7 @@ def test_superseded_requests_are_told(slow):
     me = {"x-client-id": "editor-1", "x-supersede": "1"}
     with listening(slow) as url, ThreadPoolExecutor(2) as pool:
         older = pool.submit(httpx.post, url + "/v1/completions", json=LONG, headers=me, timeout=30)
-        wait_until(lambda: slow.engine.is_running)
+        wait_until(lambda: slow.queue.is_running)
         short = {"prompt": "ab", "max_tokens": 2}
         newer = httpx.post(url + "/v1/completions", json=short, headers=me, timeout=30)
         assert newer.status_code == 200
@@ -156,7 +156,7 @@ def test_slow_bodies_and_heads_are_not_waited_for(slow, monkeypatch):
 
 
 def test_large_bodies_and_heads_are_refused_early(live):
-    most = Settings().most_body_bytes
+    most = Settings().max_body_bytes
     with connect(live) as client:
         head = f"POST /completion HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {most + 1}\r\n\r\n"
         client.sendall(head.encode())
@@ -198,7 +198,7 @@ def test_stopping_lets_what_runs_finish(slow):
         with listening(slow) as url:
             body = {"prompt": "abc", "max_tokens": 40}
             asked = pool.submit(httpx.post, url + "/v1/completions", json=body, timeout=30)
-            wait_until(lambda: slow.engine.is_running)
+            wait_until(lambda: slow.queue.is_running)
         assert asked.result().json()["usage"]["completion_tokens"] == 40
     with pytest.raises(httpx.ConnectError):
         httpx.get(url + "/health")
@@ -208,10 +208,10 @@ def test_stopping_does_not_wait_for_ever(slow):
     with ThreadPoolExecutor(1) as pool:
         with listening(slow, grace_s=0) as url:
             asked = pool.submit(httpx.post, url + "/v1/completions", json=LONG, timeout=30)
-            wait_until(lambda: slow.engine.is_running)
+            wait_until(lambda: slow.queue.is_running)
         with pytest.raises(httpx.HTTPError):
             asked.result().raise_for_status()
-    assert not slow.engine.is_alive
+    assert not slow.queue.is_alive
 
 
 def test_readiness_comes_from_a_token(slow, monkeypatch):

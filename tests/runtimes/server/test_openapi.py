@@ -64,7 +64,7 @@ def hold_to(operation, mode: GenerationMode) -> None:
 def test_every_endpoint_is_described(client):
     paths = client.get("/openapi.json").json()["paths"]
     for dialect in DIALECTS:
-        for endpoint in (*dialect.completing, *dialect.telling):
+        for endpoint in (*dialect.completion_endpoints, *dialect.info_endpoints):
             assert endpoint.path.replace(":path", "") in paths
     operations = [op["operationId"] for path in paths.values() for op in path.values()]
     assert len(set(operations)) == len(operations)

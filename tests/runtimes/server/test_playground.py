@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 
 from runtimes.server.app import Settings, create_app
 from runtimes.server.http.guard import Access
-from runtimes.server.request import Rules
+from runtimes.server.request import ServerDefaults
 from runtimes.server.service import Service
 from tests.support.browser import DESKTOP_PX, PHONE_PX, WAIT_MS, find_chromium
 from tests.support.runtime_toys import random_logits, scripted_logits
@@ -128,7 +128,7 @@ def test_tokens_stream_in_and_escape_ends_them(browser, tmp_path: Path) -> None:
         time.sleep(0.02)
         return table(position, ids)
 
-    service = make_service(tmp_path, slow, rules=Rules(most_tokens=350))
+    service = make_service(tmp_path, slow, defaults=ServerDefaults(max_tokens=350))
     with listening(service) as url, opened(browser, url) as page:
         page.fill("#tokens", "300")
         page.fill("#editor", "ab")

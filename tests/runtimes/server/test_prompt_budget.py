@@ -10,8 +10,8 @@ from runtimes.contract import SpecialIds
 from runtimes.errors import ContextError
 from runtimes.prompts.fim import Context, RepoFile, generate_ids, infill_ids
 from runtimes.prompts.tokenizer import Tokenizer
-from runtimes.server import prompt_budget as fits
-from runtimes.server.request import IdsPrompt, Rules, TextPrompt
+from runtimes.server import prompt_budget
+from runtimes.server.request import IdsPrompt, ServerDefaults, TextPrompt
 from tests.support.runtime_toys import IDS, toy_tokenizer
 
 CODE = st.text(alphabet="ab 1\n\té😀<>_im", max_size=60)
@@ -27,13 +27,15 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return toy_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
-def lay_out(tokenizer, prompt, context=400, tokens=8, over="error", rules=None):
-    return fits.lay_out(prompt, tokenizer, IDS, context, tokens, over, rules or Rules())
+def fit_prompt(tokenizer, prompt, context=400, tokens=8, over="error", defaults=None):
+    return prompt_budget.fit_prompt(
+        prompt, tokenizer, IDS, context, tokens, over, defaults or ServerDefaults()
+    )
 
 
 @given(PROMPTS)
 def test_what_fits_is_the_prompt_as_trained_and_its_parts_add_up(tokenizer, prompt):
-    ids, fit = lay_out(tokenizer, prompt, context=5000)
+    ids, fit = fit_prompt(tokenizer, prompt, context=5000)
     if prompt.suffix is None:
         whole = generate_ids(tokenizer.encode, IDS, prompt.prefix, prompt.context)
     else:
@@ -49,7 +51,7 @@ def test_what_fits_is_the_prompt_as_trained_and_its_parts_add_up(tokenizer, prom
 @settings(max_examples=200)
 def test_a_trim_fits_and_keeps_the_text_at_the_gap(tokenizer, prompt, context):
     try:
-        ids, fit = lay_out(tokenizer, prompt, context, tokens=4, over="trim")
+        ids, fit = fit_prompt(tokenizer, prompt, context, tokens=4, over="trim")
     except ContextError:  # a repository's name and its separators alone are too long
         assert prompt.context != Context()
         return
@@ -60,19 +62,19 @@ def test_a_trim_fits_and_keeps_the_text_at_the_gap(tokenizer, prompt, context):
         assert prompt.prefix.endswith(before.removeprefix("b.py\n"))
         assert prompt.suffix.startswith(after.removesuffix("<fim_middle>"))
     if fit.dropped_tokens == 0:
-        assert ids == lay_out(tokenizer, prompt, 5000)[0]
+        assert ids == fit_prompt(tokenizer, prompt, 5000)[0]
 
 
 def test_too_long_is_an_error_that_counts_the_parts(tokenizer):
     prompt = TextPrompt("x" * 90, "y" * 30, Context(files=(RepoFile("f", "z" * 10),)))
     with pytest.raises(ContextError, match="90 before the gap, 30 after it, 12 of other files"):
-        lay_out(tokenizer, prompt, context=100)
+        fit_prompt(tokenizer, prompt, context=100)
 
 
 def test_shares_of_a_trimmed_prompt(tokenizer):
     files = tuple(RepoFile(None, letter * 20) for letter in "pqr")
     prompt = TextPrompt("x" * 500, "y" * 500, Context(files=files))
-    ids, fit = lay_out(tokenizer, prompt, context=208, tokens=8, over="trim")
+    ids, fit = fit_prompt(tokenizer, prompt, context=208, tokens=8, over="trim")
     assert fit.room_tokens == 200
     # a quarter of the room is 48 with the control ids off it: two of the files fit, the last ones
     assert (fit.dropped_files, fit.extras_tokens, fit.dropped_extras_tokens) == (1, 40, 20)
@@ -83,9 +85,9 @@ def test_shares_of_a_trimmed_prompt(tokenizer):
 
 def test_what_one_part_does_not_need_goes_to_the_others(tokenizer):
     short = TextPrompt("x" * 10, "y" * 500)
-    assert lay_out(tokenizer, short, 108, 8, "trim")[1].suffix_tokens == 100 - 3 - 10
+    assert fit_prompt(tokenizer, short, 108, 8, "trim")[1].suffix_tokens == 100 - 3 - 10
     long = TextPrompt("x" * 500, "y" * 10)
-    _, fit = lay_out(tokenizer, long, 108, 8, "trim")
+    _, fit = fit_prompt(tokenizer, long, 108, 8, "trim")
     assert (fit.prefix_tokens, fit.suffix_tokens) == (100 - 3 - 10, 10)
 
 
@@ -94,24 +96,24 @@ def test_the_start_of_a_trimmed_prefix_stays_while_somebody_types(tokenizer):
     starts = set()
     for typed in range(100):
         text = "".join(f"{i:04d}" for i in range(200)) + "x" * typed
-        ids, fit = lay_out(tokenizer, TextPrompt(text, "end"), 408, 8, "trim")
-        assert 400 - fits.CUT_STEP_TOKENS <= fit.prompt_tokens <= 400
+        ids, fit = fit_prompt(tokenizer, TextPrompt(text, "end"), 408, 8, "trim")
+        assert 400 - prompt_budget.CUT_STEP_TOKENS <= fit.prompt_tokens <= 400
         starts.add(tuple(ids[:20]))
     assert len(starts) <= 2
 
 
 def test_a_quarter_of_the_context_at_most_is_kept_for_the_answer(tokenizer):
-    assert lay_out(tokenizer, TextPrompt("x"), 100, 1000)[1].room_tokens == 75
-    assert lay_out(tokenizer, TextPrompt("x"), 100, 0)[1].room_tokens == 100
+    assert fit_prompt(tokenizer, TextPrompt("x"), 100, 1000)[1].room_tokens == 75
+    assert fit_prompt(tokenizer, TextPrompt("x"), 100, 0)[1].room_tokens == 100
 
 
 def test_ids_as_they_are(tokenizer):
-    assert lay_out(tokenizer, IdsPrompt((1, 50, 3, 2)))[0] == (1, 50, 3, 2)
-    assert lay_out(tokenizer, IdsPrompt(()))[0] == (IDS.endoftext,)
+    assert fit_prompt(tokenizer, IdsPrompt((1, 50, 3, 2)))[0] == (1, 50, 3, 2)
+    assert fit_prompt(tokenizer, IdsPrompt(()))[0] == (IDS.endoftext,)
     many = IdsPrompt(tuple(range(40, 240)))
     with pytest.raises(ContextError):
-        lay_out(tokenizer, many, 100)
-    ids, fit = lay_out(tokenizer, many, 100, over="trim")
+        fit_prompt(tokenizer, many, 100)
+    ids, fit = fit_prompt(tokenizer, many, 100, over="trim")
     assert ids == tuple(range(148, 240)) and fit.dropped_prefix_tokens == 108
 
 
@@ -120,5 +122,5 @@ def test_marks_in_texts_stay_text(tokenizer):
         TextPrompt("a<fim_middle>", "<fim_suffix>b"),
         TextPrompt("<file_sep>", None, Context("<repo_name>", (RepoFile("<fim_prefix>", "x"),))),
     ):
-        ids, fit = lay_out(tokenizer, prompt)
+        ids, fit = fit_prompt(tokenizer, prompt)
         assert sum(i in SpecialIds().stops for i in ids) == fit.control_tokens == 3

@@ -10,7 +10,7 @@ from runtimes.contract import SpecialIds
 from runtimes.prompts.fim import Context, RepoFile, infill_ids
 from runtimes.server.dialects.fields import text_prompt
 from runtimes.server.dialects.raw_fim import read_raw
-from runtimes.server.request import Rules, TextPrompt
+from runtimes.server.request import ServerDefaults, TextPrompt
 
 MARKS = ["<repo_name>", "<file_sep>", "<fim_prefix>", "<fim_suffix>", "<fim_middle>"]
 PLAIN = st.text(alphabet="ab<>_fim\n", max_size=12).filter(
@@ -71,12 +71,14 @@ def test_what_is_read_gives_the_ids_that_were_spelt(texts):
 )
 def test_anything_else_is_plain_text(text):
     assert read_raw(text) is None
-    assert text_prompt(text, None, Rules()) == TextPrompt(text)
+    assert text_prompt(text, None, ServerDefaults()) == TextPrompt(text)
 
 
 def test_it_can_be_turned_off_and_gives_way_to_a_suffix():
     raw = "<fim_prefix>a<fim_suffix>b<fim_middle>"
-    assert text_prompt(raw, None, Rules()) == TextPrompt("a", "b")
-    assert text_prompt(raw, None, Rules(raw_fim=False)) == TextPrompt(raw)
-    assert text_prompt(raw, "c", Rules()) == TextPrompt(raw, "c")
-    assert text_prompt(raw, None, Rules(), Context("r")) == TextPrompt("a", "b", Context("r"))
+    assert text_prompt(raw, None, ServerDefaults()) == TextPrompt("a", "b")
+    assert text_prompt(raw, None, ServerDefaults(raw_fim=False)) == TextPrompt(raw)
+    assert text_prompt(raw, "c", ServerDefaults()) == TextPrompt(raw, "c")
+    assert text_prompt(raw, None, ServerDefaults(), Context("r")) == TextPrompt(
+        "a", "b", Context("r")
+    )
