@@ -207,7 +207,7 @@ def read_header(file: Path, *, codes: bool = False) -> dict[str, Entry]:
             prefix = stream.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
             if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-                raise _bad_file(file, f"its header is said to be {length} bytes of {size}")
+                raise _bad_file(file, f"its header claims {length} bytes of {size}")
             text = stream.read(length)
     except OSError as error:
         raise _bad_file(file, f"it cannot be read: {error.strerror or error}") from None

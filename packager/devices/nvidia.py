@@ -195,7 +195,7 @@ def _ask_all(nvml: ModuleType, handle: object) -> Gpu:
     if (ask(nvml.nvmlDeviceGetMigMode) or (0, 0))[0]:
         raise DeviceError(
             f"{name} is split into instances (MIG)",
-            expected="a whole GPU: what an instance has of it is not stated here",
+            expected="an undivided GPU: the driver does not state an instance's own figures",
             remedy="describe the instance in a device file of your own (see profiles/devices)",
         )
     memory = ask(nvml.nvmlDeviceGetMemoryInfo)

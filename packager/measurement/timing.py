@@ -105,11 +105,11 @@ def _read(lines: IO[str], progress: Progress) -> dict[str, Any]:
 def _timing(
     code: int, result: dict[str, Any], watch: _Watch, last: str, artifact: Artifact
 ) -> Timing:
-    if watch.ended or code == KILLED or "out_of_memory" in result:
+    if watch.stopped or code == KILLED or "out_of_memory" in result:
         what = result.get("out_of_memory") or (
-            "it was ended when it took more" if watch.ended else "the system ended it"
+            "it was stopped when it took more" if watch.stopped else "the system killed it"
         )
-        needed = max(watch.peak_bytes, watch.limit_bytes + 1 if watch.ended else 0)
+        needed = max(watch.peak_bytes, watch.limit_bytes + 1 if watch.stopped else 0)
         return Timing(None, OutOfMemory(needed, watch.limit_bytes, what))
     if watch.too_long:
         raise DeviceError(
@@ -138,7 +138,7 @@ class _Watch(threading.Thread):
         super().__init__(daemon=True)
         self.child, self.limit_bytes, self.of_device = child, limit_bytes, of_device
         self.peak_bytes = 0
-        self.ended = self.too_long = False
+        self.stopped = self.too_long = False
         self.start()
 
     def run(self) -> None:
@@ -147,10 +147,10 @@ class _Watch(threading.Thread):
         while not self._is_over():
             used = (self.of_device or resident_bytes)(self.child.pid)
             self.peak_bytes = max(self.peak_bytes, used)
-            self.ended = used > self.limit_bytes
+            self.stopped = used > self.limit_bytes
             looks += 1
             self.too_long = looks * POLL_S > TIME_LIMIT_S
-            if self.ended or self.too_long:
+            if self.stopped or self.too_long:
                 self.child.kill()
                 return
 

@@ -10,7 +10,6 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from packager.core.record_store import from_plain, to_plain
-from packager.core.records import Workload
+from packager.core.records import Progress, Workload
 from packager.core.results import Speed
 from packager.measurement.gpu_meter import energy_j
 from runtimes import backends
@@ -45,7 +44,7 @@ class Job:
     workload: Workload
 
 
-def run(job: Job, say: Callable[[str, int, int], None]) -> Speed:
+def run(job: Job, progress: Progress) -> Speed:
     """Time it in this process."""
     backends.load(job.format)  # importing the engine is not counted as loading the model
     started = time.perf_counter()
@@ -55,7 +54,7 @@ def run(job: Job, say: Callable[[str, int, int], None]) -> Speed:
     work, context = job.workload, job.options.context_tokens
     prompt_tokens, warm_tokens = work.prompt_tokens, work.warm_prefix_tokens
     warm_up(backend)
-    say("prompts", 0, MAX_PROMPTS)
+    progress("prompts", 0, MAX_PROMPTS)
 
     def prompts_s(cached_tokens: int) -> tuple[float, ...]:
         timed = time_prompts(
@@ -75,7 +74,7 @@ def run(job: Job, say: Callable[[str, int, int], None]) -> Speed:
     depths = depths_of(job.window_tokens, context)
     backend.rewind(0)
     for done, depth in enumerate(depths):
-        say("steps", done, len(depths))
+        progress("steps", done, len(depths))
         more = depth - backend.position
         if steps and more * cold_s[0] / prompt_tokens > DEPTH_S:
             break

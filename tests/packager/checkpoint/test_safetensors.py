@@ -72,9 +72,9 @@ def test_not_finite(tmp_path: Path, dtype: str, bad: float) -> None:
 
 F = entry(0, 8, [2])
 MALFORMED = {
-    "empty": (b"", b"", None, "header is said to be"),
-    "long header": (b"{}", b"", 1 << 40, "header is said to be 1099511627776 bytes"),
-    "negative header": (b"{}", b"", (1 << 64) - 1, "header is said to be"),
+    "empty": (b"", b"", None, "header claims"),
+    "long header": (b"{}", b"", 1 << 40, "header claims 1099511627776 bytes"),
+    "negative header": (b"{}", b"", (1 << 64) - 1, "header claims"),
     "not JSON": (b"{x", b"", None, "not valid JSON"),
     "leading space": (b" {}", b"", None, "does not begin with an object"),
     "a list": (b"[]", b"", None, "does not begin with an object"),
@@ -113,7 +113,7 @@ def test_malformed_file(tmp_path: Path, case: str) -> None:
 
 def test_short_file(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"abc")
-    with pytest.raises(CheckpointError, match="header is said to be -1 bytes of 3"):
+    with pytest.raises(CheckpointError, match="header claims -1 bytes of 3"):
         open_folder(tmp_path)
 
 

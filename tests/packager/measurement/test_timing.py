@@ -59,7 +59,7 @@ def test_out_of_memory_is_a_result(made):
     timing = run(made, memory_bytes=10 << 20)
     assert timing.speed is None
     assert timing.out_of_memory.had_bytes == 10 << 20 < timing.out_of_memory.needed_bytes
-    assert "ended when it took more" in timing.out_of_memory.what
+    assert "stopped when it took more" in timing.out_of_memory.what
 
 
 def test_the_devices_own_memory_counts_where_it_has_some(made):
@@ -74,7 +74,7 @@ def test_the_systems_kill_is_a_result_too(made, monkeypatch):
 
     timing = run(made, device_bytes=kill)
     assert timing.out_of_memory.needed_bytes == 7
-    assert timing.out_of_memory.what == "the system ended it"
+    assert timing.out_of_memory.what == "the system killed it"
 
 
 def test_another_failure_is_an_error(made, tmp_path):
