@@ -82,7 +82,7 @@ def write_archive(
 def unpack_archive(file: Path, out: Path, progress: Progress = no_progress) -> Path:
     """Unpack the archive of a bundle or delta to the new folder `out`, and check every byte.
 
-    Raises IntegrityError for anything but the archive of a whole one, UsageError where there is
+    Raises IntegrityError for anything but the archive of a complete one, UsageError where there is
     something at `out`.
     """
     if os.path.lexists(out):

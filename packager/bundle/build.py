@@ -148,7 +148,7 @@ def pack_selection(
 def _packed(
     artifact: Artifact, measured: Measurement, candidate: Candidate, settings: ConvertSettings
 ) -> Packed:
-    """An artifact with what is promised of it: figures by measurement, else by estimate."""
+    """An artifact with its figures: by measurement, else by estimate."""
     memory, first, step = candidate.memory_bytes, candidate.first_token_s, candidate.per_token_s
     return Packed(
         artifact,

@@ -44,7 +44,7 @@ def write_delta(old: Path, new: Path, out: Path, progress: Progress = no_progres
 
     old: the old bundle's folder; its bundle.json with the hash and the signature beside it are
     enough. Progress counts bytes. An earlier delta at `out` is replaced. Raises IntegrityError
-    where a bundle is not whole, UsageError where something else is at `out`, or both bundles are
+    where a bundle is damaged, UsageError where something else is at `out`, or both bundles are
     the same.
     """
     if out.exists() and not (out / DELTA_NAME).is_file():

@@ -43,7 +43,7 @@ def _proof(measured: Mapping[str, Any]) -> Iterator[Figure]:
     ):
         yield from _one(measured, ("proof", key), name, "nats per position", part)
     for key, part in (("agree_inside", inside), ("agree_past", past)):
-        yield from _one(measured, ("proof", key), "same first choice as the checkpoint", "", part)
+        yield from _one(measured, ("proof", key), "top-1 agreement with the checkpoint", "", part)
     yield from _one(
         measured,
         ("proof", "beyond_reach"),

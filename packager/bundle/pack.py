@@ -58,7 +58,7 @@ def pack(
     machine. licence_file: the model's licence, where the checkpoint's folder holds none. Progress
     counts bytes.
 
-    An earlier bundle at `out` is replaced once the new one is whole. Raises UsageError where
+    An earlier bundle at `out` is replaced once the new one is complete. Raises UsageError where
     something else is there, CheckpointError without a licence, IntegrityError where the artifact
     is not what its record says.
     """

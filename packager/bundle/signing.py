@@ -32,7 +32,7 @@ def sign_bundle(bundle: Path, private_key: Path, progress: Progress = no_progres
     """Check every byte of the bundle, then sign it; returns the signature's file.
 
     private_key: PEM, on the curve P-256, P-384 or P-521, not encrypted. An earlier signature is
-    replaced. Raises IntegrityError for a bundle that is not whole, UsageError for such a key.
+    replaced. Raises IntegrityError for a damaged bundle, UsageError for such a key.
     """
     library = _library("model_signing.signing")
     if not private_key.is_file():
@@ -114,14 +114,14 @@ def _unsigned_manifest(bundle: Path) -> bytes:
     """bundle.json, checked against its own line of bundle.json.sha256; raises IntegrityError."""
     try:
         data = (bundle / MANIFEST_NAME).read_bytes()
-        whole = (bundle / MANIFEST_HASH_NAME).read_bytes().startswith(manifest_hash(data))
+        valid = (bundle / MANIFEST_HASH_NAME).read_bytes().startswith(manifest_hash(data))
     except OSError as error:
         raise IntegrityError(
             f"not a bundle: {error.strerror}",
             where=bundle,
             remedy="name the folder that `starpack pack` wrote",
         ) from None
-    if not whole:
+    if not valid:
         raise IntegrityError(
             f"{MANIFEST_NAME} has changed since it was packed", where=bundle, remedy=COPY_AGAIN
         )

@@ -157,16 +157,16 @@ def join_volumes(
     total = sum(files[0].stat().st_size for files in found.values() if files)
     problems: list[str] = []
     with atomic_file(out) as target:
-        whole = hashlib.sha256()
+        total_hash = hashlib.sha256()
         for name, sha256 in sums.volumes:
             for file in found[name]:
-                start, digest, longer = target.tell(), hashlib.sha256(), whole.copy()
+                start, digest, longer = target.tell(), hashlib.sha256(), total_hash.copy()
                 for block in _blocks(file):
                     digest.update(block)
                     longer.update(block)
                     target.write(block)
                 if digest.hexdigest() == sha256:
-                    whole = longer
+                    total_hash = longer
                     break
                 target.seek(start)
                 target.truncate()
@@ -174,7 +174,7 @@ def join_volumes(
                 files = ", ".join(map(str, found[name]))
                 problems.append(f"damaged: {files}" if files else f"missing: {name}")
             progress("join", min(target.tell(), total), total)
-        if not problems and whole.hexdigest() != sums.sha256:
+        if not problems and total_hash.hexdigest() != sums.sha256:
             problems.append(f"damaged: the line of {sums.name}, or the order of the volumes")
         if problems:
             raise IntegrityError(
@@ -199,7 +199,7 @@ class _Writer(BufferedIOBase):
         self._folder, self._name, self._volume_bytes = folder, name, volume_bytes
         self._done: list[tuple[str, str]] = []
         self._bytes = 0
-        self._whole = hashlib.sha256()
+        self._total_hash = hashlib.sha256()
         self._begin()
 
     def _begin(self) -> None:
@@ -216,7 +216,7 @@ class _Writer(BufferedIOBase):
         """Take `data`, over as many volumes as it needs."""
         rest = memoryview(data)
         count = rest.nbytes
-        self._whole.update(rest)
+        self._total_hash.update(rest)
         self._bytes += count
         while rest:
             if not self._left:
@@ -247,4 +247,4 @@ class _Writer(BufferedIOBase):
     def finish(self) -> Sums:
         """Close the last volume; returns the hashes of all."""
         self._end()
-        return Sums(self._name, self._whole.hexdigest(), tuple(self._done))
+        return Sums(self._name, self._total_hash.hexdigest(), tuple(self._done))

@@ -13,7 +13,7 @@ libstdc++ and libgomp on the device.
 
 Reproducible: the source, the patch, the settings and the paths that end up in the binaries are
 fixed, so the same tools (compiler, CMake, ninja, scikit-build-core) give the same bytes: seen for
-two whole wheels built in different folders. Not fixed: the compiler itself, which is the machine's
+two wheels built in different folders. Not fixed: the compiler itself, which is the machine's
 own, and which the cache key leaves out.
 
 With cuda=True a GPU library is built as well, with the machine's own CUDA toolkit (12.8 or newer,
@@ -170,7 +170,7 @@ def build_environment(source: Path, build: Path) -> dict[str, str]:
 
 
 def check_engine(wheel: Path) -> None:
-    """Check that the wheel is whole and holds each library once; raises IntegrityError."""
+    """Check that the wheel is intact and holds each library once; raises IntegrityError."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             damaged = archive.testzip()
@@ -218,7 +218,7 @@ def _only_wheel(folder: Path) -> Path:
 
 
 def _build(folder: Path, cuda: bool, progress: Progress) -> None:
-    """Build into `folder`, which appears when the wheel in it is whole and checked."""
+    """Build into `folder`, which appears when the wheel in it is complete and checked."""
     _check_tools(cuda)
     log = folder.with_name(folder.name + ".log")
     log.unlink(missing_ok=True)

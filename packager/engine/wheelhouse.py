@@ -2,7 +2,7 @@
 
 Knows pip, files and locks; nothing of models, nor of how the engine is built. The cache is
 $XDG_CACHE_HOME/starpack, by default ~/.cache/starpack. What lies there under its final name is
-whole, and may be deleted at any time.
+complete, and may be deleted at any time.
 """
 
 from __future__ import annotations

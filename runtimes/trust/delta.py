@@ -30,7 +30,7 @@ KEYS = {"schema_version", "old_sha256", "new_sha256", "files"}
 def source_of_every_file(delta: Path, installed: Sequence[Path]) -> Callable[[FileEntry], Path]:
     """Where to find each file of the delta's manifest: in it, or in a bundle that is installed.
 
-    Raises IntegrityError for a delta that is not whole; the function returned raises it for a file
+    Raises IntegrityError for a damaged delta; the function returned raises it for a file
     that is in neither.
     """
     value = read_delta(delta)
@@ -52,7 +52,7 @@ def source_of_every_file(delta: Path, installed: Sequence[Path]) -> Callable[[Fi
                 where=delta,
                 expected="the version that the delta was made for, whose bundle.json has SHA-256 "
                 f"{value['old_sha256']}",
-                remedy="install that version first, or the whole new bundle",
+                remedy="install that version first, or the full new bundle",
             )
         return blob if blob.is_file() else known[entry.sha256]
 

@@ -106,7 +106,7 @@ def check(here: Path, console: Console) -> None:
     if (here / DELTA_NAME).is_file():
         raise UsageError("a delta is checked when it is installed", where=here)
     verify_files(here, manifest, console.meter("checking", "MiB", MIB))
-    print(f"whole: {len(manifest.files)} files, bundle.json has SHA-256 {_sha256_of(here)}")
+    print(f"OK: {len(manifest.files)} files verified; SHA-256 of bundle.json: {_sha256_of(here)}")
 
 
 def install(here: Path, target: Path, console: Console) -> None:
@@ -155,9 +155,9 @@ def _check_target(here: Path, installation: Installation) -> None:
 
 
 def _existing(here: Path, installation: Installation, console: Console) -> Version | None:
-    """A version that was made from this very manifest, if it is whole."""
+    """A version that was made from this very manifest, if it is valid."""
     name = _sha256_of(here)[:NAME_DIGITS]
-    for version in installation.whole():
+    for version in installation.complete():
         if version.name.split("-")[0] != name:
             continue
         say(f"checking version {version.name}, which is installed already")
@@ -167,7 +167,7 @@ def _existing(here: Path, installation: Installation, console: Console) -> Versi
                 signature_bytes(version.bundle) == signature_bytes(here)
             ):
                 return version
-        say("it is damaged, or was signed otherwise; installing it again")
+        say("it is damaged, or its signature differs; installing it again")
     return None
 
 
@@ -221,7 +221,7 @@ def _stage(
 
 def _sources(here: Path, manifest: Manifest, installation: Installation) -> Sources:
     if (here / DELTA_NAME).is_file():
-        return source_of_every_file(here, [v.bundle for v in installation.whole()])
+        return source_of_every_file(here, [v.bundle for v in installation.complete()])
     verify_names(here, manifest.files, UNLISTED)
     return lambda entry: here / entry.path
 
@@ -295,7 +295,7 @@ def _try_packages(staged: Version, wheels: list[Path], glibc: str) -> None:
 
 def _free_name(name: str, installation: Installation) -> str:
     """`name`, or, beside a damaged version of that name, `name`-2 and so on."""
-    taken = {version.name for version in installation.whole()}
+    taken = {version.name for version in installation.complete()}
     count = 1
     while (free := name if count == 1 else f"{name}-{count}") in taken:
         count += 1

@@ -133,7 +133,7 @@ class Installation:
         except (OSError, ValueError):
             return None
 
-    def whole(self) -> list[Version]:
+    def complete(self) -> list[Version]:
         """Every complete version, by name."""
         if not self.versions.is_dir():
             return []
@@ -184,7 +184,7 @@ class Installation:
     def rollback(self, progress: BytesProgress = no_progress) -> Version:
         """Make the version before the current one current again; twice changes nothing.
 
-        Raises UsageError where there is none, IntegrityError where it is not whole any more.
+        Raises UsageError where there is none, IntegrityError where it is damaged.
         """
         with self.locked():
             previous = self.previous()
@@ -192,7 +192,7 @@ class Installation:
                 raise UsageError(
                     "there is no earlier version to go back to",
                     where=self.folder,
-                    remedy="install the bundle that you want; it takes over when it is whole",
+                    remedy="install the bundle that you want; it takes over when it is complete",
                 )
             check_machine(previous.verify(progress=progress), previous.bundle)
             self.switch(previous)

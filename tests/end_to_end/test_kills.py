@@ -145,7 +145,7 @@ def test_a_killed_install_leaves_a_whole_version_running(tmp_path: Path) -> None
         assert current is not None and current.name in known
         if killer.results["killed"] % 10 == 0:
             assert sh(target / "run", "verify", "--full").returncode == 0
-        for version in installation.whole():  # whatever has a name is whole, current or not
+        for version in installation.complete():  # whatever has a name is whole, current or not
             version.verify(full=True)
             assert sha256(version.bundle)[:12] == version.name
 

@@ -11,7 +11,7 @@ from packager.bundle.documents.licensing import model_name, notice, own_licence
 from packager.bundle.documents.model_card import model_card
 from packager.bundle.documents.render import render
 from packager.bundle.documents.sbom import SBOM_NAME, bill_of_materials
-from packager.bundle.documents.wheel_metadata import WheelFacts, read_wheel
+from packager.bundle.documents.wheel_metadata import WheelMetadata, read_wheel
 from packager.core.records import Checkpoint
 from packager.core.versions import tool_versions
 from packager.engine.target import Target
@@ -58,7 +58,7 @@ def _readme(
     )
 
 
-def _own_text(wheel: WheelFacts) -> dict[str, bytes]:
+def _own_text(wheel: WheelMetadata) -> dict[str, bytes]:
     """The text of a licence that a wheel names and does not bring; that of starpack is the same."""
     if wheel.licence == "Apache-2.0" and set(wheel.texts) == {"METADATA"}:
         return {"LICENSE": own_licence().read_bytes()}

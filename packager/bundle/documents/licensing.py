@@ -1,6 +1,6 @@
 """What a licence asks for when a model is passed on, as far as a program can see to it.
 
-StarCoder2's BigCode OpenRAIL-M v1: a copy of the whole text, the use restrictions of its Attachment
+StarCoder2's BigCode OpenRAIL-M v1: a copy of the full text, the use restrictions of its Attachment
 A, a notice of what was modified, the original documentation beside ours. Quantising is a
 modification. No legal advice: it says what the packer does.
 """
@@ -40,7 +40,7 @@ def check_full_text(checkpoint: Checkpoint, files: Sequence[Path]) -> None:
     missing = [part for part in WHOLE if not re.search(part, text, re.IGNORECASE)]
     if missing:
         raise CheckpointError(
-            f"the model's card declares {declared}, and the licence given is not the whole of it",
+            f"the model's card declares {declared}, and the licence given is not its full text",
             where=", ".join(map(str, files)),
             expected="the full text with Attachment A, the use restrictions",
             remedy="name a file with the full text with --licence-file; the model's card links to "

@@ -65,7 +65,10 @@ def _changes(part: Packed, checkpoint: Checkpoint) -> list[tuple[str, object]]:
         ("bits for each weight, nominally", f"{variant.bits:g}"),
         ("bits of the files for each parameter", f"{_bits(artifact, checkpoint):.2f}"),
         ("weights that share a scale", variant.group_size or "as the recipe has it"),
-        ("head and embedding", f"{variant.head_bits} bits" if variant.head_bits else "as the rest"),
+        (
+            "head and embedding",
+            f"{variant.head_bits} bits" if variant.head_bits else "same as the other layers",
+        ),
         ("calibrated on data with SHA-256", part.calibration_sha256 or "none: not calibrated"),
         ("from the checkpoint's revision", checkpoint.revision or "not known"),
         ("with SHA-256", artifact.checkpoint_sha256),

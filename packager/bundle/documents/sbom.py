@@ -24,7 +24,7 @@ from packageurl import PackageURL
 from packager.bundle.archive import source_date_epoch
 from packager.bundle.artifacts import Packed
 from packager.bundle.documents.licensing import model_name
-from packager.bundle.documents.wheel_metadata import WheelFacts
+from packager.bundle.documents.wheel_metadata import WheelMetadata
 from packager.bundle.figures import figures
 from packager.checkpoint.model_card import declared_licence
 from packager.core.records import Checkpoint
@@ -38,7 +38,7 @@ NAMESPACE = uuid.UUID("b05afec9-061f-4a34-8ab1-747c75a6d0f1")  # drawn once, for
 def bill_of_materials(
     parts: Sequence[Packed],
     checkpoint: Checkpoint,
-    wheels: Sequence[WheelFacts],
+    wheels: Sequence[WheelMetadata],
     starpack_version: str,
 ) -> str:
     """The text of sbom.cdx.json. Its serial number is derived from all the rest."""
@@ -127,7 +127,7 @@ def _model(part: Packed, checkpoint: Checkpoint, earlier: Sequence[Packed]) -> C
     )
 
 
-def _library(wheel: WheelFacts) -> Component:
+def _library(wheel: WheelMetadata) -> Component:
     return Component(
         name=wheel.name,
         version=wheel.version,

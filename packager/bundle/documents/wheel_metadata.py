@@ -38,7 +38,7 @@ _SPDX = {
 
 
 @dataclass(frozen=True, slots=True)
-class WheelFacts:
+class WheelMetadata:
     """One wheel. licence: an SPDX expression or the package's own words; None: it says nothing.
 
     texts: file below licence/wheels/NAME to its content.
@@ -53,7 +53,7 @@ class WheelFacts:
     texts: dict[str, bytes]
 
 
-def read_wheel(wheel: Path) -> WheelFacts:
+def read_wheel(wheel: Path) -> WheelMetadata:
     """Read a wheel's metadata and licence texts; raises IntegrityError where it has none."""
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -66,7 +66,7 @@ def read_wheel(wheel: Path) -> WheelFacts:
         ) from None
     found, _ = parse_email(data)
     name, version = wheel.name.split("-")[:2]
-    return WheelFacts(
+    return WheelMetadata(
         file=wheel.name,
         name=canonicalize_name(found.get("name", name)),
         version=found.get("version", version),

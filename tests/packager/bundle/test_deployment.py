@@ -92,7 +92,7 @@ def test_the_container_recipe_downloads_nothing_but_its_base() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in UNITS if name.endswith(".service")])
-def test_units_are_walled_in(name: str) -> None:
+def test_units_are_hardened(name: str) -> None:
     lines = FILES[name].splitlines()
     for setting in ("NoNewPrivileges=yes", "ProtectSystem=strict", "DynamicUser=yes",
                     "CapabilityBoundingSet=", "SystemCallFilter=@system-service"):  # fmt: skip

@@ -74,7 +74,7 @@ def test_an_upgrade_takes_over_and_rollback_gives_back(
     assert "no earlier version" in sh(target / "run", "rollback").stderr
     installed(newer, target)
     assert weights(target) == b"W"
-    assert {v.name for v in installation.whole()} == {first.name, installation.current().name}
+    assert {v.name for v in installation.complete()} == {first.name, installation.current().name}
     for expected in (b"w", b"W", b"w"):
         done = sh(target / "run", "rollback")
         assert (done.returncode, done.stderr) == (0, "")
@@ -84,7 +84,7 @@ def test_an_upgrade_takes_over_and_rollback_gives_back(
     installed(third, target)
     assert weights(target) == b"3"
     assert installation.previous() == first
-    assert len(installation.whole()) == 2
+    assert len(installation.complete()) == 2
     assert {file.name for file in target.iterdir()} == {"current", "run", "versions"}
 
 
@@ -298,10 +298,13 @@ def test_changed_bundle_is_not_installed(bundle: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("target*"))
 
 
-def test_a_whole_bundle_is_checked_without_installing(bundle: Path) -> None:
+def test_a_bundle_is_verified_without_installing(bundle: Path) -> None:
     done = sh(bundle / "install", "--check")
     assert done.returncode == 0, done.stderr
-    assert (bundle / MANIFEST_HASH_NAME).read_text().split()[0] in done.stdout
+    sha256 = (bundle / MANIFEST_HASH_NAME).read_text().split()[0]
+    count = len(read_manifest(bundle).files)
+    expected = f"OK: {count} files verified; SHA-256 of bundle.json: {sha256}\n"
+    assert done.stdout == expected
 
 
 def test_packages_that_cannot_be_loaded_are_not_installed(tmp_path: Path) -> None:
