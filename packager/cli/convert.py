@@ -17,6 +17,7 @@ from packager.cli.settings import calibrations_of, checkpoint_of, variants_of
 from packager.core.record_store import to_plain
 from packager.core.records import Progress
 from packager.core.settings import ConvertSettings
+from packager.core.units import megabytes
 from runtimes import backends
 
 
@@ -63,5 +64,5 @@ def convert(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
         pipeline.convert(checkpoint, variant, settings, progress)
         for variant in variants_of(arguments)
     ]
-    lines = [f"{a.variant.name:20} {a.size_bytes / 1e6:10.1f} MB  {a.path}" for a in artifacts]
+    lines = [f"{a.variant.name:20} {megabytes(a.size_bytes):>13}  {a.path}" for a in artifacts]
     return CommandResult({"artifacts": to_plain(artifacts)}, "\n".join(lines))

@@ -11,7 +11,7 @@ from packager.core.results import (
     WindowProof,
     percentiles,
 )
-from packager.core.units import duration, durations, gib, gib_between
+from packager.core.units import duration, durations, gib, gib_between, megabytes
 from packager.selection.candidates import of_measurement
 from packager.selection.selector import ORDER
 
@@ -22,7 +22,7 @@ def measurement_text(measurement: Measurement) -> str:
     """Everything about one artifact."""
     lines = [
         f"{measurement.variant.name} for {measurement.device}",
-        f"  file           {measurement.artifact_bytes / 1e6:.1f} MB",
+        f"  file           {megabytes(measurement.artifact_bytes)}",
         *proof_lines(measurement.proof),
         *quality_lines(measurement.quality),
         *_speed_lines(measurement),
@@ -135,8 +135,8 @@ def _speed_lines(measurement: Measurement) -> list[str]:
             for steps in speed.steps
         ]
         lines.append(
-            f"  memory         weights {speed.weights_bytes / 1e6:.1f} MB, keys and values "
-            f"{speed.key_values_bytes / 1e6:.1f} MB, peak {speed.memory_bytes / 1e6:.0f} MB"
+            f"  memory         weights {megabytes(speed.weights_bytes)}, keys and values "
+            f"{megabytes(speed.key_values_bytes)}, peak {megabytes(speed.memory_bytes)}"
         )
     if estimate is not None:
         found = of_measurement(measurement, parameters=0, context_tokens=0)

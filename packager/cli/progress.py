@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from packager.core.records import Progress, no_progress
+from packager.core.units import GB
 
 LINE_S = 5.0  # guessed: a log stays short, and nobody takes the program for dead
 MIN_BYTES_TOTAL = 1_000_000
@@ -50,7 +51,7 @@ def plain_lines(stream: TextIO, clock: Callable[[], float] = time.monotonic) -> 
 
 
 def _amount(total: int) -> str:
-    return f"{total / 1e9:.1f} GB" if total >= MIN_BYTES_TOTAL else str(total)
+    return f"{total / GB:.1f} GB" if total >= MIN_BYTES_TOTAL else str(total)
 
 
 @contextmanager

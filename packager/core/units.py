@@ -87,6 +87,11 @@ def gib(size_bytes: float) -> str:
     return f"{size_bytes / GIB:.2f} GiB"
 
 
+def megabytes(size_bytes: float) -> str:
+    """`1234.5 MB`, of files, for a terminal."""
+    return f"{size_bytes / MB:.1f} MB"
+
+
 def gib_between(interval: Interval) -> str:
     """`3.90 to 4.40 GiB`, or one number where the ends are the same."""
     if interval.low == interval.high:
