@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from runtimes.backends.checks import check_rewind, check_whole, check_window, checked_ids
+from runtimes.backends.checks import check_one_device, check_rewind, check_window, checked_ids
 from runtimes.backends.own_cache.kv_slots import KvSlots
 from runtimes.backends.own_cache.rope import rope_tables
 from runtimes.contract import BackendOptions, MemoryUse, Saved, Window
@@ -22,7 +22,7 @@ WINDOW: Literal["exact"] = "exact"
 
 def open_backend(path: Path, window: Window, options: BackendOptions) -> ToyBackend:
     """Open the folder `path`."""
-    check_whole(options)
+    check_one_device(options)
     if options.provider != "cpu":
         raise DeviceError("numpy runs on CPUs alone", remedy="use --provider cpu")
     config = json.loads((path / "config.json").read_bytes())
@@ -69,7 +69,7 @@ class ToyBackend:
     def forward(self, ids: Sequence[int], last_only: bool = True) -> np.ndarray:
         """As in Backend."""
         new = checked_ids(self, ids)
-        self.slots.make_room(len(new), self._move)
+        self.slots.free_slots(len(new), self._move)
         x = self.embedding[new]
         for layer in range(self.config["layers"]):
             at = f"model.layers.{layer}."
