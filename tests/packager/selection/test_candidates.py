@@ -70,7 +70,7 @@ def test_a_measurement_in_words():
         "10% of 20 exact (checkpoint 15%), 80% as the checkpoint fills them",
         "first token    150 ms to 190 ms for 1024 tokens, 768 of them warm",
         "after 1024 tokens",
-        "-25% from what a token was measured to take",
+        "-25% from the measured time per token",
     ):
         assert part in text
 
