@@ -76,8 +76,8 @@ def test_a_large_card_is_not_read_to_its_end(tmp_path: Path) -> None:
 
 def test_quoting_changes_nothing_in_a_model_file(tmp_path: Path) -> None:
     from packager.checkpoint.reader import read_checkpoint
-    from packager.formats.gguf.convert import variant as gguf_variant
     from packager.formats.gguf.convert import write_header
+    from packager.formats.gguf.recipe import variant as gguf_variant
     from tests.support.tiny import write_checkpoint
 
     folder = write_checkpoint(tmp_path / "star")
