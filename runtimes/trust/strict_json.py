@@ -21,9 +21,9 @@ def parse_json(data: str | bytes, parse_constant: Callable[[str], object] | None
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} is given twice")
+    value: dict[str, object] = {}
+    for name, item in pairs:
+        if name in value:
+            raise ValueError(f"the key {name[:100]!r} is given twice")
+        value[name] = item
     return value
