@@ -15,7 +15,7 @@ from runtimes.bundle.baseline import read_baseline
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One measured value; `part` says of which stretch of text or at which depth."""
+    """One measured value; `part` names the text or the depth that it is of."""
 
     name: str
     value: float
@@ -53,7 +53,7 @@ def _proof(measured: Mapping[str, Any]) -> Iterator[Figure]:
 
 
 def _quality(measured: Mapping[str, Any]) -> Iterator[Figure]:
-    for part, stretch in (("inside", "held-out text, inside the window"),
+    for part, text in (("inside", "held-out text, inside the window"),
                           ("past", "held-out text, past the window")):  # fmt: skip
         for key, name, unit in (
             ("perplexity", "perplexity", ""),
@@ -61,7 +61,7 @@ def _quality(measured: Mapping[str, Any]) -> Iterator[Figure]:
             ("mean_nats", "mean divergence", "nats per token"),
             ("p99_nats", "99th percentile of the divergence", "nats per token"),
         ):
-            yield from _one(measured, ("quality", part, key), name, unit, stretch)
+            yield from _one(measured, ("quality", part, key), name, unit, text)
     scores = _get(measured, "quality", "fim")
     for score in scores if isinstance(scores, list) else []:
         if isinstance(score, Mapping):

@@ -112,7 +112,7 @@ class Fitted:
 
 
 def guessed() -> dict[str, float]:
-    """Launches of engines that nobody published figures for, which are never part of the fit."""
+    """Launches of engines without published measurements; they are never part of the fit."""
     engines = (formats.load(name).ENGINE for name in formats.names())
     launches = {f"launch_{e.name}": e.launch_us for e in engines if e.launch_us is not None}
     return launches | {"launch_cpu": LAUNCH_CPU_US}

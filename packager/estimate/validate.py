@@ -106,8 +106,8 @@ def validate(found: Replay | None = None) -> Validation:
 def spreads(replay: Replay, calibrated: dict[str, np.ndarray]) -> dict[str, Interval]:
     """By family, measured over estimated: its 5th percentile, 1, and its 95th.
 
-    Most rows are llama.cpp's. Other engines for integer weights judge torch. An engine that nobody
-    published gets the spread of all.
+    Most rows are llama.cpp's. Other engines for integer weights judge torch. An engine without
+    published measurements gets the spread of all.
     """
     llama = np.array([row.load.engine.startswith(("llama", "vulkan")) for row in replay.rows])
     kinds = np.array([row.metric for row in replay.rows])

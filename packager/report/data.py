@@ -39,7 +39,7 @@ class ReportRow:
     """A candidate. evidence, of memory and times: "measured here", "calibrated", "specification".
 
     A quantity is None where it is not known: a variant that ran out of memory has no times.
-    agreement is the share of equal first choices. quality_evidence is that of divergence and
+    agreement is top-1 agreement. quality_evidence is that of divergence and
     agreement, empty where it is the same. reasons: the binding limit first; none where it fits.
     """
 

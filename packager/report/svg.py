@@ -15,7 +15,7 @@ from packager.report.markup import tag
 
 # Guessed: a wider spread of values than this reads better on a logarithmic axis.
 LOG_SPREAD = 2.0
-LEAST_LOG_SPREAD = 2.0  # guessed: enough for two ticks
+MIN_LOG_SPREAD = 2.0  # guessed: enough for two ticks
 # Guessed: the width of a character in sizes of the font. Wide fallback fonts (DejaVu) have 0.6.
 CHARACTER = 0.62
 FONT = 12.0
@@ -90,7 +90,7 @@ def scale_for(
         log = len(above) == len(found) > 0 and found[-1] > LOG_SPREAD * found[0]
     if log:
         low, high = (above[0], above[-1]) if above else (0.1, 1.0)
-        air = max((high / low) ** 0.08, (LEAST_LOG_SPREAD * low / high) ** 0.5)
+        air = max((high / low) ** 0.08, (MIN_LOG_SPREAD * low / high) ** 0.5)
         return Scale(low / air, high * air, first, last, log=True)
     low, high = (found[0], found[-1]) if found else (0.0, 1.0)
     air = 0.12 * (high - low or abs(high) or 1.0)

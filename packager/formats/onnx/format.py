@@ -25,7 +25,9 @@ __all__ = [
 
 METHOD = "a graph of ONNX Runtime's own operators, weights quantised in groups"
 RECIPE_HELP = "fp32, fp16, int8, int4-g32, int4-g64, int4-g128, or int4 with --gptq"
-HEAD_BITS_HELP = "bits of the head and the embedding: 4, 8 (default), or 16 or 32 as the rest"
+HEAD_BITS_HELP = (
+    "bits of the head and the embedding: 4, 8 (default), or 16 or 32, the same as the other layers"
+)
 DEFAULT_RECIPES: tuple[str, ...] = ("int4-g32",)
 WORTH: tuple[str, ...] = ("fp16", "int8", "int4-g32", "int4-g32-fp16")
 DEPLOY_FILES: frozenset[str] = frozenset()

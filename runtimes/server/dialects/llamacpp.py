@@ -220,7 +220,7 @@ def _props(service: Service, _body: None) -> object:
 
 
 def _slots(service: Service, _body: None) -> object:
-    """The backend computes one sequence, the first; the others wait to be gone on with."""
+    """The first slot is the sequence that the backend computes; the others are saved."""
     held = [len(service.runtime.held_ids), *service.runtime.saved_tokens]
     return [
         {
