@@ -158,8 +158,8 @@ def _write_shards(
 ) -> None:
     files = ["model.safetensors"]
     if len(parts) > 1:
-        count = len(parts)
-        files = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+        total = len(parts)
+        files = [f"model-{i + 1:05d}-of-{total:05d}.safetensors" for i in range(total)]
         places = {
             tensor.name: file for file, part in zip(files, parts, strict=True) for tensor in part
         }

@@ -179,8 +179,12 @@ def test_an_unmodified_llama_cpp_loads_the_file_and_is_right_only_inside_the_win
     )
     theirs = json.loads(done.stdout.split(MARK)[1])
     options = GenerateOptions(max_tokens=NEW_TOKENS)
-    ours = [join(model.run(ids, options)).text for ids in short + long]
-    equal = [a == b for a, b in zip(ours, theirs, strict=True)]
+    ours = [join(model.run(ids, options)) for ids in short + long]
+    # ours ends on ids that llama.cpp writes as nothing and goes past, fim_suffix for one
+    equal = [
+        b == a.text or (a.finish.reason == "stop" and b.startswith(a.text))
+        for a, b in zip(ours, theirs, strict=True)
+    ]
     assert sum(equal[:12]) >= 11  # one tie may fall the other way
     assert sum(equal[12:]) <= 6
 
