@@ -6,7 +6,6 @@ model's configuration. Layout: AutoGPTQ's, versions 1 and 2. Knows nothing of ke
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from runtimes.errors import IntegrityError
+from runtimes.trust.strict_json import parse_json
 
 MODEL_NAME, CONFIG_NAME, SETTINGS_NAME = "model.safetensors", "config.json", "quantize_config.json"
 MAX_CONFIG_BYTES = 1 << 20  # guessed: a config.json has some kilobytes
@@ -144,8 +144,8 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > MAX_CONFIG_BYTES:
             raise _bad(file, "it is too large", f"at most {MAX_CONFIG_BYTES} bytes")
-        data = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        data = parse_json(file.read_bytes())
+    except (OSError, ValueError) as error:
         raise _bad(file, f"it cannot be read: {error}", "a JSON object") from None
     if not isinstance(data, dict):
         raise _bad(file, "it is no object", "a JSON object")

@@ -6,7 +6,6 @@ sequences.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 from runtimes.backends.onnx.session import TESTED_VERSION, engine, open_session
 from runtimes.backends.own_cache.rope import rope_tables
 from runtimes.errors import IntegrityError, WindowError
+from runtimes.trust.strict_json import parse_json
 
 TYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
@@ -48,7 +48,9 @@ class Graph:
     def of(cls, session: Any, path: Path) -> Graph:
         """Read it from the graph's metadata; IntegrityError where that makes no sense."""
         try:
-            data = json.loads(session.get_modelmeta().custom_metadata_map["starpack"])
+            data = parse_json(session.get_modelmeta().custom_metadata_map["starpack"])
+            if not isinstance(data, dict):
+                raise ValueError(f"{data!r} is no object")
             kinds = {i.name: i.type for i in session.get_inputs()}
             counts = {k: data[k] for k in ("layers", "heads", "kv_heads", "head_dim", "vocab")}
             window, theta = data["window_tokens"], data["rope_theta"]
