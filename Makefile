@@ -132,7 +132,7 @@ check: $(VENV)/.installed ## check style, types, spelling, shell scripts and pro
 	$(if $(MEASURED),$(SCHEMA) --schemafile profiles/measured.schema.json $(MEASURED))
 
 clean: ## remove what was made here (not another OUT); keep .venv and the cached engine
-	rm -rf build *.egg-info .pytest_cache .ruff_cache
+	rm -rf build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find artifacts -mindepth 1 -maxdepth 1 -not -name README.md -exec rm -rf {} +
 
 distclean: clean ## also remove .venv

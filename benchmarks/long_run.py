@@ -6,7 +6,6 @@ Writes one JSON object, last. What to run and what it shows is in long_context.p
 
 from __future__ import annotations
 
-import importlib
 import json
 import statistics
 import sys
@@ -14,10 +13,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from packager.measurement.window_proof import divergence, log_softmax
+from runtimes import backends
 from runtimes.backends.timing import FIRST_ID
 from runtimes.contract import Backend, BackendOptions, Window
 from runtimes.host.limits import peak_resident_bytes, resident_bytes
@@ -85,7 +86,7 @@ class Walk:
     """A backend on its way through the text, and what was seen on the way."""
 
     def __init__(self, job: Job, ids: Sequence[int]) -> None:
-        module = importlib.import_module(f"runtimes.backends.{job.format}.backend")
+        module: Any = backends.load(job.format)  # with options of its own
         options = BackendOptions(
             context_tokens=job.tokens, threads=job.threads, chunk_tokens=CHUNK_TOKENS
         )

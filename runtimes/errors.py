@@ -100,3 +100,17 @@ class BusyError(StarpackError):
 
 class StoppingError(StarpackError):
     """The server is being stopped and takes nothing more."""
+
+
+def explained(
+    error: StarpackError | OSError | KeyboardInterrupt, after_interrupt: str | None = None
+) -> StarpackError:
+    """What ended a command early, as an error with a remedy; after_interrupt: that of Ctrl-C."""
+    match error:
+        case StarpackError():
+            return error
+        case OSError():
+            return StarpackError(
+                str(error), remedy="check the path, the permissions and the space on the disk"
+            )
+    return Cancelled("interrupted", remedy=after_interrupt)

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from packager.cli.parser import parser
 from packager.cli.progress import shown_progress
 from packager.cli.result import Command
-from packager.core.errors import Cancelled, SelectionError, StarpackError
+from packager.core.errors import SelectionError, StarpackError
 from packager.core.record_store import to_plain
-
-OS_REMEDY = "check the path, the permissions and the space on the disk"
+from runtimes.errors import explained
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,18 +40,12 @@ def _print(text: str) -> None:
 
 def _failed(error: StarpackError | OSError | KeyboardInterrupt, as_json: bool) -> int:
     """Say why a command ended early; returns its exit code."""
-    match error:
-        case StarpackError():
-            explained = error
-        case OSError():
-            explained = StarpackError(str(error), remedy=OS_REMEDY)
-        case _:
-            explained = Cancelled("interrupted", remedy="run it again: finished steps are kept")
+    reason = explained(error, "run it again: finished steps are kept")
     if as_json:
-        data = explained.to_json()
-        if isinstance(explained, SelectionError):
-            data["rejected"] = to_plain(explained.rejected)
+        data = reason.to_json()
+        if isinstance(reason, SelectionError):
+            data["rejected"] = to_plain(reason.rejected)
         _print(json.dumps(data, indent=2))
     else:
-        print(f"starpack: {explained}", file=sys.stderr)
-    return explained.exit_code
+        print(f"starpack: {reason}", file=sys.stderr)
+    return reason.exit_code

@@ -10,13 +10,12 @@ import sys
 import time
 from collections.abc import Callable
 
-from runtimes.errors import Cancelled, StarpackError
+from runtimes.errors import StarpackError, explained
 
 NOTICE = (
     "Machine-generated code: review it before use, and say so where you publish it. "
     "Licence and use restrictions: run --licence."
 )
-OS_REMEDY = "check the path, the permissions and the space on the disk"
 PATIENCE_S = 2.0  # specified: work that takes longer shows its progress
 REFRESH_S = 0.1  # guessed: smooth to the eye
 
@@ -60,15 +59,9 @@ class Console:
 
     def failed(self, error: StarpackError | OSError | KeyboardInterrupt) -> int:
         """Show why a command ends early; returns its exit code."""
-        match error:
-            case StarpackError():
-                explained = error
-            case OSError():
-                explained = StarpackError(str(error), remedy=OS_REMEDY)
-            case _:
-                explained = Cancelled("interrupted")
-        self.error(explained)
-        return explained.exit_code
+        reason = explained(error)
+        self.error(reason)
+        return reason.exit_code
 
     def meter(self, label: str, unit: str, per_unit: int = 1) -> Callable[[int, int], None]:
         """progress(done, total) that shows itself on a terminal once the work takes long."""
