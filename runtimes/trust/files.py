@@ -1,0 +1,125 @@
+"""Files that others may have put there: read and written where they are said to be, and only there.
+
+    read     a plain file, up to a size: no link is followed, no pipe waited for
+    write    new files below one folder, through descriptors: no link leads them elsewhere, and
+             their modes are set on what has been opened, whatever the umask
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+FILE_MODE, PROGRAM_MODE, FOLDER_MODE = 0o644, 0o755, 0o755
+BLOCK_BYTES = 1 << 20
+COPY_BYTES = 1 << 30  # per call; specified: Linux copies at most 2 GiB in one
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+_WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def open_plain(file: str | Path, *, follow: bool = False, within: int | None = None) -> BinaryIO:
+    """Open a plain file for reading, at once. follow: the user has named it, links may lead there.
+
+    within: the descriptor of the folder that a relative path starts from. Raises OSError, and
+    ValueError for what is there and no file.
+    """
+    flags = _READ if follow else _READ | os.O_NOFOLLOW
+    stream = open(os.open(file, flags, dir_fd=within), "rb", buffering=0)  # noqa: SIM115 - returned
+    if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        return stream
+    stream.close()
+    raise ValueError("it is a pipe, a device or a socket, and no file")
+
+
+def read_plain(
+    file: str | Path, most_bytes: int, *, follow: bool = False, within: int | None = None
+) -> bytes:
+    """The content of a plain file; see open_plain. ValueError where it has more than most_bytes."""
+    with open_plain(file, follow=follow, within=within) as stream:
+        data = bytearray()
+        while block := stream.read(min(BLOCK_BYTES, most_bytes + 1 - len(data))):
+            data += block
+            if len(data) > most_bytes:
+                raise ValueError(f"it has more than {most_bytes} bytes")
+    return bytes(data)
+
+
+class NewFiles:
+    """A folder to put new files into; paths are relative to it, with `/` between their parts."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = os.open(folder, _FOLDER)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        os.close(self._folder)
+
+    def create(self, path: str, mode: int = FILE_MODE) -> BinaryIO:
+        """Open a new file for writing, and make the folders above it.
+
+        Raises FileExistsError where something is there, OSError where a folder above it is a link.
+        """
+        *folders, name = path.split("/")
+        above = self._open_folder(folders)
+        try:
+            stream = open(os.open(name, _WRITE, 0o600, dir_fd=above), "wb")  # noqa: SIM115 - returned
+        finally:
+            os.close(above)
+        os.fchmod(stream.fileno(), mode)
+        return stream
+
+    def copy(self, source: Path, path: str, mode: int = FILE_MODE) -> None:
+        """Copy the plain file `source`; raises as `create` and `open_plain` do."""
+        with open_plain(source) as given, self.create(path, mode) as made:
+            while os.sendfile(made.fileno(), given.fileno(), None, COPY_BYTES):
+                pass
+
+    def link(self, path: str, twin: str) -> None:
+        """Give the file at `twin` another name; raises OSError where the disk cannot."""
+        ends = []
+        try:
+            for end in (twin, path):
+                ends.append(self._open_folder(end.split("/")[:-1]))
+            names = twin.rsplit("/", 1)[-1], path.rsplit("/", 1)[-1]
+            os.link(*names, src_dir_fd=ends[0], dst_dir_fd=ends[1], follow_symlinks=False)
+        finally:
+            for folder in ends:
+                os.close(folder)
+
+    def _open_folder(self, names: Sequence[str]) -> int:
+        """A descriptor, for the caller to close, of a folder that is made where it is missing."""
+        folder = os.dup(self._folder)
+        try:
+            for name in names:
+                made = _make_folder(name, folder)
+                below = os.open(name, _FOLDER, dir_fd=folder)
+                os.close(folder)
+                folder = below
+                if made:
+                    os.fchmod(folder, FOLDER_MODE)
+        except BaseException:
+            os.close(folder)
+            raise
+        return folder
+
+
+def _make_folder(name: str, within: int) -> bool:
+    try:
+        os.mkdir(name, FOLDER_MODE, dir_fd=within)
+    except FileExistsError:
+        return False
+    return True
