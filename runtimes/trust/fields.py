@@ -13,6 +13,8 @@ from typing import Any, TypeGuard
 from runtimes.errors import IntegrityError
 
 MANIFEST_NAME = "bundle.json"
+MAX_PATH_BYTES = 1024  # guessed: leaves room for the folder's own, of the 4,096 that Linux takes
+MAX_NAME_BYTES = 255  # specified: what Linux's file systems take
 
 
 def record(
@@ -75,10 +77,12 @@ def size(value: object, key: str) -> int | None:
 
 
 def safe_path(value: object, key: str) -> str:
-    """A relative POSIX path that stays below its folder."""
+    """A relative POSIX path that stays below its folder, and that a disk can hold."""
     name = text(value, key)
     path = PurePosixPath(name)
     plain = str(path) == name and "\\" not in name and "\0" not in name
+    sizes = [len(part.encode(errors="surrogatepass")) for part in name.split("/")]
+    plain = plain and max(sizes) <= MAX_NAME_BYTES and sum(sizes) <= MAX_PATH_BYTES
     if not plain or path.is_absolute() or ".." in path.parts or name == ".":
         raise bad(key, value, "a relative path that stays inside the bundle")
     return name

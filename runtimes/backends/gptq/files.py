@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from runtimes.errors import IntegrityError
+from runtimes.trust.files import read_plain
 from runtimes.trust.strict_json import parse_json
 
 MODEL_NAME, CONFIG_NAME, SETTINGS_NAME = "model.safetensors", "config.json", "quantize_config.json"
@@ -142,9 +143,7 @@ def _number(folder: Path, data: dict[str, Any], key: str) -> float:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        if file.stat().st_size > MAX_CONFIG_BYTES:
-            raise _bad(file, "it is too large", f"at most {MAX_CONFIG_BYTES} bytes")
-        data = parse_json(file.read_bytes())
+        data = parse_json(read_plain(file, MAX_CONFIG_BYTES))
     except (OSError, ValueError) as error:
         raise _bad(file, f"it cannot be read: {error}", "a JSON object") from None
     if not isinstance(data, dict):

@@ -39,7 +39,7 @@ def test_a_file_that_is_missing_or_too_large(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read: No such file"):
         read_object(file, 20)
     file.write_text("{}" + " " * 20)
-    with pytest.raises(DataError, match="too large: 22 bytes"):
+    with pytest.raises(DataError, match="more than 21 bytes"):
         read_object(file, 21)
 
 

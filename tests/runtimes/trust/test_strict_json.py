@@ -44,6 +44,33 @@ def test_anything_else_is_as_json_has_it() -> None:
             parse_json(text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("NaN", "-Infinity", "1e999", "-1e999"),
+        *(r'"\ud800"', r'"\udc00\ud800"', r'"\ud800x"', '"\ud800"'),
+        r'{"\udfff": 1}',
+    ],
+)
+def test_what_other_readers_refuse_or_take_for_something_else(text: str) -> None:
+    for before, after in (("", ""), ('{"a": [', "]}"), ('[{"b": [1, ', "]}, 2]")):
+        with pytest.raises(ValueError, match=r"number|half of a surrogate pair"):
+            parse_json(before + text + after)
+
+
+def test_bytes_are_utf_8() -> None:
+    for data in (b'"\xed\xa0\x80"', b'"\xff"', '"a"'.encode("utf-16")):
+        with pytest.raises(ValueError, match="codec can't decode"):
+            parse_json(data)
+
+
+def test_whole_pairs_and_a_mark_of_order_are_read() -> None:
+    assert parse_json(b'\xef\xbb\xbf["\\ud83d\\ude00", "\\u0120"]') == [
+        "\N{GRINNING FACE}",
+        "\u0120",
+    ]
+
+
 def test_the_manifest(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "parts", tmp_path / "bundle")
     plain = (bundle / MANIFEST_NAME).read_text()
