@@ -1,10 +1,10 @@
 """No network: libraries are told so, and one that tries all the same is found out.
 
 Python reports every use of a socket by Python code to its audit hooks (PEP 578). The hook here
-refuses what leaves this process, and sockets of the internet altogether unless it serves. A library
-may swallow that refusal, so it is remembered too, and the process ends with OfflineError's exit
-code. Compiled code opens sockets without Python's knowledge: to that the kernel refuses them, see
-runtimes/trust/seccomp.py. Such an attempt fails, but nobody hears of it.
+refuses what leaves this process: any socket but a local one, or one of TCP to serve, and any
+connection. A library may swallow that refusal, so it is remembered too, and the process ends with
+OfflineError's exit code. Compiled code opens sockets without Python's knowledge: to that the kernel
+refuses the same, see runtimes/trust/seccomp.py. Such an attempt fails, but nobody hears of it.
 
 Standard library only.
 """
@@ -15,9 +15,10 @@ import os
 import sys
 from collections.abc import Callable
 from ipaddress import ip_address
+from pathlib import Path
 
 from runtimes.errors import OfflineError
-from runtimes.trust.seccomp import refuse_network
+from runtimes.trust.seccomp import INTERNET, LOCAL, may_open, refuse_network
 
 # What keeps these libraries from trying in the first place: downloads, look-ups, telemetry.
 SETTINGS = {
@@ -30,9 +31,9 @@ SETTINGS = {
     "NO_PROXY": "*",
 }
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-# Specified by Linux's headers: AF_INET, AF_INET6; SOCK_STREAM, and the bits that are no flags.
-_INTERNET = (2, 10)
-_STREAM, _KIND_BITS = 1, 0xF
+# Specified by NVIDIA's guide to its Multi-Process Service: where its clients find it.
+_MPS_VARIABLE, _MPS_FOLDER = "CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"
+_OF_A_DESCRIPTOR = -1  # a Python socket for a descriptor that is there already
 
 _attempts: list[OfflineError] = []
 
@@ -45,8 +46,9 @@ def forbid_network(*, serving: bool = False) -> None:
     os.environ.update(SETTINGS)
     for name in PROXIES:
         os.environ.pop(name, None)
-    sys.addaudithook(_hook(serving))
-    refuse_network(serving=serving)
+    connects = not serving and _shares_a_gpu()
+    sys.addaudithook(_hook(serving, connects))
+    refuse_network(serving=serving, connects=connects)
 
 
 def attempts() -> tuple[OfflineError, ...]:
@@ -54,9 +56,14 @@ def attempts() -> tuple[OfflineError, ...]:
     return tuple(_attempts)
 
 
-def _hook(serving: bool) -> Callable[[str, tuple[object, ...]], None]:
+def _shares_a_gpu() -> bool:
+    """Whether MPS is at work: CUDA connects to it by a local socket, or has no GPU of its own."""
+    return Path(os.environ.get(_MPS_VARIABLE, _MPS_FOLDER), "control").exists()
+
+
+def _hook(serving: bool, connects: bool) -> Callable[[str, tuple[object, ...]], None]:
     def hook(event: str, arguments: tuple[object, ...]) -> None:
-        if event.startswith("socket.") and _leaves(event, arguments, serving):
+        if event.startswith("socket.") and _leaves(event, arguments, serving, connects):
             error = OfflineError(
                 f"something tried to use the network: {_describe(event, arguments)}",
                 where=_culprit(),
@@ -69,24 +76,21 @@ def _hook(serving: bool) -> Callable[[str, tuple[object, ...]], None]:
     return hook
 
 
-def _leaves(event: str, arguments: tuple[object, ...], serving: bool) -> bool:
-    match event:
-        case "socket.connect" | "socket.sendto" | "socket.sendmsg":
-            return _is_internet(arguments[0])
-        case "socket.__new__":
-            _, family, kind, _ = arguments
-            stream = isinstance(kind, int) and kind & _KIND_BITS == _STREAM
-            return family in _INTERNET and not (serving and stream)
-        case "socket.getaddrinfo" | "socket.gethostbyname":
-            return not _is_literal(arguments[0])
-        case "socket.gethostbyaddr" | "socket.getnameinfo":
+def _leaves(event: str, arguments: tuple[object, ...], serving: bool, connects: bool) -> bool:
+    match event, arguments:
+        case "socket.connect", (socket, *_):
+            return not (connects and getattr(socket, "family", None) == LOCAL)
+        case "socket.sendto" | "socket.sendmsg", (socket, address):
+            # without an address it goes to whoever has connected
+            return address is not None and getattr(socket, "family", None) in INTERNET
+        case "socket.__new__", (_, int(family), int(kind), int(protocol)):
+            is_new = family != _OF_A_DESCRIPTOR
+            return is_new and not may_open(family, kind, protocol, serving=serving)
+        case "socket.getaddrinfo" | "socket.gethostbyname", (host, *_):
+            return not _is_literal(host)
+        case "socket.gethostbyaddr" | "socket.getnameinfo", _:
             return True
     return False
-
-
-def _is_internet(socket: object) -> bool:
-    """Whether a socket is of the internet's kinds; the others stay on this machine."""
-    return getattr(socket, "family", None) in _INTERNET
 
 
 def _is_literal(host: object) -> bool:
@@ -102,7 +106,7 @@ def _is_literal(host: object) -> bool:
 
 def _describe(event: str, arguments: tuple[object, ...]) -> str:
     if event == "socket.__new__":
-        return "it asked for a socket of the internet"
+        return "it asked for a socket of family {}, type {}, protocol {}".format(*arguments[1:])
     what = [str(value) for value in arguments if isinstance(value, (tuple, str, bytes))]
     return " ".join([event.removeprefix("socket."), *what])
 

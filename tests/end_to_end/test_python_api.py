@@ -15,7 +15,7 @@ from runtimes.trust.manifest import read_manifest
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "python-api.md").read_text(encoding="utf-8")
-EXAMPLE, KERNELS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+EXAMPLE, NETWORK, KERNELS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
 
 
 def python(*arguments: str, cwd: Path) -> str:
@@ -41,6 +41,16 @@ def test_the_example_makes_a_bundle_that_answers(tmp_path: Path) -> None:
     assert prompt.startswith("import os") and len(prompt.strip()) > len("import os")
     assert (tmp_path / "artifacts" / "installed" / "run").is_file()
     assert (tmp_path / "artifacts" / "bundle" / "report.html").is_file()
+
+
+def test_the_network_can_be_refused(tmp_path: Path) -> None:
+    tries = (
+        "import socket\n"
+        "from runtimes.errors import OfflineError\n"
+        "try:\n    socket.socket().close()\nexcept OfflineError:\n    print('refused')\n"
+    )
+    assert python("-c", tries, cwd=tmp_path) == ""
+    assert python("-c", NETWORK + tries, cwd=tmp_path) == "refused\n"
 
 
 def test_the_example_is_typed(tmp_path: Path) -> None:
