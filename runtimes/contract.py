@@ -5,12 +5,20 @@ The lowest layer: standard library only, and nothing of manifests, formats, engi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
+
+IsCancelled = Callable[[], bool]
+"""Asked between slices of a text, chunks of a prompt and tokens; true ends the work there."""
+
+
+def never_cancelled() -> bool:
+    """The answer of a caller that never cancels."""
+    return False
 
 
 @dataclass(frozen=True, slots=True)

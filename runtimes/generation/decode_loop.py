@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from runtimes.contract import Backend
+from runtimes.contract import Backend, IsCancelled, never_cancelled
 from runtimes.generation.completion import Chunk, Finish, FinishReason, GenerateOptions, Timings
 from runtimes.generation.prefix_cache import PrefixCache
 from runtimes.generation.prompt_lookup import PromptLookup
@@ -20,14 +20,6 @@ from runtimes.trust.verify import no_progress
 
 Progress = Callable[[int, int], None]
 """progress(done_tokens, total_tokens) of the prompt: before its first chunk and after each."""
-IsCancelled = Callable[[], bool]
-"""Asked between chunks of the prompt and between tokens; true ends the request there."""
-
-
-def never_cancelled() -> bool:
-    """The answer of a caller that never cancels."""
-    return False
-
 
 # Guessed. A prompt with a time limit comes in smaller chunks, so that the limit is checked more
 # often. That costs some speed, so other prompts come in the backend's own chunks.

@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from runtimes.backends.call_costs import Clock, RowCosts
-from runtimes.contract import Backend, SpecialIds
+from runtimes.contract import Backend, IsCancelled, SpecialIds, never_cancelled
 from runtimes.errors import Cancelled, ContextError, IntegrityError, UsageError
 from runtimes.generation.completion import (
     DEFAULTS,
@@ -26,12 +26,7 @@ from runtimes.generation.completion import (
     Timings,
     join,
 )
-from runtimes.generation.decode_loop import (
-    IsCancelled,
-    Progress,
-    Request,
-    never_cancelled,
-)
+from runtimes.generation.decode_loop import Progress, Request
 from runtimes.generation.prefix_cache import PrefixCache
 from runtimes.generation.sampling import TokenLogprobs, token_logprobs
 from runtimes.prompts.fim import NO_CONTEXT, Context, generate_ids, infill_ids

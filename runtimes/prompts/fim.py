@@ -46,7 +46,7 @@ def generate_ids(
     if context == NO_CONTEXT:
         return encode(prompt)
     head = _repository_ids(encode, ids, context)
-    return [*head, ids.file_sep, *encode(_with_path(context.path, prompt))]
+    return [*head, ids.file_sep, *encode(with_path(context.path, prompt))]
 
 
 def infill_ids(
@@ -64,7 +64,7 @@ def infill_ids(
     return [
         *head,
         ids.fim_prefix,
-        *encode(_with_path(context.path, prefix)),
+        *encode(with_path(context.path, prefix)),
         ids.fim_suffix,
         *encode(suffix),
         ids.fim_middle,
@@ -74,9 +74,10 @@ def infill_ids(
 def _repository_ids(encode: Encode, ids: SpecialIds, context: Context) -> list[int]:
     head = [] if context.repo_name is None else [ids.repo_name, *encode(context.repo_name)]
     for file in context.files:
-        head += [ids.file_sep, *encode(_with_path(file.path, file.text))]
+        head += [ids.file_sep, *encode(with_path(file.path, file.text))]
     return head
 
 
-def _with_path(path: str | None, text: str) -> str:
+def with_path(path: str | None, text: str) -> str:
+    """A file, or the text before the gap, as it stands in a prompt."""
     return text if path is None else f"{path}\n{text}"

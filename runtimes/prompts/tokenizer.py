@@ -7,18 +7,37 @@ control id is added here, and none can come out of a user's text.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, cached_property
 from pathlib import Path
 
 import tokenizers
 
-from runtimes.contract import SpecialIds
-from runtimes.errors import IntegrityError, UsageError
+from runtimes.contract import IsCancelled, SpecialIds, never_cancelled
+from runtimes.errors import Cancelled, IntegrityError, UsageError
+from runtimes.prompts.token_bound import TokenBound
 
 # Every trap that has bitten a byte-level tokenizer: a space put in front, CRLF and tabs changed,
 # Unicode normalised (the accent is a separate character), a character of four bytes.
 PROBE = "x \r\n\t 42 e\u0301 \N{GRINNING FACE}"
+
+# Guessed: some milliseconds of work, and 5 MB of memory where each character is a token (measured).
+SLICE_CHARACTERS = 16 * 1024
+# StarCoder2's first step (tokenizer.json). It looks at what comes before a place, and after it, but
+# never across one that lies next to a digit, or between a visible character and a blank: the words
+# to both sides are the same when the text is cut there. The characters are those that all
+# definitions of a blank agree on.
+STARCODER2_WORDS = {
+    "type": "Sequence",
+    "pretokenizers": [
+        {"type": "Digits", "individual_digits": True},
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+    ],
+}
+CUT_AFTER = re.compile(r"[!-~\w](?=[ \t\r\n])|[0-9]")
 
 
 @cache
@@ -62,41 +81,76 @@ class Tokenizer:
             for character, byte in byte_of_character().items()
             if self._model.token_to_id(character) is None
         )
+        # One text is one thread's work: a pool of threads would be started, and not used.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        words = self._model.pre_tokenizer
+        self._can_cut = (
+            words is not None
+            and json.loads(words.__getstate__()) == STARCODER2_WORDS
+            and all(token.special for token in added.values())
+        )
         self._check_probe(special_ids)
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text`, nothing added; raises UsageError where it cannot be said in tokens."""
+    def encode(self, text: str, cancelled: IsCancelled = never_cancelled) -> list[int]:
+        """Ids of `text`, nothing added.
+
+        Raises UsageError where it cannot be said in tokens, Cancelled.
+        """
+        ids: list[int] = []
+        for part in self.encode_slices(text, cancelled):
+            ids += part
+        return ids
+
+    def encode_slices(
+        self, text: str, cancelled: IsCancelled = never_cancelled
+    ) -> Iterator[list[int]]:
+        """The ids of `encode`, slice by slice of the text; other threads can run meanwhile."""
+        start = 0
+        while start < len(text):
+            if cancelled():
+                raise Cancelled("the text was being tokenised")
+            cut = None
+            if self._can_cut and len(text) - start > SLICE_CHARACTERS:
+                cut = CUT_AFTER.search(text, start + SLICE_CHARACTERS)
+            end = len(text) if cut is None else cut.end()
+            piece = text[start:end]
+            self._check_sayable(piece, start)
+            # Unlike `encode`, a batch lets go of Python's lock.
+            yield self._model.encode_batch_fast([piece], add_special_tokens=False)[0].ids
+            start = end
+
+    @cached_property
+    def bound(self) -> TokenBound:
+        """How few tokens a text can have; a tenth of a second for the vocabulary, once."""
+        vocabulary = self._model.get_vocab(with_added_tokens=True)
+        return TokenBound(self._bytes_of(token_id, text) for text, token_id in vocabulary.items())
+
+    def _bytes_of(self, token_id: int, text: str) -> bytes:
+        if token_id in self._added:
+            return self._added[token_id].encode()
         try:
-            data = text.encode()
-        except UnicodeEncodeError as error:
-            raise UsageError(
-                "the text has half of a surrogate pair, which is not a character",
-                where=f"character {error.start}",
-                remedy="decode the input as UTF-8 and pass the result",
-            ) from None
+            return bytes(map(byte_of_character().__getitem__, text))
+        except KeyError:  # not spelt in the alphabet, so it stands for its own text
+            return text.encode()
+
+    def _check_sayable(self, text: str, start: int) -> None:
+        """Raise UsageError where `text`, which begins at character `start`, cannot be encoded."""
+        data = utf8(text, start)
         if len(data.translate(None, self._missing_bytes)) != len(data):
             odd = next(c for c in text if set(c.encode()) & set(self._missing_bytes))
             raise UsageError(
                 f"the model has no token for the character U+{ord(odd):04X}",
-                where=f"character {text.index(odd)}",
+                where=f"character {start + text.index(odd)}",
                 remedy="remove it",
             )
-        return self._model.encode(text, add_special_tokens=False).ids
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that one id stands for; b"" for an id that has no token.
 
         A control or added token gives the bytes of its own text.
         """
-        if token_id in self._added:
-            return self._added[token_id].encode()
         text = self._model.id_to_token(token_id)
-        if text is None:
-            return b""
-        try:
-            return bytes(byte_of_character()[character] for character in text)
-        except KeyError:  # not spelt in the alphabet, so it stands for its own text
-            return text.encode()
+        return b"" if text is None else self._bytes_of(token_id, text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`; bytes that are no UTF-8 become U+FFFD."""
@@ -130,6 +184,18 @@ class Tokenizer:
             expected=expected,
             remedy="use the tokenizer.json that came with the checkpoint",
         )
+
+
+def utf8(text: str, start: int = 0) -> bytes:
+    """The bytes of a text that begins at character `start`; raises UsageError where it has none."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            "the text has half of a surrogate pair, which is not a character",
+            where=f"character {start + error.start}",
+            remedy="decode the input as UTF-8 and pass the result",
+        ) from None
 
 
 def _read(file: Path) -> tokenizers.Tokenizer:

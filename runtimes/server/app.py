@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -21,6 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
+from runtimes.contract import IsCancelled
 from runtimes.errors import Cancelled, StarpackError
 from runtimes.server import dialects
 from runtimes.server.dialects.endpoint import (
@@ -46,6 +48,7 @@ from runtimes.server.http.replies import (
 )
 from runtimes.server.job_queue import PROBE
 from runtimes.server.metrics import CONTENT_TYPE
+from runtimes.server.offload import Offload
 from runtimes.server.request import PreparedRequest
 from runtimes.server.service import Service
 from runtimes.server.stream import JobStream
@@ -82,6 +85,7 @@ def create_app(service: Service, settings: Settings) -> Starlette:
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         service.queue.start()
         yield
+        server.offload.close()
         await run_in_threadpool(service.queue.stop, STOP_S)
 
     middleware = [Middleware(Log, count=server.count)]
@@ -107,6 +111,7 @@ class _Server:
     def __init__(self, service: Service, settings: Settings) -> None:
         self._service = service
         self._settings = settings
+        self.offload = Offload(service.queue.max_waiting)
         self._probe: asyncio.Task[None] | None = None
         own: tuple[InfoEndpoint[Any], ...] = (
             InfoEndpoint(
@@ -183,15 +188,20 @@ class _Server:
         async def handler(request: Request) -> Reply:
             try:
                 data = None if endpoint.body is None else await self._read_body(request)
-                return await run_in_threadpool(self._info_reply, endpoint, data)
+                work = partial(self._info_reply, endpoint, data)
+                return await self.offload.run(work, len(data or b""), request.receive)
             except StarpackError as error:
                 return failure_reply(dialect, error)
 
         return handler
 
-    def _info_reply(self, endpoint: InfoEndpoint[Any], data: bytes | None) -> Reply:
+    def _info_reply(
+        self, endpoint: InfoEndpoint[Any], data: bytes | None, cancelled: IsCancelled
+    ) -> Reply:
         body = None if data is None else read_body(data, endpoint.body or object)
         value = endpoint.handler(self._service, body)
+        if callable(value):
+            value = value(cancelled)
         if isinstance(value, Text):
             return Reply(200, value.text, value.media_type, value.headers)
         return json_reply(200, value)
@@ -205,7 +215,8 @@ class _Server:
                 if not self._supersedes(request):
                     # before any work: under load a refusal has to cost next to nothing
                     self._service.queue.check_capacity()
-                prepared, view = await run_in_threadpool(self._prepare, endpoint, data)
+                work = partial(self._prepare, endpoint, data)
+                prepared, view = await self.offload.run(work, len(data), request.receive)
                 return await self._complete(request, dialect, prepared, view)
             except StarpackError as error:
                 return failure_reply(dialect, error)
@@ -213,12 +224,13 @@ class _Server:
         return handler
 
     def _prepare(
-        self, endpoint: CompletionEndpoint[Any], data: bytes
+        self, endpoint: CompletionEndpoint[Any], data: bytes, cancelled: IsCancelled
     ) -> tuple[PreparedRequest, View]:
         body = read_body(data, endpoint.body)
         if self._settings.log_prompts:
             logger.info("asked: %r", data)
-        prepared = self._service.prepare(endpoint.read(body, self._service.defaults))
+        request = endpoint.read(body, self._service.defaults)
+        prepared = self._service.prepare(request, cancelled)
         return prepared, endpoint.view(body, prepared, self._service.model)
 
     async def _complete(

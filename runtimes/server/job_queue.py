@@ -86,10 +86,10 @@ class JobQueue:
     """The queue and its thread. `start` it, `submit` jobs, `stop` it; the runtime is not closed."""
 
     def __init__(self, runtime: Runtime, metrics: Metrics, queue_jobs: int) -> None:
-        """`queue_jobs` may wait, beside the one that sequences."""
+        """`queue_jobs` may wait, beside the one that runs."""
         self._runtime = runtime
         self._metrics = metrics
-        self._queue_jobs = queue_jobs
+        self.max_waiting = queue_jobs
         self._waiting: OrderedDict[str, deque[Job]] = OrderedDict()  # by client; next is first
         self._running: Job | None = None
         self._changed = threading.Condition()
@@ -126,7 +126,7 @@ class JobQueue:
 
     def check_capacity(self, replaced_jobs: int = 0) -> None:
         """Raise BusyError where the queue is full, but for those jobs that are to be replaced."""
-        if self.waiting_jobs - replaced_jobs >= self._queue_jobs:
+        if self.waiting_jobs - replaced_jobs >= self.max_waiting:
             raise BusyError(
                 f"{self.waiting_jobs} requests are waiting already",
                 retry_after_s=self._retry_after_s(),

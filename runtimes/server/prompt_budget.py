@@ -5,7 +5,8 @@ request wants, at most a quarter of the context. A longer prompt may be trimmed.
 fractions are reserved for the suffix and for the repository's files, and the prefix has the rest.
 What one part does not need goes to the others. Files go first, each as a whole, the farthest from
 the cursor (the first of the list) before the others. The prefix loses its start, the suffix its
-end. Knows nothing of HTTP or of engines.
+end. What cannot fit, whatever its tokens are, is refused or cut before it is tokenised. Knows
+nothing of HTTP or of engines.
 """
 
 from __future__ import annotations
@@ -15,10 +16,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-from runtimes.contract import SpecialIds
+from runtimes.contract import IsCancelled, SpecialIds, never_cancelled
 from runtimes.errors import ContextError
-from runtimes.prompts.fim import Context, Encode, RepoFile, generate_ids, infill_ids
+from runtimes.prompts.fim import (
+    Context,
+    Encode,
+    RepoFile,
+    generate_ids,
+    infill_ids,
+    with_path,
+)
 from runtimes.prompts.tokenizer import Tokenizer
+from runtimes.server.prompt_cut import NOTHING, PartTokens, cut_far_ends, is_short, min_tokens
 from runtimes.server.request import IdsPrompt, OverContext, PromptBudget, ServerDefaults, TextPrompt
 
 MAX_ANSWER_DIVISOR = (
@@ -38,20 +47,33 @@ def fit_prompt(
     max_tokens: int,
     over_context: OverContext,
     defaults: ServerDefaults,
+    cancelled: IsCancelled = never_cancelled,
 ) -> tuple[tuple[int, ...], PromptBudget]:
     """The ids of `prompt`, and where they went; an empty one is the start of a document.
 
     Raises ContextError where the prompt is longer than that and may not be trimmed, or
-    where not even its control ids fit; UsageError for text that cannot be encoded.
+    where not even its control ids fit; UsageError for text that cannot be encoded; Cancelled.
     """
     available = context_tokens - min(max_tokens, context_tokens // MAX_ANSWER_DIVISOR)
     if isinstance(prompt, IdsPrompt):
         return _ids_as_given(prompt, special_ids, context_tokens, available, over_context)
-    layout = _Layout(cache(tokenizer.encode), tokenizer, special_ids)
-    whole = replace(layout.measure(prompt), context_tokens=context_tokens, room_tokens=available)
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, cancelled)
+
+    layout = _Layout(cache(encode), tokenizer, special_ids)
+    least = NOTHING if is_short(prompt) else min_tokens(prompt, tokenizer)
+    cut, cut_tokens = prompt, NOTHING
+    if least.total > available:
+        fixed = TextPrompt("", None, replace(prompt.context, files=()))
+        if over_context == "error" or min_tokens(fixed, tokenizer).total > available:
+            raise _too_long_at_least(least, available, context_tokens)
+        cut, cut_tokens = cut_far_ends(prompt, tokenizer, available)
+    whole = layout.measure(cut, cut_tokens)
+    whole = replace(whole, context_tokens=context_tokens, room_tokens=available)
     if whole.prompt_tokens <= available:
         return layout.ids(prompt), whole
-    trimmed = layout.trim(prompt, whole, available, defaults) if over_context == "trim" else None
+    trimmed = layout.trim(cut, whole, available, defaults) if over_context == "trim" else None
     if trimmed is None:
         raise _too_long(whole)
     kept = replace(layout.measure(trimmed), context_tokens=context_tokens, room_tokens=available)
@@ -83,11 +105,28 @@ def _ids_as_given(
 
 
 def _too_long(whole: PromptBudget) -> ContextError:
-    return ContextError(
+    return _too_many(
         f"the prompt has {whole.prompt_tokens} tokens: {whole.prefix_tokens} before the gap, "
         f"{whole.suffix_tokens} after it, {whole.extras_tokens} of other files, "
         f"{whole.control_tokens} control tokens",
-        expected=f"at most {whole.room_tokens}, in a context of {whole.context_tokens} tokens",
+        whole.room_tokens,
+        whole.context_tokens,
+    )
+
+
+def _too_long_at_least(least: PartTokens, available: int, context_tokens: int) -> ContextError:
+    return _too_many(
+        f"the prompt has at least {least.total} tokens, by its bytes alone: {least.prefix} before "
+        f"the gap, {least.suffix} after it, {least.extras} of other files",
+        available,
+        context_tokens,
+    )
+
+
+def _too_many(what: str, available: int, context_tokens: int) -> ContextError:
+    return ContextError(
+        what,
+        expected=f"at most {available}, in a context of {context_tokens} tokens",
         remedy='send less, or let the far ends be trimmed: {"starpack": {"over_context": "trim"}} '
         "in the request, or the server's flag --over-context trim",
     )
@@ -110,14 +149,24 @@ class _Layout:
             )
         return tuple(ids) or (self.special_ids.endoftext,)
 
-    def measure(self, prompt: TextPrompt) -> PromptBudget:
-        """The parts are encoded apart in a prompt, so their counts add up."""
+    def measure(self, prompt: TextPrompt, besides: PartTokens = NOTHING) -> PromptBudget:
+        """The parts are encoded apart in a prompt, so their counts add up.
+
+        besides: tokens of the parts that were cut before; then the counts are lower bounds.
+        """
         total = len(self.ids(prompt))
-        path = prompt.context.path
-        prefix = self._count(prompt.prefix if path is None else f"{path}\n{prompt.prefix}")
+        prefix = self._count(with_path(prompt.context.path, prompt.prefix))
         suffix = self._count(prompt.suffix or "")
         extras = self._extras(prompt.context)
-        return PromptBudget(0, 0, total, prefix, suffix, extras, total - prefix - suffix - extras)
+        return PromptBudget(
+            context_tokens=0,
+            room_tokens=0,
+            prompt_tokens=total + besides.total,
+            prefix_tokens=prefix + besides.prefix,
+            suffix_tokens=suffix + besides.suffix,
+            extras_tokens=extras + besides.extras,
+            control_tokens=total - prefix - suffix - extras,
+        )
 
     def trim(
         self, prompt: TextPrompt, whole: PromptBudget, available: int, defaults: ServerDefaults
@@ -176,7 +225,7 @@ class _Layout:
         return self._count(context.repo_name or "") + sum(map(self._count_file, context.files))
 
     def _count_file(self, file: RepoFile) -> int:
-        return self._count(file.text if file.path is None else f"{file.path}\n{file.text}")
+        return self._count(with_path(file.path, file.text))
 
     def _count(self, text: str) -> int:
         return len(self.encode(text)) if text else 0

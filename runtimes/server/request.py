@@ -80,7 +80,8 @@ class PromptBudget:
     """Where the tokens of a prompt went; the parts and `control_tokens` add up to the prompt's.
 
     extras are the repository's name and files. room_tokens is the context less what is kept for
-    the answer. dropped_*: trimmed from the far ends, the files as a whole.
+    the answer. dropped_*: trimmed from the far ends, the files as a whole; of a part so long that
+    it was cut before it was tokenised, at least so many.
     """
 
     context_tokens: int

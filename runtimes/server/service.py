@@ -10,10 +10,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from runtimes.contract import IsCancelled, never_cancelled
 from runtimes.errors import UsageError
 from runtimes.generation.completion import GenerateOptions
 from runtimes.generation.runtime import Runtime
 from runtimes.host.limits import resident_bytes
+from runtimes.prompts.tokenizer import utf8
 from runtimes.server.job_queue import JobQueue
 from runtimes.server.metrics import Metrics
 from runtimes.server.prompt_budget import fit_prompt
@@ -51,8 +53,10 @@ class Service:
         self.metrics = Metrics()
         self.queue = JobQueue(runtime, self.metrics, queue_jobs)
 
-    def prepare(self, request: CompletionRequest) -> PreparedRequest:
-        """Lay the prompts out and encode them; raises UsageError, ContextError.
+    def prepare(
+        self, request: CompletionRequest, cancelled: IsCancelled = never_cancelled
+    ) -> PreparedRequest:
+        """Lay the prompts out and encode them; raises UsageError, ContextError, Cancelled.
 
         May take a moment for a long prompt: not for an event loop's thread.
         """
@@ -73,6 +77,7 @@ class Service:
                 request.options.max_tokens,
                 request.over_context or self.defaults.over_context,
                 self.defaults,
+                cancelled,
             )
             budgets.append(budget)
             sequences += [
@@ -80,6 +85,21 @@ class Service:
                 for i in range(request.choices)
             ]
         return PreparedRequest(request, tuple(sequences), tuple(budgets))
+
+    def tokenize(self, text: str, most: int, cancelled: IsCancelled) -> list[int]:
+        """The ids of a text; raises UsageError for more than `most`, Cancelled."""
+        tokenizer = self.runtime.tokenizer
+        ids: list[int] = []
+        if tokenizer.bound.min_tokens(utf8(text)) <= most:
+            for part in tokenizer.encode_slices(text, cancelled):
+                ids += part
+                if len(ids) > most:
+                    break
+            else:
+                return ids
+        raise UsageError(
+            f"the text has more than {most} tokens", expected="a text that a context can hold"
+        )
 
     def check_ids(self, ids: tuple[int, ...]) -> None:
         """Raise UsageError where an id is none of the tokenizer's."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
+from runtimes.contract import IsCancelled
 from runtimes.generation.completion import Chunk, Finish
 from runtimes.generation.sampling import TokenLogprobs
 from runtimes.server.request import (
@@ -24,6 +25,8 @@ from runtimes.server.service import Service
 Schema = Mapping[str, Any]
 B = TypeVar("B")
 Framing = Literal["sse", "ndjson"]
+Work = Callable[[IsCancelled], object]
+"""An answer that takes long: it is made off the event loop, and ends when its client leaves."""
 MEDIA_TYPES = {"sse": "text/event-stream", "ndjson": "application/x-ndjson"}
 
 
@@ -77,7 +80,7 @@ class Text:
 class InfoEndpoint(Generic[B]):
     """An endpoint that informs about the service. `answer` None: text of `media_type`.
 
-    body: a msgspec struct; None where there is none.
+    handler: returns the answer, or Work that makes it. body: a msgspec struct, or None.
     """
 
     method: str

@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from runtimes.contract import IsCancelled
 from runtimes.errors import DeviceError
 from runtimes.generation.completion import Chunk, Finish, FinishReason, Timings
 from runtimes.generation.sampling import TokenLogprobs
+from runtimes.server.dialects import fields
 from runtimes.server.dialects.endpoint import (
     BOOLEAN,
     INTEGER,
@@ -22,6 +24,7 @@ from runtimes.server.dialects.endpoint import (
     Dialect,
     Framing,
     InfoEndpoint,
+    Work,
     list_of,
     object_of,
 )
@@ -180,13 +183,17 @@ def failure(status: int, message: str) -> dict[str, object]:
     return {"error": {"code": status, "message": message, "type": kind}}
 
 
-def _tokenize(service: Service, body: TokenizeBody) -> object:
+def _tokenize(service: Service, body: TokenizeBody) -> Work:
     """Control tokens in the text stay text, whatever `parse_special` says."""
-    ids = service.runtime.tokenizer.encode(body.content)
-    if not body.with_pieces:
-        return {"tokens": ids}
-    token_bytes = service.runtime.tokenizer.token_bytes
-    return {"tokens": [{"id": i, "piece": _piece(token_bytes(i))} for i in ids]}
+
+    def work(cancelled: IsCancelled) -> object:
+        ids = service.tokenize(body.content, fields.MAX_IDS, cancelled)
+        if not body.with_pieces:
+            return {"tokens": ids}
+        token_bytes = service.runtime.tokenizer.token_bytes
+        return {"tokens": [{"id": i, "piece": _piece(token_bytes(i))} for i in ids]}
+
+    return work
 
 
 def _piece(data: bytes) -> str | list[int]:

@@ -29,6 +29,8 @@ _FORM = re.compile("(repo_name )?((?:file_sep )*)fim_prefix fim_suffix fim_middl
 
 def read_raw(text: str) -> TextPrompt | None:
     """The texts of a whole fill-in-the-middle prompt; None where `text` is not exactly one."""
+    if not text.endswith("<fim_middle>"):
+        return None  # without a look at all of it
     before, *parts = _MARK.split(text)
     names, texts = parts[0::2], parts[1::2]
     form = _FORM.fullmatch("".join(f"{name} " for name in names))

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+import tokenizers
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtimes.contract import SpecialIds
-from runtimes.errors import IntegrityError, UsageError
+from runtimes.errors import Cancelled, IntegrityError, UsageError
+from runtimes.prompts import tokenizer as tokenizer_module
 from runtimes.prompts.tokenizer import IndentRule, TextStream, Tokenizer, cut_at_stop
 from tests.support.runtime_toys import IDS, toy_tokenizer
 from tests.support.tiny import TOKENS, tiny_tokenizer
@@ -23,6 +29,13 @@ TEXTS = [
     "<fim_middle><|endoftext|><file_sep> <repo_name>x",
     "  \x00\x1b ",
 ]
+
+
+# What a first step of a tokenizer decides by: blanks of all kinds, digits, contractions, marks,
+# letters of one byte and of three, accents that follow their letter, and control tokens spelt out.
+PIECES = list(" \n\t\r'abstZé日\uff0c😀12٣½Ⅷ\u00a0\u2028\u0085\x1c\u3000\u0301_-=!.(){}<>")
+PIECES += ["'s", "'ll", "<fim_prefix>", "\n\n", "    ", "\r\n", "return "]
+DEMO = Path(__file__).parents[3] / "examples" / "demo" / "tokenizer.json"
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +126,106 @@ def test_a_byte_without_a_token_is_an_error_not_a_loss(tmp_path: Path) -> None:
     tokenizer = Tokenizer(edited(tmp_path, without_f1), IDS)
     with pytest.raises(UsageError, match=r"U\+40000"):
         tokenizer.encode("ok \U00040000")
+
+
+@pytest.fixture(scope="module")
+def demo() -> Tokenizer:
+    return Tokenizer(DEMO, IDS)
+
+
+@cache
+def library(file: Path) -> tokenizers.Tokenizer:
+    model = tokenizers.Tokenizer.from_file(str(file))
+    model.encode_special_tokens = True
+    return model
+
+
+def whole_ids(file: Path, text: str) -> list[int]:
+    """The library's own ids of a text in one piece."""
+    return library(file).encode(text, add_special_tokens=False).ids
+
+
+def check_slices(file: Path, opened: Tokenizer, text: str) -> None:
+    """Cut at every place that can be cut, a text has the ids that it has whole."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer_module, "SLICE_CHARACTERS", 1)
+        slices = list(opened.encode_slices(text))
+    assert [i for ids in slices for i in ids] == whole_ids(file, text)
+    assert len(slices) > 1 or " " not in text.strip()
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=40).map("".join))
+@settings(max_examples=400, deadline=None)
+def test_slices_have_the_ids_of_the_whole(demo: Tokenizer, text: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer_module, "SLICE_CHARACTERS", 1)
+        assert demo.encode(text) == whole_ids(DEMO, text)
+
+
+def test_code_in_slices(demo: Tokenizer) -> None:
+    check_slices(DEMO, demo, Path(__file__).read_text(encoding="utf-8"))
+
+
+def test_code_in_slices_of_the_real_tokenizer(real_tokenizer_folder: Path) -> None:
+    file = real_tokenizer_folder / "tokenizer.json"
+    check_slices(file, Tokenizer(file, IDS), Path(__file__).read_text(encoding="utf-8"))
+
+
+def test_an_unknown_first_step_is_never_cut(tmp_path: Path, monkeypatch) -> None:
+    """GPT-4's kind takes line ends into the word before them, where StarCoder2's is cut."""
+
+    def other(value: dict) -> None:
+        value["pre_tokenizer"]["pretokenizers"].pop(0)
+
+    monkeypatch.setattr(tokenizer_module, "SLICE_CHARACTERS", 1)
+    assert len(list(Tokenizer(edited(tmp_path, other), IDS).encode_slices("a b 1 c"))) == 1
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=40).map("".join), st.integers(0, 40))
+@settings(max_examples=300, deadline=None)
+def test_the_bound_of_tokens_holds(demo: Tokenizer, text: str, most: int) -> None:
+    data, bound = text.encode(), demo.bound
+    assert bound.min_tokens(data) <= len(demo.encode(text)) <= len(data)
+    head, tail = bound.head_bytes(data, most), bound.tail_bytes(data, most)
+    assert (
+        bound.min_tokens(data[:head]) <= most and bound.min_tokens(data[len(data) - tail :]) <= most
+    )
+    assert head == len(data) or bound.min_tokens(data[: head + 1]) > most
+    assert tail == len(data) or bound.min_tokens(data[len(data) - tail - 1 :]) > most
+
+
+def test_a_cancelled_text_ends_at_its_next_slice(demo: Tokenizer, monkeypatch) -> None:
+    monkeypatch.setattr(tokenizer_module, "SLICE_CHARACTERS", 1)
+    asked: list[None] = []
+
+    def third() -> bool:
+        asked.append(None)
+        return len(asked) == 3
+
+    with pytest.raises(Cancelled):
+        demo.encode("1" * 1000, third)
+    assert len(asked) == 3
+
+
+def test_other_threads_run_while_a_word_of_a_megabyte_is_tokenised(demo: Tokenizer) -> None:
+    """The longest that another thread had to wait is a small part of the call."""
+    gaps: list[float] = []
+    ended = threading.Event()
+
+    def tick() -> None:
+        last = time.monotonic()
+        while not ended.wait(0.001):
+            gaps.append(time.monotonic() - last)
+            last = time.monotonic()
+
+    with ThreadPoolExecutor(1) as pool:
+        ticking = pool.submit(tick)
+        started = time.monotonic()
+        demo.encode("a" * 1_000_000)
+        took = time.monotonic() - started
+        ended.set()
+        ticking.result()
+    assert max(gaps) < took / 2
 
 
 def stream_out(data: list[bytes], stops: list[str]) -> tuple[str, str | None]:

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtimes.contract import SpecialIds
-from runtimes.errors import ContextError
+from runtimes.errors import Cancelled, ContextError
 from runtimes.prompts.fim import Context, RepoFile, generate_ids, infill_ids
 from runtimes.prompts.tokenizer import Tokenizer
-from runtimes.server import prompt_budget
+from runtimes.server import prompt_budget, prompt_cut
 from runtimes.server.request import IdsPrompt, ServerDefaults, TextPrompt
 from tests.support.runtime_toys import IDS, toy_tokenizer
 
@@ -115,6 +115,76 @@ def test_ids_as_they_are(tokenizer):
         fit_prompt(tokenizer, many, 100)
     ids, fit = fit_prompt(tokenizer, many, 100, over="trim")
     assert ids == tuple(range(148, 240)) and fit.dropped_prefix_tokens == 108
+
+
+LONG = prompt_cut.WHOLE_CHARACTERS + 1
+PLACES = {
+    "prefix": lambda text: TextPrompt(text),
+    "suffix": lambda text: TextPrompt("x", text),
+    "file": lambda text: TextPrompt("x", "y", Context(files=(RepoFile("a.py", text),))),
+    "files": lambda text: TextPrompt(
+        "x", None, Context(files=tuple(RepoFile(None, text[i::20]) for i in range(20)))
+    ),
+    "repository": lambda text: TextPrompt("x", None, Context(text)),
+    "path": lambda text: TextPrompt("x", None, Context(None, (), text)),
+}
+
+
+@pytest.fixture
+def tokenised(tokenizer, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every text that is tokenised."""
+    texts: list[str] = []
+    encode = Tokenizer.encode
+    monkeypatch.setattr(
+        Tokenizer,
+        "encode",
+        lambda self, text, *more: texts.append(text) or encode(self, text, *more),
+    )
+    return texts
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_cannot_fit_is_refused_before_it_is_tokenised(tokenizer, tokenised, place):
+    with pytest.raises(ContextError, match="at least"):
+        fit_prompt(tokenizer, PLACES[place]("1" * LONG))
+    assert tokenised == []
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_cannot_fit_is_cut_before_it_is_tokenised(tokenizer, tokenised, place):
+    text = "".join(f"{i:04d}" for i in range(LONG // 4)) * 2
+    try:
+        ids, fit = fit_prompt(tokenizer, PLACES[place](text), over="trim")
+    except ContextError:
+        assert place in ("repository", "path") and tokenised == []
+        return
+    assert sum(map(len, set(tokenised))) <= prompt_cut.CUT_STEP_BYTES + 2 * 400
+    whole = len(text) + (place == "suffix")
+    kept, dropped = fit.prompt_tokens - fit.control_tokens, fit.dropped_tokens
+    assert kept + dropped >= whole
+    if place == "prefix":
+        assert text.endswith(tokenizer.decode(ids)) and kept > 392 - prompt_budget.CUT_STEP_TOKENS
+    if place == "suffix":
+        assert "<fim_suffix>" + text[: fit.suffix_tokens] in tokenizer.decode(ids)
+        assert fit.prompt_tokens == fit.room_tokens
+    if place == "files":
+        assert fit.dropped_files == 20
+
+
+def test_a_prompt_that_was_cut_before_keeps_its_start_while_somebody_types(tokenizer):
+    starts = set()
+    for typed in range(50):
+        text = "".join(f"{i:05d}" for i in range(LONG // 5 + 1)) + "x" * typed
+        ids, _ = fit_prompt(tokenizer, TextPrompt(text, "end"), 408, 8, "trim")
+        starts.add(tuple(ids[:20]))
+    assert len(starts) <= 2
+
+
+def test_a_client_that_leaves_ends_the_work(tokenizer):
+    with pytest.raises(Cancelled):
+        prompt_budget.fit_prompt(
+            TextPrompt("abc"), tokenizer, IDS, 400, 8, "error", ServerDefaults(), lambda: True
+        )
 
 
 def test_marks_in_texts_stay_text(tokenizer):
