@@ -46,6 +46,7 @@ from runtimes.server.http.replies import (
     failure_reply,
     json_reply,
 )
+from runtimes.server.http.stopping import Stopping
 from runtimes.server.job_queue import PROBE
 from runtimes.server.metrics import CONTENT_TYPE
 from runtimes.server.offload import Offload
@@ -88,7 +89,10 @@ def create_app(service: Service, settings: Settings) -> Starlette:
         server.offload.close()
         await run_in_threadpool(service.queue.stop, STOP_S)
 
-    middleware = [Middleware(Log, count=server.count)]
+    middleware = [
+        Middleware(Log, count=server.count),
+        Middleware(Stopping, refuse=server.refuse),
+    ]
     origins = sorted(settings.access.origins)
     if origins:
         middleware.append(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from runtimes.server.app import Settings, create_app
 from runtimes.server.listen import Address, make_server, open_socket, url_of
@@ -58,6 +61,27 @@ def listening(service: Service, settings: Settings | None = None, **address: Any
             server.should_exit = True
             thread.join(20)
             assert not thread.is_alive(), "the server did not stop"
+
+
+def connect(url: str) -> socket.socket:
+    """A connection to the server of that URL."""
+    parts = urlsplit(url)
+    return socket.create_connection((parts.hostname, parts.port), timeout=10)
+
+
+def post(body: dict, path: str = "/v1/completions") -> bytes:
+    """A whole request."""
+    data = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(data)}\r\n\r\n"
+    return head.encode() + data
+
+
+def read_all(client: socket.socket) -> bytes:
+    """Until the other end closes."""
+    data = b""
+    while piece := client.recv(1000):
+        data += piece
+    return data
 
 
 def wait_until(true: Callable[[], bool], limit_s: float = 5.0) -> None:

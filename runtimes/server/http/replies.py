@@ -18,6 +18,7 @@ from runtimes.errors import (
 from runtimes.generation.completion import Chunk, Finish
 from runtimes.server.dialects.endpoint import MEDIA_TYPES, Dialect, View, frame, to_json
 from runtimes.server.http.guard import Receive, Scope, Send
+from runtimes.server.http.stopping import STOPPED, last_word
 from runtimes.server.job_queue import Item, SequenceItem
 from runtimes.server.request import PreparedRequest
 from runtimes.server.stream import JobStream
@@ -123,8 +124,9 @@ class Stream:
 
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         """See ASGI."""
+        framing = self._view.framing
         headers = {
-            "content-type": MEDIA_TYPES[self._view.framing],
+            "content-type": MEDIA_TYPES[framing],
             "x-accel-buffering": "no",  # a proxy in between is to pass on each event at once
             **COMMON_HEADERS,
             **budget_headers(self._prepared),
@@ -140,6 +142,9 @@ class Stream:
             except TimeoutError:
                 logger.info("a client has stopped reading")
                 return  # without an end, so that the connection is closed
+            except asyncio.CancelledError:
+                await last_word(send, frame(self._failed(StoppingError(STOPPED)), framing))
+                return
             await send({"type": "http.response.body", "body": b""})
 
     async def _pieces(self) -> AsyncIterator[bytes]:

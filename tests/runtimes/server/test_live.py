@@ -11,7 +11,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -20,7 +19,7 @@ from runtimes.errors import DeviceError, UsageError
 from runtimes.server import listen
 from runtimes.server.app import Settings, create_app
 from runtimes.server.listen import Address, make_server, open_socket, url_of
-from tests.support.serving import listening, make_service, wait_until
+from tests.support.serving import connect, listening, make_service, post, read_all, wait_until
 
 LONG = {"prompt": "abc", "max_tokens": 300}
 
@@ -31,25 +30,6 @@ def slow(tmp_path: Path):
     service = make_service(tmp_path, queue_jobs=2)
     service.runtime.backend.within_forward = lambda: time.sleep(0.005)
     return service
-
-
-def connect(url: str) -> socket.socket:
-    parts = urlsplit(url)
-    return socket.create_connection((parts.hostname, parts.port), timeout=10)
-
-
-def post(body: dict, path: str = "/v1/completions") -> bytes:
-    data = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(data)}\r\n\r\n"
-    return head.encode() + data
-
-
-def read_all(client: socket.socket) -> bytes:
-    """Until the other end closes."""
-    data = b""
-    while piece := client.recv(1000):
-        data += piece
-    return data
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -202,16 +182,6 @@ def test_stopping_lets_what_runs_finish(slow):
         assert asked.result().json()["usage"]["completion_tokens"] == 40
     with pytest.raises(httpx.ConnectError):
         httpx.get(url + "/health")
-
-
-def test_stopping_does_not_wait_for_ever(slow):
-    with ThreadPoolExecutor(1) as pool:
-        with listening(slow, grace_s=0) as url:
-            asked = pool.submit(httpx.post, url + "/v1/completions", json=LONG, timeout=30)
-            wait_until(lambda: slow.queue.is_running)
-        with pytest.raises(httpx.HTTPError):
-            asked.result().raise_for_status()
-    assert not slow.queue.is_alive
 
 
 def test_readiness_comes_from_a_token(slow, monkeypatch):
