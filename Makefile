@@ -10,6 +10,8 @@ LICENCE ?=
 # the demo comes with its text; calibrate a real model on the kind of code that it is to write
 SOURCES ?= $(if $(filter examples/demo,$(MODEL)),examples/demo/calibration)
 PARTS   ?=
+MINUTES ?=
+TARGETS ?=
 PYTHON  ?= python3
 
 VENV     := .venv
@@ -31,7 +33,7 @@ PLAN      = $(WANTED) \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup wheels plan matrix convert profile select bundle verify test test-fast test-peers \
-        test-ray bench gpu-check check clean distclean
+        test-ray fuzz bench gpu-check check clean distclean
 
 help: ## show this text
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -49,6 +51,8 @@ help: ## show this text
 	@echo "  OUT         folder for everything that is made    $(OUT)"
 	@echo "  LICENCE     the model's licence text for the bundle   $(or $(LICENCE),(in MODEL))"
 	@echo "  PARTS       of gpu-check                          $(or $(PARTS),(all))"
+	@echo "  MINUTES     of fuzz                               $(or $(MINUTES),10)"
+	@echo "  TARGETS     of fuzz                               $(or $(TARGETS),(all))"
 	@echo "  PYTHON      Python 3.11 or newer for the set-up   $(PYTHON)"
 
 setup: $(VENV)/.engine ## make .venv with all tools and engines (first time: 5 to 10 minutes)
@@ -113,6 +117,10 @@ $(RAY)/.installed: deploy/requirements.txt $(OUT)/bundle/bundle.json
 	$(RAY)/bin/pip install --requirement deploy/requirements.txt
 	$(RAY)/bin/pip install --no-deps '$(OUT)'/bundle/wheels/*.whl
 	@touch $@
+
+fuzz: setup ## feed hostile input to what reads files and requests: docs/hardening.md
+	PYTHONPATH=. $(VENV)/bin/python -m tests.fuzz --minutes '$(or $(MINUTES),10)' \
+	    $(if $(TARGETS),--targets '$(TARGETS)')
 
 bench: setup ## the figures of `profile` as JSON
 	$(STARPACK) profile $(PLAN) --json
