@@ -18,12 +18,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
 from runtimes.contract import IsCancelled
-from runtimes.errors import Cancelled, StarpackError
+from runtimes.errors import StarpackError
 from runtimes.server import dialects
 from runtimes.server.dialects.endpoint import (
     CompletionEndpoint,
@@ -38,6 +38,7 @@ from runtimes.server.http.body import read_body
 from runtimes.server.http.guard import Access, App, Guard, Log, Scope
 from runtimes.server.http.openapi import describe
 from runtimes.server.http.playground import PLAYGROUND
+from runtimes.server.http.receive import receive_body
 from runtimes.server.http.replies import (
     Problem,
     Reply,
@@ -268,24 +269,10 @@ class _Server:
         return self._settings.supersede if said is None else said.lower() in YES
 
     async def _read_body(self, request: Request) -> bytes:
-        """Raises Problem for one that is too large or too slow; ClientDisconnect."""
-        most = self._settings.max_body_bytes
-        declared = request.headers.get("content-length", "0")
-        too_large = Problem(413, f"the body has more than {most} bytes")
-        if not declared.isdecimal() or int(declared[:20]) > most:
-            raise too_large
-        data = bytearray()
-        try:
-            async with asyncio.timeout(self._settings.body_s):
-                async for piece in request.stream():
-                    data += piece
-                    if len(data) > most:
-                        raise too_large
-        except ClientDisconnect:
-            raise Cancelled("the client went away") from None
-        except TimeoutError:
-            raise Problem(408, "the body did not arrive in time") from None
-        return bytes(data)
+        settings = self._settings
+        return await receive_body(
+            request.headers, request.receive, settings.max_body_bytes, settings.body_s
+        )
 
     async def _ready(self, _request: Request) -> Reply:
         """A real token, lately or now: a server whose engine has failed does not say ready."""

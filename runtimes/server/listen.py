@@ -110,10 +110,27 @@ def run(server: uvicorn.Server, listening: socket.socket) -> None:
             signal.signal(number, handler)
 
 
+class _Connection(h11.Connection):
+    """h11's, which takes a request with two lengths by one of them; whoever is in front of us may
+    take it by the other, and the end of its body for a request of somebody else."""
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            names = {name for name, _ in event.headers}
+            if {b"content-length", b"transfer-encoding"} <= names:
+                raise h11.RemoteProtocolError("the body has two lengths", 400)
+        return event
+
+
 class _Protocol(H11Protocol):
     """uvicorn's, with a limit on the time that the head of a request may take."""
 
     _head_timer: asyncio.TimerHandle | None = None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.conn = _Connection(h11.SERVER, HEAD_BYTES)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -28,6 +29,10 @@ Refuse = Callable[[int, Scope, str], App]
 # For probes, which have no key; the page that asks its user for one; and what binds every user.
 # To be read only: POST / runs the model.
 OPEN_PATHS = frozenset({"/health", "/ready", "/", "/licence"})
+# A name or an address, and a port (RFC 9112, 3.2): no user, and nothing that readers take apart in
+# different ways.
+HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{0,5}))?", re.ASCII)
+MAX_PORT = 65_535  # specified: RFC 9293
 NAME_CHARACTERS = 128  # guessed: of a client's own name for itself
 
 
@@ -40,7 +45,7 @@ class Access:
 
 
 class Guard:
-    """Refuses with 401 and 403.
+    """Refuses with 400, 401 and 403.
 
     Those that pass have scope["starpack.client"], whose turn they take, and scope["starpack.name"],
     what the client calls itself: that is for it to say, so it has no part in the turns.
@@ -67,7 +72,10 @@ class Guard:
 
     def _objection(self, method: str, path: str, headers: Mapping[str, str]) -> tuple[int, str]:
         host = headers.get("host", "")
-        if not self._access.keys and not is_loopback(_split(f"//{host}").hostname or ""):
+        name = host_name(host) if host else ""  # HTTP/1.0 has no need to say one
+        if name is None:
+            return 400, "the Host header is not the name of a host, with or without a port"
+        if not self._access.keys and not is_loopback(name):
             return 403, "this server answers on the loopback interface only"
         origin = headers.get("origin")
         if origin is not None and not self._is_allowed(origin, host):
@@ -128,6 +136,14 @@ class Log:
 def read_headers(scope: Scope) -> dict[str, str]:
     """Header names are lower case in ASGI; of one that is there twice, the last."""
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+def host_name(host: str) -> str | None:
+    """The name or address in a Host header, without the brackets of IPv6; None where it is bad."""
+    found = HOST.fullmatch(host)
+    if found is None or int(found[2] or 0) > MAX_PORT:
+        return None
+    return found[1].strip("[]").lower()
 
 
 def is_loopback(host: str) -> bool:

@@ -22,6 +22,7 @@ ERRORS = {
     "408": "The body did not arrive in time",
     "409": "A newer request of the same client has taken this one's place",
     "413": "The body is too large",
+    "415": "The body has a Content-Encoding",
     "429": "The queue is full; Retry-After says when to try again",
     "500": "The engine failed",
     "503": "The server is being stopped, or does not answer",

@@ -89,7 +89,7 @@ def failure_reply(dialect: Dialect, error: Exception) -> Reply:
         headers["retry-after"] = str(error.retry_after_s)
     if status == 401:
         headers["www-authenticate"] = "Bearer"
-    if status in (408, 413):
+    if status in (408, 413, 415):
         headers["connection"] = "close"  # the rest of the body is not waited for
     return json_reply(status, dialect.failure(status, str(error)), headers)
 

@@ -43,9 +43,8 @@ def test_other_hosts_need_a_key(ask, host):
     assert ask(Access((KEY,)), key, url).status_code == 200
 
 
-@pytest.mark.parametrize("host", ["", "[", "[::1", "a b"])
-def test_odd_host_headers(ask, host):
-    assert ask(headers={"host": host}).status_code == 403
+def test_no_host_is_not_this_machine(ask):
+    assert ask(headers={"host": ""}).status_code == 403
 
 
 @pytest.mark.parametrize(
