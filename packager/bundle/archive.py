@@ -23,7 +23,7 @@ from packager.core.errors import IntegrityError, UsageError
 from packager.core.records import Progress, no_progress
 from runtimes.trust.delta import DELTA_NAME, read_delta
 from runtimes.trust.entries import MAX_MANIFEST_FILES, FileEntry, file_entries
-from runtimes.trust.install import EXECUTABLE
+from runtimes.trust.installed.stage import mode_of
 from runtimes.trust.manifest import UNLISTED, manifest_bytes, read_manifest
 from runtimes.trust.verify import damaged, verify_folder, verify_names
 
@@ -66,7 +66,7 @@ def write_archive(
         for entry in entries:
             member = tarfile.TarInfo(f"{top}/{entry.path}")
             member.size, member.mtime = entry.bytes, epoch_s
-            member.mode = 0o755 if entry.path in EXECUTABLE else 0o644
+            member.mode = mode_of(entry.path)
             with open(folder / entry.path, "rb") as file:
                 reader = _Hashing(file)
                 try:
@@ -169,7 +169,7 @@ def _extract(archive: tarfile.TarFile, folder: Path, file: Path) -> None:
         if os.path.lexists(folder / plain.name):
             raise _bad(file, f"{path!r} twice")
         archive.extract(plain, folder, filter="data")
-        (folder / path).chmod(0o755 if path in EXECUTABLE else 0o644)
+        (folder / path).chmod(mode_of(path))
 
 
 def _bad(file: Path, what: str) -> IntegrityError:

@@ -14,7 +14,7 @@ from packager.core.records import Progress, no_progress
 from runtimes.trust.bootstrap import STARTER, checker_files
 from runtimes.trust.delta import BLOBS, DELTA_NAME, DELTA_VERSION
 from runtimes.trust.entries import FileEntry
-from runtimes.trust.install import EXECUTABLE
+from runtimes.trust.installed.stage import mode_of
 from runtimes.trust.manifest import (
     MANIFEST_NAME,
     UNLISTED,
@@ -102,7 +102,7 @@ def _copy(
         copy = folder / path
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(new / entry.path, copy, follow_symlinks=False)
-        copy.chmod(0o755 if path in EXECUTABLE else 0o644)
+        copy.chmod(mode_of(path))
         if sha256_file(copy) != entry.sha256:
             raise damaged(new / entry.path, "a file of the bundle has changed", entry.sha256)
         done += entry.bytes

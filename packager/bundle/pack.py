@@ -11,9 +11,9 @@
     licence/        model/: the model's licence;  starpack/: that of the runtime;  wheels/: theirs
     deploy/         systemd units, a container recipe, clients' configurations
 
-What `./install --to DIR` makes of it is in runtimes/trust/versions.py: a bundle is always exactly
-what its manifest lists, wherever it is. Knows nothing of any format but its name. The same inputs
-give the same bytes: no time, path or user name is recorded.
+What `./install --to DIR` makes of it is in runtimes/trust/installed/versions.py: a bundle is always
+exactly what its manifest lists, wherever it is. Knows nothing of any format but its name. The same
+inputs give the same bytes: no time, path or user name is recorded.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from packager.core.records import Checkpoint, Progress, no_progress
 from packager.engine.target import Target, this_machine
 from packager.engine.wheelhouse import newest_glibc
 from runtimes.trust.entries import FileEntry
-from runtimes.trust.install import EXECUTABLE, copy_file
+from runtimes.trust.files import NewFiles
+from runtimes.trust.installed.stage import EXECUTABLE, copy_file, mode_of
 from runtimes.trust.manifest import MANIFEST_HASH_NAME, MANIFEST_NAME, Manifest, manifest_hash
 
 REPORT_NAME = "report.html"
@@ -151,16 +152,15 @@ def _copy(
 
     known: SHA-256 by path, of files of which those that are equal are stored once.
     """
-    stored: dict[str, Path] = {}
+    stored: dict[str, str] = {}
     total = sum(file.stat().st_size for file in sources.values())
     done = 0
-    for path, file in sources.items():
-        target = folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        twin = stored.setdefault(known.get(path, path), target)
-        copy_file(file, target, twin)
-        done += file.stat().st_size
-        progress("pack", done, total)
+    with NewFiles(folder) as files:
+        for path, file in sources.items():
+            twin = stored.setdefault(known.get(path, path), path)
+            copy_file(file, files, path, twin, mode_of(path), follow=True)
+            done += file.stat().st_size
+            progress("pack", done, total)
 
 
 def _check_artifact(part: Packed, entries: Sequence[FileEntry]) -> None:

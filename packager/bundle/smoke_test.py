@@ -11,7 +11,7 @@ from pathlib import Path
 
 from packager.core.errors import DeviceError, IntegrityError, OfflineError, StarpackError
 from packager.core.records import Progress, no_progress
-from runtimes.trust.versions import base_python
+from runtimes.trust.installed.versions import base_python
 
 PROMPT = "import os\n\ndef read_file(path):\n    with open("
 PREFIX = """\

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtimes.trust.console import Console
-from runtimes.trust.versions import Version
+from runtimes.trust.installed.version import Version
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,8 @@ from runtimes.cli.invocation import Invocation
 from runtimes.cli.numbers import whole, whole_list
 from runtimes.errors import DeviceError, StarpackError, UsageError
 from runtimes.trust.console import Console
+from runtimes.trust.installed.version import Version
 from runtimes.trust.manifest import MANIFEST_NAME, read_manifest
-from runtimes.trust.versions import Version
 
 OWN_FOLDER = Path(__file__).resolve().parents[2]  # the bundle, or the checkout
 Command = Callable[[argparse.Namespace, Invocation], None]

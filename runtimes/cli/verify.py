@@ -6,10 +6,12 @@ Imports the standard library alone, so that a bundle can be checked where nothin
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from runtimes.cli.invocation import Invocation
 from runtimes.errors import UsageError
-from runtimes.trust.manifest import read_manifest
+from runtimes.trust.installed.root import Root, key_file
+from runtimes.trust.manifest import Manifest, read_manifest
 from runtimes.trust.signature import verify_signature
 from runtimes.trust.verify import verify_files
 
@@ -26,11 +28,8 @@ def verify(args: argparse.Namespace, call: Invocation) -> None:
     if call.version is None:
         verify_files(call.bundle, manifest, progress)
     else:
-        call.version.verify(full=args.full, progress=progress)
-        entries += call.version.package_files()
-    if args.public_key is not None:
-        verify_signature(call.bundle, manifest, args.public_key)
-    signed_by = None if args.public_key is None else str(args.public_key)
+        entries += call.version.verify(full=args.full, progress=progress).packages
+    signed_by = _check_signature(args.public_key, manifest, call)
     total = sum(entry.bytes for entry in entries)
     if console.as_json:
         data = {"bundle": str(call.bundle), "files": len(entries), "bytes": total}
@@ -38,6 +37,19 @@ def verify(args: argparse.Namespace, call: Invocation) -> None:
     else:
         console.text(f"OK: {len(entries)} files verified, {total} bytes\n")
         console.text(f"signed with the key of {signed_by}\n" if signed_by else "")
+
+
+def _check_signature(public_key: Path | None, manifest: Manifest, call: Invocation) -> str | None:
+    """Whose signature the bundle has: of the key that is named, or that it was installed with."""
+    if public_key is not None:
+        verify_signature(call.bundle, manifest, public_key)
+        return str(public_key)
+    root = None if call.version is None else Root.read(call.version.script)
+    if root is None or root.public_key is None:
+        return None
+    with key_file(root.public_key) as file:
+        verify_signature(call.bundle, manifest, file)
+        return file.name
 
 
 def rollback(_args: argparse.Namespace, _call: Invocation) -> None:

@@ -1,15 +1,15 @@
 """Which files of a bundle run before its hashes have been checked.
 
-The rule: start.py, and the modules of runtimes/ and runtimes/trust/, folders below them not
-included. They import each other and the standard library, nothing else.
+The rule: start.py, and the modules of runtimes/, runtimes/trust/ and the folders in that. They
+import each other and the standard library, nothing else.
 
 Before it is installed: `install`, a shell script to be read, holds their SHA-256. It reads each,
 checks it and runs what it has read; they check everything else, so that no other file of the
 bundle is even looked for by Python. Whoever distrusts the carrier has to know `install` itself, or
 bundle.json, which lists it, from elsewhere.
 
-Installed: they lie beside the bundle as copies that were made from checked bytes, so that nothing
-that happens to the bundle afterwards changes what checks it.
+Installed: DIR/run holds the SHA-256 of bundle.json, which lists them. It reads that and each of
+them, checks it and runs what it has read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import re
 from collections.abc import Iterable
 
 STARTER = "start.py"
-_MODULE = re.compile(r"runtimes/(trust/)?(?!__main__)\w+\.py", re.ASCII)  # nothing imports __main__
+_MODULE = re.compile(
+    r"runtimes/(trust/(\w+/)?)?(?!__main__)\w+\.py", re.ASCII
+)  # nothing imports __main__
 
 
 def checker_files(paths: Iterable[str]) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from runtimes.errors import IntegrityError
 from runtimes.trust.entries import FileEntry, file_entries
+from runtimes.trust.files import read_plain
 from runtimes.trust.manifest import COPY_AGAIN, MAX_MANIFEST_BYTES, UNLISTED, read_manifest
 from runtimes.trust.strict_json import parse_json
 from runtimes.trust.verify import verify_names
@@ -63,9 +64,7 @@ def read_delta(delta: Path) -> dict[str, Any]:
     """The record of a delta; its list of files is not checked yet. Raises IntegrityError."""
     file = delta / DELTA_NAME
     try:
-        if file.stat().st_size > 2 * MAX_MANIFEST_BYTES:
-            raise ValueError("it is too large")
-        value = parse_json(file.read_bytes())
+        value = parse_json(read_plain(file, 2 * MAX_MANIFEST_BYTES))
         if not isinstance(value, dict) or set(value) != KEYS:
             raise ValueError(f"it should have the keys {sorted(KEYS)}")
         if value["schema_version"] != DELTA_VERSION:

@@ -68,6 +68,10 @@ class NewFiles:
     ) -> None:
         os.close(self._folder)
 
+    def set_mode(self) -> None:
+        """Have the folder itself be one that all may read."""
+        os.fchmod(self._folder, FOLDER_MODE)
+
     def create(self, path: str, mode: int = FILE_MODE) -> BinaryIO:
         """Open a new file for writing, and make the folders above it.
 
@@ -82,9 +86,9 @@ class NewFiles:
         os.fchmod(stream.fileno(), mode)
         return stream
 
-    def copy(self, source: Path, path: str, mode: int = FILE_MODE) -> None:
+    def copy(self, source: Path, path: str, mode: int = FILE_MODE, *, follow: bool = False) -> None:
         """Copy the plain file `source`; raises as `create` and `open_plain` do."""
-        with open_plain(source) as given, self.create(path, mode) as made:
+        with open_plain(source, follow=follow) as given, self.create(path, mode) as made:
             while os.sendfile(made.fileno(), given.fileno(), None, COPY_BYTES):
                 pass
 

@@ -1,8 +1,8 @@
 """`./install --to DIR`: from a bundle, or from a delta and the version before it, to a version.
 
 A new version is copied, checked, unpacked and tried beside the others in DIR, under a name that
-nothing starts. Only then does DIR/current point to it. See runtimes/trust/versions.py for what DIR
-holds, and runtimes/trust/bootstrap.py for what runs before the hashes have been checked.
+nothing starts. Only then does DIR/run start it. See runtimes/trust/installed/versions.py for what
+DIR holds, and runtimes/trust/bootstrap.py for what runs before the hashes have been checked.
 
 Standard library only, and nothing outside of DIR is written.
 """
@@ -10,57 +10,25 @@ Standard library only, and nothing outside of DIR is written.
 from __future__ import annotations
 
 import argparse
-import compileall
 import hashlib
-import json
 import os
-import platform
-import py_compile
 import shutil
-import subprocess
-import sys
 import tempfile
-import zipfile
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 
-from runtimes.errors import (
-    Cancelled,
-    DeviceError,
-    IntegrityError,
-    OfflineError,
-    StarpackError,
-    UsageError,
-)
-from runtimes.trust.bootstrap import STARTER, checker_files
+from runtimes.errors import Cancelled, IntegrityError, StarpackError, UsageError
 from runtimes.trust.console import Console
-from runtimes.trust.delta import DELTA_NAME, source_of_every_file
+from runtimes.trust.delta import DELTA_NAME
 from runtimes.trust.entries import FileEntry
-from runtimes.trust.manifest import (
-    UNLISTED,
-    Manifest,
-    manifest_bytes,
-    read_manifest,
-    signature_bytes,
-    unlisted_files,
-)
-from runtimes.trust.verify import damaged, verify_files, verify_names
-from runtimes.trust.versions import (
-    NAME_DIGITS,
-    PARTIAL,
-    Installation,
-    Version,
-    base_python,
-    check_machine,
-)
-
-EXECUTABLE = frozenset({"install", "run"})
-MIB = 1024 * 1024
-
-Sources = Callable[[FileEntry], Path]
-"""Where to copy a file of the bundle from."""
+from runtimes.trust.installed.packages import package_list
+from runtimes.trust.installed.root import NAME_DIGITS, Pinned, Root, key_file, read_public_key
+from runtimes.trust.installed.stage import MIB, Given, say, stage
+from runtimes.trust.installed.version import Version
+from runtimes.trust.installed.versions import PARTIAL, Installation, base_python, check_machine
+from runtimes.trust.manifest import signature_bytes
+from runtimes.trust.signature import verify_signature
+from runtimes.trust.verify import check_owner, verify_files
 
 
 def main(here: Path, argv: list[str]) -> int:
@@ -71,13 +39,19 @@ def main(here: Path, argv: list[str]) -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--to", type=Path, metavar="DIR", help="where to")
     what.add_argument("--check", action="store_true", help="check every byte, install nothing")
+    parser.add_argument(
+        "--public-key", type=Path, metavar="FILE",
+        help="install only what this key has signed, now and in every later upgrade of DIR",
+    )  # fmt: skip
     arguments = parser.parse_args(argv)
     console = Console()
+    os.umask(0o022)  # modes are set here, not inherited
     try:
         if arguments.check:
-            check(here, console)
+            check(here, arguments.public_key, console)
         else:
-            install(here, Path(os.path.abspath(arguments.to)), console)
+            to = Path(os.path.abspath(arguments.to))
+            install(Given.read(here), to, arguments.public_key, console)
     except StarpackError as error:
         failure = error
     except OSError as error:
@@ -95,48 +69,52 @@ def main(here: Path, argv: list[str]) -> int:
     return failure.exit_code
 
 
-def say(text: str) -> None:
-    """One line of progress, or the reason for a failure."""
-    print(f"install: {text}", file=sys.stderr, flush=True)
-
-
-def check(here: Path, console: Console) -> None:
+def check(here: Path, public_key: Path | None, console: Console) -> None:
     """Check every byte of a bundle that is not installed yet; raises IntegrityError."""
-    manifest = read_manifest(here)
+    given = Given.read(here)
     if (here / DELTA_NAME).is_file():
         raise UsageError("a delta is checked when it is installed", where=here)
-    verify_files(here, manifest, console.meter("checking", "MiB", MIB))
-    print(f"OK: {len(manifest.files)} files verified; SHA-256 of bundle.json: {_sha256_of(here)}")
+    verify_files(here, given.manifest, console.meter("checking", "MiB", MIB))
+    if public_key is not None:
+        verify_signature(here, given.manifest, public_key)
+    count = len(given.manifest.files)
+    print(f"OK: {count} files verified; SHA-256 of bundle.json: {given.sha256}")
+    print(f"signed with the key of {public_key}\n" if public_key else "", end="")
 
 
-def install(here: Path, target: Path, console: Console) -> None:
-    """Make the bundle or delta in `here` the current version at `target`.
+def install(given: Given, target: Path, public_key: Path | None, console: Console) -> None:
+    """Make the bundle or delta `given` the current version at `target`.
 
     Raises IntegrityError, DeviceError where this machine cannot run it, OfflineError where a
     package uses the network as it is loaded, UsageError, OSError. After any of these, and after a
     kill, what was current at `target` still is.
     """
-    manifest = read_manifest(here)
-    check_machine(manifest, here)
+    check_machine(given.manifest, given.folder)
     installation = Installation(target)
-    _check_target(here, installation)
+    _check_target(given.folder, installation)
     made = [installation.versions, *([] if target.is_dir() else [target])]
     try:
         installation.versions.mkdir(parents=True, exist_ok=True)
         with installation.locked():
+            before = installation.root()
+            key = _check_signature(given, before, public_key)
             installation.clear()
-            version = _existing(here, installation, console) or _add(
-                here, manifest, installation, console
-            )
-            _put_starter(version, installation)
-            installation.switch(version)
+            pinned = _existing(given, installation, console) or _add(given, installation, console)
+            root = Root(pinned, _earlier(pinned, before), key)
+            installation.switch(root)
             installation.clear()
     except BaseException:
         for folder in made:  # where nothing is installed in them
             with suppress(OSError):
                 folder.rmdir()
         raise
-    print(f"installed version {version.name} to {target}\ntry it: {target / 'run'} --help")
+    print(f"installed version {pinned.name} to {target}")
+    print(f"  SHA-256 of its bundle.json: {given.sha256}")
+    run_sha256 = hashlib.sha256(installation.script.read_bytes()).hexdigest()
+    print(
+        f"  SHA-256 of {installation.script}: {run_sha256}; all else is checked against that file"
+    )
+    print(f"try it: {installation.script} --help")
 
 
 def _check_target(here: Path, installation: Installation) -> None:
@@ -152,145 +130,69 @@ def _check_target(here: Path, installation: Installation) -> None:
             expected="nothing, an empty folder or an earlier installation",
             remedy="name another folder, or remove this one",
         )
+    if target.is_dir():
+        check_owner(target, target.stat(), frozenset({0, os.geteuid()}))
 
 
-def _existing(here: Path, installation: Installation, console: Console) -> Version | None:
+def _check_signature(given: Given, before: Root | None, public_key: Path | None) -> str | None:
+    """The key that what is given is signed with: the one named, or that of earlier installs."""
+    key = read_public_key(public_key) if public_key else before.public_key if before else None
+    if key is None:
+        return None
+    with key_file(key) as file:
+        try:
+            verify_signature(given.folder, given.manifest, public_key or file)
+        except IntegrityError as error:
+            remedy = f"{error.remedy}; of a new key, name its file with --public-key"
+            raise IntegrityError(
+                error.what, where=error.where, expected=error.expected, remedy=remedy
+            ) from None
+    return key
+
+
+def _earlier(pinned: Pinned, before: Root | None) -> Pinned | None:
+    """The version to go back to: the last one that was made from another manifest."""
+    if before is None:
+        return None
+    for version in (before.current, before.previous):
+        if version is not None and version.manifest_sha256 != pinned.manifest_sha256:
+            return version
+    return None
+
+
+def _existing(given: Given, installation: Installation, console: Console) -> Pinned | None:
     """A version that was made from this very manifest, if it is valid."""
-    name = _sha256_of(here)[:NAME_DIGITS]
     for version in installation.complete():
-        if version.name.split("-")[0] != name:
+        if version.name.split("-")[0] != given.sha256[:NAME_DIGITS]:
             continue
         say(f"checking version {version.name}, which is installed already")
         with suppress(StarpackError, OSError):
-            version.verify(full=True, progress=console.meter("checking", "MiB", MIB))
-            if manifest_bytes(version.bundle) == manifest_bytes(here) and (
-                signature_bytes(version.bundle) == signature_bytes(here)
+            progress = console.meter("checking", "MiB", MIB)
+            verified = version.verify(full=True, progress=progress)
+            if verified.manifest_sha256 == given.sha256 and (
+                signature_bytes(version.bundle) == signature_bytes(given.folder)
             ):
-                return version
+                return _pinned(version.name, given, verified.packages)
         say("it is damaged, or its signature differs; installing it again")
     return None
 
 
-def _add(here: Path, manifest: Manifest, installation: Installation, console: Console) -> Version:
+def _add(given: Given, installation: Installation, console: Console) -> Pinned:
     """Stage a new version and give it its name; it is not current yet."""
     folder = tempfile.mkdtemp(prefix="new.", suffix=PARTIAL, dir=installation.versions)
     staged = Version(Path(folder))
     try:
-        staged.folder.chmod(0o755)  # mkdtemp keeps it to this user
-        _stage(here, manifest, installation, staged, console)
-        name = _free_name(_sha256_of(here)[:NAME_DIGITS], installation)
-        return Version(staged.folder.rename(installation.versions / name))
+        packages = stage(given, installation, staged, console)
+        name = _free_name(given.sha256[:NAME_DIGITS], installation)
+        staged.folder.rename(installation.versions / name)
+        return _pinned(name, given, packages)
     finally:
         shutil.rmtree(staged.folder, ignore_errors=True)
 
 
-def _stage(
-    here: Path,
-    manifest: Manifest,
-    installation: Installation,
-    staged: Version,
-    console: Console,
-) -> None:
-    size = sum(entry.bytes for entry in manifest.files)
-    say(f"copying and checking {size / 1e6:.0f} MB")
-    source = _sources(here, manifest, installation)
-    _copy(here, manifest, source, staged.bundle)
-    # the copy is checked, since that is what will run; what it was made from is named
-    origins = {str(staged.bundle / entry.path): source(entry) for entry in manifest.files}
-    try:
-        verify_files(staged.bundle, manifest, console.meter("checking", "MiB", MIB))
-    except IntegrityError as error:
-        where = Path(error.where or staged.bundle)
-        raise damaged(origins.get(str(where), where), error.what, error.expected) from None
-    if manifest_bytes(staged.bundle) != manifest_bytes(here):
-        raise damaged(here, "the bundle was changed while it was copied")
-    say("unpacking the packages")
-    wheels = sorted((staged.bundle / "wheels").glob("*.whl"))
-    entries = _unpack(wheels, staged.packages)
-    (staged.folder / "packages.json").write_text(json.dumps([asdict(e) for e in entries]))
-    staged.python.symlink_to(os.path.realpath(base_python()))
-    for path in checker_files(entry.path for entry in manifest.files):
-        copy = staged.checker / path
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(staged.bundle / path, copy)
-    say("trying them")
-    _try_packages(staged, wheels, manifest.versions.get("wheels_glibc", "?"))
-    staged.verify()  # from here on only what is touched is hashed again
-    os.sync()  # a version that is named must survive a power cut
-
-
-def _sources(here: Path, manifest: Manifest, installation: Installation) -> Sources:
-    if (here / DELTA_NAME).is_file():
-        return source_of_every_file(here, [v.bundle for v in installation.complete()])
-    verify_names(here, manifest.files, UNLISTED)
-    return lambda entry: here / entry.path
-
-
-def _copy(here: Path, manifest: Manifest, source: Sources, bundle: Path) -> None:
-    stored: dict[str, Path] = {}  # variants may have files in common
-    for entry in manifest.files:
-        copy = bundle / entry.path
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        key = entry.sha256 if entry.path.startswith("model/") else entry.path
-        copy_file(source(entry), copy, stored.setdefault(key, copy))
-        copy.chmod(0o755 if entry.path in EXECUTABLE else 0o644)
-    for name in unlisted_files(here):
-        shutil.copyfile(here / name, bundle / name, follow_symlinks=False)
-
-
-def copy_file(source: Path, target: Path, twin: Path) -> None:
-    """Copy a file, or let `target` be another name of its copy `twin`, where the disk has that."""
-    if twin != target:
-        with suppress(OSError):
-            os.link(twin, target)
-            return
-    shutil.copyfile(source, target, follow_symlinks=False)
-
-
-def _unpack(wheels: list[Path], packages: Path) -> list[FileEntry]:
-    """Unpack the wheels into one folder and compile it; returns every file that is then there.
-
-    Without pip, which many systems lack: the wheels are plain archives of site-packages, with no
-    scripts or data outside it, as packing has checked.
-    """
-    packages.mkdir()
-    for wheel in wheels:
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(packages)
-    # The runtime writes no bytecode, so without this every start would compile. By hash, unchecked:
-    # the same bytes at each install, and the files that they belong to are checked at each start.
-    compileall.compile_dir(
-        packages, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
-    )
-    entries = []
-    for file in sorted(path for path in packages.rglob("*") if path.is_file()):
-        with open(file, "rb") as stream:
-            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-        entries.append(
-            FileEntry(file.relative_to(packages).as_posix(), file.stat().st_size, sha256)
-        )
-    return entries
-
-
-def _try_packages(staged: Version, wheels: list[Path], glibc: str) -> None:
-    """Import each package once: a shared library that this machine lacks shows here."""
-    names = set()
-    for wheel in wheels:
-        with zipfile.ZipFile(wheel) as archive:
-            parts = [Path(name).parts for name in archive.namelist()]
-        names |= {path[0] for path in parts if path[1:] == ("__init__.py",)}
-    command = [str(staged.python), "-I", "-S", "-B", str(staged.checker / STARTER), "try"]
-    done = subprocess.run([*command, *sorted(names)], capture_output=True, text=True, check=False)
-    if done.returncode == OfflineError.exit_code:
-        raise OfflineError(done.stderr.strip())
-    if done.returncode != 0:
-        raise DeviceError(
-            "a package of the bundle cannot be loaded here: "
-            + (done.stderr.strip().splitlines() or ["no message"])[-1],
-            expected=f"glibc {glibc} or newer; this machine has {' '.join(platform.libc_ver())}",
-            remedy="install the system library that is named (libgomp.so.1 is in libgomp1, "
-            "libstdc++.so.6 in libstdc++6), or, where glibc is too old, use a newer system",
-        )
+def _pinned(name: str, given: Given, packages: tuple[FileEntry, ...]) -> Pinned:
+    packages_sha256 = hashlib.sha256(package_list(packages)).hexdigest()
+    return Pinned(name, given.sha256, packages_sha256, os.path.realpath(base_python()))
 
 
 def _free_name(name: str, installation: Installation) -> str:
@@ -300,19 +202,3 @@ def _free_name(name: str, installation: Installation) -> str:
     while (free := name if count == 1 else f"{name}-{count}") in taken:
         count += 1
     return free
-
-
-def _put_starter(version: Version, installation: Installation) -> None:
-    """DIR/run, the same for all versions: it only finds the current one."""
-    data = (version.bundle / "run").read_bytes()
-    run = installation.folder / "run"
-    if run.is_file() and not run.is_symlink() and run.read_bytes() == data:
-        return
-    partial = installation.versions / f"run{PARTIAL}"
-    partial.write_bytes(data)
-    partial.chmod(0o755)
-    partial.replace(run)
-
-
-def _sha256_of(bundle: Path) -> str:
-    return hashlib.sha256(manifest_bytes(bundle)).hexdigest()

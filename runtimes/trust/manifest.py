@@ -7,6 +7,7 @@ there is one, its signature. Knows nothing of what the files hold. Standard libr
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -16,6 +17,7 @@ from runtimes.contract import SpecialIds, Window
 from runtimes.errors import IntegrityError
 from runtimes.trust import fields as checks
 from runtimes.trust.entries import FileEntry, VariantEntry, file_entries, variant_entries
+from runtimes.trust.files import read_plain
 from runtimes.trust.strict_json import parse_json
 
 SCHEMA_VERSION = 1
@@ -26,6 +28,7 @@ SIGNATURE_NAME = "bundle.json.sig"  # where the bundle is signed; see runtimes/t
 UNLISTED = frozenset({MANIFEST_NAME, MANIFEST_HASH_NAME, SIGNATURE_NAME})
 MAX_SIGNATURE_BYTES = 8 * 1024 * 1024  # guessed: it names each file, in base64
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024  # guessed: a manifest of 10,000 files is under 2 MB
+MAX_HASH_BYTES = 1024  # guessed: it has two lines
 COPY_AGAIN = "copy or pack the bundle again"
 
 
@@ -135,23 +138,16 @@ def manifest_bytes(bundle: Path) -> bytes:
 
     That hash finds damage. It cannot find forgery, since whoever changes one can change both.
     """
-    file = bundle / MANIFEST_NAME
-    if file.is_symlink() or not file.is_file():
+    file, beside = bundle / MANIFEST_NAME, bundle / MANIFEST_HASH_NAME
+    if not os.path.lexists(file):
         raise IntegrityError(
             "not a bundle: it has no manifest",
             where=file,
             remedy="name the folder that `starpack pack` wrote",
         )
-    if file.stat().st_size > MAX_MANIFEST_BYTES:
-        raise IntegrityError(
-            "the manifest is too large", where=file, expected=f"<= {MAX_MANIFEST_BYTES} bytes"
-        )
-    data = file.read_bytes()
-    beside = bundle / MANIFEST_HASH_NAME
-    if beside.is_symlink() or not beside.is_file():
-        raise IntegrityError("the manifest's hash is missing", where=beside, remedy=COPY_AGAIN)
+    data = _read(file, MAX_MANIFEST_BYTES)
     expected = manifest_hash(data, signature_bytes(bundle))
-    if beside.stat().st_size != len(expected) or beside.read_bytes() != expected:
+    if _read(beside, MAX_HASH_BYTES) != expected:
         raise IntegrityError(
             f"{MANIFEST_NAME}, its signature, or their hashes in {MANIFEST_HASH_NAME}, has changed",
             where=file,
@@ -164,13 +160,19 @@ def manifest_bytes(bundle: Path) -> bytes:
 def signature_bytes(bundle: Path) -> bytes | None:
     """The signature as it is written, unchecked; None where there is none."""
     file = bundle / SIGNATURE_NAME
-    if file.is_symlink() or not file.is_file():
-        return None
-    if file.stat().st_size > MAX_SIGNATURE_BYTES:
+    return _read(file, MAX_SIGNATURE_BYTES) if os.path.lexists(file) else None
+
+
+def _read(file: Path, most_bytes: int) -> bytes:
+    try:
+        return read_plain(file, most_bytes)
+    except (OSError, ValueError) as error:
         raise IntegrityError(
-            "the signature is too large", where=file, expected=f"<= {MAX_SIGNATURE_BYTES} bytes"
-        )
-    return file.read_bytes()
+            f"a file of the bundle cannot be read: {getattr(error, 'strerror', error)}",
+            where=file,
+            expected=f"a plain file of at most {most_bytes} bytes",
+            remedy=COPY_AGAIN,
+        ) from None
 
 
 def manifest_hash(data: bytes, signature: bytes | None = None) -> bytes:

@@ -40,6 +40,7 @@ PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
 DIGEST_OF_CURVE = {"prime256v1": "sha256", "secp384r1": "sha384", "secp521r1": "sha512"}
+MAKE_PUBLIC = "openssl pkey -in PRIVATE.pem -pubout -out PUBLIC.pem"
 TIME_LIMIT_S = 60  # guessed: openssl takes milliseconds
 
 
@@ -128,7 +129,9 @@ def _signed_hashes(bundle: Path, payload: bytes) -> Mapping[str, str]:
 def _digest_for(public_key: Path) -> str:
     """The digest that model-signing uses with this key's curve; raises UsageError."""
     if not public_key.is_file():
-        raise UsageError("no such file", where=public_key, expected="a public key in PEM")
+        raise UsageError(
+            "no such file", where=public_key, expected="a public key in PEM", remedy=MAKE_PUBLIC
+        )
     done = _openssl("pkey", "-pubin", "-in", str(public_key.resolve()), "-noout", "-text")
     curve = re.search(r"ASN1 OID: (\S+)", done.stdout)
     if done.returncode != 0 or curve is None or curve[1] not in DIGEST_OF_CURVE:
@@ -136,7 +139,7 @@ def _digest_for(public_key: Path) -> str:
             "not a public key that bundles are signed with",
             where=public_key,
             expected=f"a public key in PEM, on one of the curves {', '.join(DIGEST_OF_CURVE)}",
-            remedy="openssl pkey -in PRIVATE.pem -pubout -out PUBLIC.pem",
+            remedy=MAKE_PUBLIC,
         )
     return DIGEST_OF_CURVE[curve[1]]
 

@@ -1,7 +1,8 @@
 """Is a folder exactly what a list of files says: every byte of it, and nothing else?
 
     files   sizes and SHA-256 of all, in parallel
-    names   no file too many or too few; no link, device or pipe
+    names   no file or folder too many or too few; no link, device or pipe
+    modes   where `owners` are given: nobody else owns one of them, or may write to it
 
 A HashCache remembers hashes by what the system knows of a file: inode, size, time of its last
 modification and time of the last change to its inode. Those hold against accidents and against
@@ -15,16 +16,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import stat
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from threading import Event, Lock
 
 from runtimes.errors import Cancelled, IntegrityError
 from runtimes.trust.entries import FileEntry
+from runtimes.trust.files import open_plain, read_plain
 from runtimes.trust.manifest import COPY_AGAIN, UNLISTED, Manifest
 from runtimes.trust.strict_json import parse_json
 
@@ -32,6 +35,8 @@ HASH_BLOCK_BYTES = 1 << 20  # guessed: large enough to let other threads run whi
 HASH_THREADS = 8  # guessed: more than one disk can feed
 TICK_NS = 100_000_000  # guessed: ten times the coarsest tick by which Linux stamps files, 10 ms
 COARSE_TICK_NS = 2_500_000_000  # specified: FAT keeps even seconds; and a margin
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 MAX_CACHE_BYTES = 64 * 1024 * 1024  # guessed: 100,000 files take 14 MB
 
 BytesProgress = Callable[[int, int], None]
@@ -108,9 +113,14 @@ def verify_folder(
     unlisted: Collection[str] = (),
     progress: BytesProgress = no_progress,
     cache: HashCache | None = None,
+    owners: Set[int] | None = None,
 ) -> None:
-    """Check that `folder` holds exactly these files, beside those `unlisted`; see verify_files."""
-    found = verify_names(folder, entries, unlisted)
+    """Check that `folder` holds exactly these files, beside those `unlisted`; see verify_files.
+
+    owners: user ids; the folder, and all that is in it, must belong to one of them, and nobody else
+    may write there.
+    """
+    found = verify_names(folder, entries, unlisted, owners)
     unknown = []
     for entry in entries:
         sha256 = None if cache is None else cache.get(found[entry.path])
@@ -122,13 +132,17 @@ def verify_folder(
 
 
 def verify_names(
-    folder: Path, entries: Sequence[FileEntry], unlisted: Collection[str] = ()
+    folder: Path,
+    entries: Sequence[FileEntry],
+    unlisted: Collection[str] = (),
+    owners: Set[int] | None = None,
 ) -> dict[str, os.stat_result]:
-    """Check which files there are, and their sizes; returns each with what the system knows of it.
-
-    Raises IntegrityError.
+    """Check which files and folders there are, the files' sizes, and what verify_folder says of
+    `owners`; returns each file with what the system knows of it. Raises IntegrityError.
     """
-    found = {path: info for path, info in _walk(folder, "") if path not in unlisted}
+    found, folders = _listing(folder, owners)
+    for path in unlisted:
+        found.pop(path, None)
     expected = {entry.path: entry for entry in entries}
     for path in sorted(found.keys() | expected.keys()):
         if path not in expected:
@@ -141,6 +155,9 @@ def verify_names(
                 f"a file of the bundle has {found[path].st_size} bytes",
                 f"{expected[path].bytes} bytes",
             )
+    above = {str(parent) for path in expected for parent in PurePosixPath(path).parents}
+    for path in sorted(folders - above):
+        raise damaged(folder / path, "the bundle holds a folder that it was not packed with")
     return found
 
 
@@ -149,18 +166,68 @@ def damaged(file: Path, what: str, expected: str | None = None) -> IntegrityErro
     return IntegrityError(what, where=file, expected=expected, remedy=COPY_AGAIN)
 
 
-def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, os.stat_result]]:
-    with os.scandir(folder) as entries:
+def check_owner(file: Path, info: os.stat_result, owners: Set[int]) -> None:
+    """Refuse what others than `owners` may change; raises IntegrityError."""
+    if info.st_uid not in owners:
+        raise IntegrityError(
+            f"user {info.st_uid} owns it, and could change what is checked here",
+            where=file,
+            expected=f"an owner of {sorted(owners)}",
+            remedy=f"chown {min(owners)} {shlex.quote(str(file))}, after a look at what it is",
+        )
+    if info.st_mode & OTHERS_WRITE:
+        raise IntegrityError(
+            "others than its owner may write to it, and change what is checked here",
+            where=file,
+            expected="no right to write for the group or for others",
+            remedy=f"chmod go-w {shlex.quote(str(file))}, on a disk that keeps such rights",
+        )
+
+
+def _listing(folder: Path, owners: Set[int] | None) -> tuple[dict[str, os.stat_result], set[str]]:
+    """Each plain file below `folder` with what the system knows of it, and each folder's path."""
+    try:
+        descriptor = os.open(folder, FOLDER)
+    except OSError as error:
+        raise damaged(folder, f"the folder cannot be opened: {error.strerror}") from None
+    try:
+        files: dict[str, os.stat_result] = {}
+        folders: set[str] = set()
+        if owners is not None:
+            check_owner(folder, os.fstat(descriptor), owners)
+        for path, info in _walk(descriptor, folder, ""):
+            if owners is not None:
+                check_owner(folder / path, info, owners)
+            if stat.S_ISDIR(info.st_mode):
+                folders.add(path)
+            else:
+                files[path] = info
+        return files, folders
+    finally:
+        os.close(descriptor)
+
+
+def _walk(descriptor: int, folder: Path, prefix: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Through descriptors: a folder that becomes a link meanwhile leads nowhere else."""
+    with os.scandir(descriptor) as entries:
         for entry in sorted(entries, key=lambda e: e.name):
             path = prefix + entry.name
             info = entry.stat(follow_symlinks=False)
             if stat.S_ISDIR(info.st_mode):
-                yield from _walk(Path(entry.path), path + "/")
+                yield path, info
+                try:
+                    below = os.open(entry.name, FOLDER, dir_fd=descriptor)
+                except OSError as error:
+                    raise damaged(folder / path, f"it cannot be opened: {error.strerror}") from None
+                try:
+                    yield from _walk(below, folder, path + "/")
+                finally:
+                    os.close(below)
             elif stat.S_ISREG(info.st_mode):
                 yield path, info
             else:
                 kind = "a link" if entry.is_symlink() else "neither a file nor a folder"
-                raise damaged(Path(entry.path), f"the bundle holds {kind}", "plain files only")
+                raise damaged(folder / path, f"the bundle holds {kind}", "plain files only")
 
 
 def _check_hashes(
@@ -205,8 +272,7 @@ def _sha256(file: Path, add: Callable[[int], None], cache: HashCache | None) -> 
     digest = hashlib.sha256()
     begun_ns = time.time_ns()
     try:
-        # not through a link that has just been put there, nor held up by a pipe
-        with open(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as stream:
+        with open_plain(file) as stream:
             before = os.fstat(stream.fileno())
             while block := stream.read(HASH_BLOCK_BYTES):
                 digest.update(block)
@@ -214,7 +280,9 @@ def _sha256(file: Path, add: Callable[[int], None], cache: HashCache | None) -> 
             after = os.fstat(stream.fileno())
     except OSError as error:
         raise damaged(file, f"a file of the bundle cannot be read: {error.strerror}") from None
-    if _stamp(before) != _stamp(after) or not stat.S_ISREG(after.st_mode):
+    except ValueError as error:
+        raise damaged(file, f"a file of the bundle cannot be read: {error}") from None
+    if _stamp(before) != _stamp(after):
         raise damaged(file, "a file of the bundle was changed while it was read")
     if cache is not None:
         cache.put(after, digest.hexdigest(), begun_ns)
@@ -227,9 +295,7 @@ def _stamp(info: os.stat_result) -> str:
 
 def _load(file: Path) -> dict[str, str]:
     try:
-        if file.stat().st_size > MAX_CACHE_BYTES:
-            return {}
-        value = parse_json(file.read_bytes())
+        value = parse_json(read_plain(file, MAX_CACHE_BYTES))
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -23,9 +23,9 @@ import pytest
 
 from packager.bundle.split_archive import write_files
 from packager.core.errors import StarpackError
+from runtimes.trust.installed.versions import Installation
 from runtimes.trust.manifest import manifest_bytes, read_manifest
 from runtimes.trust.verify import verify_files
-from runtimes.trust.versions import Installation
 from tests.support.packing import bare_environment, sh, write_bundle
 
 pytestmark = pytest.mark.bundle

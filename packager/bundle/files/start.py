@@ -1,7 +1,9 @@
 """Starts what a bundle does, once the bundle has been checked. Standard library only.
 
     start.py install HERE ...    from `install`: HERE is the bundle or delta
-    start.py run DIR ...         from `run`: DIR is the installation, this file in its checker/
+    start.py run DIR NAME MANIFEST PACKAGES ...
+                                 from `run`: the installation, the version that this file is of, and
+                                 the SHA-256 of its bundle.json and its packages.json
     start.py try NAME ...        from installing: import these packages, in a process of their own
 
 See runtimes/trust/bootstrap.py for what runs before the check, and why.
@@ -54,32 +56,34 @@ class Checker(MetaPathFinder, Loader):
 
 
 def checker_sources() -> dict[str, bytes]:
-    """As `install` has just read and checked them; installed, as they lie beside this file."""
+    """As `install` or `run` has just read and checked them; to try packages, as they lie here."""
     given: dict[str, bytes] | None = globals().get("SOURCES")
     if given is not None:
         return given
-    files = (HERE / PACKAGE).rglob("*.py")
+    files = [*(HERE / PACKAGE).glob("*.py"), *(HERE / PACKAGE / "trust").rglob("*.py")]
     return {file.relative_to(HERE).as_posix(): file.read_bytes() for file in files}
 
 
-def run(installation: Path, argv: list[str]) -> int:
+def run(folder: str, name: str, manifest: str, packages: str, *argv: str) -> int:
     """Check this version, then let its own runtimes/ do what `argv` says."""
     from runtimes.errors import StarpackError
     from runtimes.trust.console import Console
-    from runtimes.trust.versions import Installation, Version, check_machine
+    from runtimes.trust.installed.root import Pinned
+    from runtimes.trust.installed.versions import Installation, check_machine
 
     console = Console("--json" in argv, "--quiet" in argv)
     progress = console.meter("checking", "MiB", 1 << 20)
-    version = Version(HERE.parent)
+    installation = Installation(Path(folder))
+    version = installation.version(Pinned(name, manifest, packages, sys.executable))
     try:
-        if argv[:1] == ["rollback"]:
-            back = Installation(installation).rollback(progress)
+        if argv[:1] == ("rollback",):
+            back = installation.rollback(progress)
             if console.as_json:
                 console.data({"current_version": back.name})
             else:
                 console.text(f"current version: {back.name}\n")
             return 0
-        check_machine(version.verify(progress=progress), version.bundle)
+        check_machine(version.verify(progress=progress).manifest, version.bundle)
     except (StarpackError, OSError, KeyboardInterrupt) as error:
         return console.failed(error)
     # the modules that are loaded already are copies of those in the bundle
@@ -91,7 +95,7 @@ def run(installation: Path, argv: list[str]) -> int:
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # source code is UTF-8, whatever the locale
-    return main(argv, version)
+    return main(list(argv), version)
 
 
 def try_packages(names: list[str]) -> int:
@@ -109,7 +113,7 @@ def do(word: str, rest: list[str]) -> int:
 
         return install.main(Path(rest[0]), rest[1:])
     if word == "run":
-        return run(Path(rest[0]), rest[1:])
+        return run(*rest)
     return try_packages(rest)
 
 
@@ -119,7 +123,7 @@ def main() -> int:
     sys.meta_path.insert(0, Checker(checker_sources()))
     from runtimes.trust import offline
 
-    offline.forbid_network(serving=word == "run" and rest[1:2] == ["serve"])
+    offline.forbid_network(serving=word == "run" and rest[4:5] == ["serve"])
     try:
         code = do(word, rest)
     except Exception:

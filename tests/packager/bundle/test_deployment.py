@@ -58,7 +58,7 @@ def test_paths_are_those_of_an_installation(tmp_path: Path) -> None:
     text = "".join((bundle / path).read_text() for path in FILES)
     paths = set(re.findall(rf"{INSTALLED}/([\w./-]+\w)", text))
     assert paths == {
-        "run", "current/python", "current/bundle/README.md",
+        "run", "current/bundle/README.md",
         "current/bundle/deploy/starcoder2.service",
     }  # fmt: skip
     assert all((target / path).exists() for path in paths)

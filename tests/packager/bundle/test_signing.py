@@ -258,6 +258,41 @@ def test_an_installation_takes_a_new_signature_over(copy: Path, tmp_path: Path) 
     assert done.returncode == UsageError.exit_code and "openssl pkey" in done.stderr
 
 
+def test_an_installation_keeps_to_the_key_that_it_was_given(
+    signed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    bundle, public = signed
+    target = tmp_path / "target"
+    newer = write_bundle(tmp_path / "parts", tmp_path / "newer", weights=b"n" * 900)
+    refused = sh(newer / "install", "--to", target, "--public-key", public)
+    assert refused.returncode == 5 and "not signed" in refused.stderr
+    assert not target.exists()
+    done = sh(bundle / "install", "--to", target, "--public-key", public)
+    assert done.returncode == 0, done.stderr
+    assert "signed with the key of" in sh(target / "run", "verify").stdout
+    refused = sh(newer / "install", "--to", target)  # nobody says which key: the one from before
+    assert refused.returncode == 5 and "not signed" in refused.stderr
+    private, other = make_key(tmp_path, "other")
+    sign_bundle(newer, private)
+    refused = sh(newer / "install", "--to", target)
+    assert refused.returncode == 5 and "--public-key" in refused.stderr
+    assert sh(newer / "install", "--to", target, "--public-key", other).returncode == 0
+    assert sh(target / "run", "verify", "--full").returncode == 0
+    refused = sh(bundle / "install", "--to", target)
+    assert refused.returncode == 5
+
+
+def test_a_bundle_is_checked_with_a_key_before_anything_is_installed(
+    signed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    bundle, public = signed
+    assert sh(bundle / "install", "--check", "--public-key", public).returncode == 0
+    _, other = make_key(tmp_path, "other")
+    assert sh(bundle / "install", "--check", "--public-key", other).returncode == 5
+    refused = sh(bundle / "install", "--check", "--public-key", tmp_path / "none")
+    assert refused.returncode == 2 and "openssl pkey" in refused.stderr
+
+
 def test_both_command_lines(signed: tuple[Path, Path], tmp_path: Path, capsys) -> None:
     bundle, public = signed
     private, other = make_key(tmp_path)

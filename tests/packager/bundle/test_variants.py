@@ -24,8 +24,8 @@ from packager.selection.candidates import of_measurement
 from packager.selection.selector import select
 from runtimes.bundle.open import verify_files
 from runtimes.trust.install import copy_file
+from runtimes.trust.installed.versions import Installation
 from runtimes.trust.manifest import Manifest, read_manifest
-from runtimes.trust.versions import Installation
 from tests.support.candidates import candidate
 from tests.support.packing import (
     MEASURED,

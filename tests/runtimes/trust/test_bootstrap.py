@@ -13,26 +13,32 @@ import pytest
 from packager.bundle import contents
 from packager.bundle.delta import write_delta
 from runtimes.trust.bootstrap import checker_files
-from runtimes.trust.versions import Installation
+from runtimes.trust.installed.versions import Installation
 from tests.support.packing import sh, write_bundle
 
 ROOT = Path(__file__).parents[3]
 MODULES = sorted(
     file.relative_to(ROOT).as_posix()
-    for folder in ("runtimes", "runtimes/trust")
+    for folder in ("runtimes", "runtimes/trust", "runtimes/trust/installed")
     for file in (ROOT / folder).glob("*.py")
     if file.name != "__main__.py"
 )
 
 
 def test_the_rule() -> None:
-    inside = ["runtimes/__init__.py", "runtimes/errors.py", "runtimes/trust/verify.py", "start.py"]
+    inside = [
+        "runtimes/__init__.py",
+        "runtimes/errors.py",
+        "runtimes/trust/installed/root.py",
+        "runtimes/trust/verify.py",
+        "start.py",
+    ]
     outside = [
         "run",
         "runtimes/__main__.py",
         "runtimes/cli/main.py",
         "runtimes/py.typed",
-        "runtimes/trust/deeper/verify.py",
+        "runtimes/trust/installed/deeper/verify.py",
         "runtimes/trust/two words.py",
         "trust/verify.py",
         "x/start.py",
@@ -45,7 +51,7 @@ def test_each_needs_nothing_but_the_others_and_the_standard_library(
     path: str, tmp_path: Path
 ) -> None:
     for other in MODULES:
-        (tmp_path / other).parent.mkdir(exist_ok=True)
+        (tmp_path / other).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / other, tmp_path / other)
     name = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import {name}"
@@ -73,9 +79,12 @@ def test_a_new_file_of_the_folder_is_hashed_and_copied_without_being_listed(
     for folder in (old, tmp_path / "delta"):
         done = sh(folder / "install", "--to", target)
         assert done.returncode == 0, done.stderr
-    current = Installation(target).current()
-    assert (current.checker / "runtimes/trust/newcomer.py").read_text() == "VALUE = 1\n"
     assert sh(target / "run", "verify", "--full").returncode == 0
+    installed = Installation(target).current().bundle / "runtimes" / "trust" / "newcomer.py"
+    assert installed.read_text() == "VALUE = 1\n"
+    installed.write_text("raise SystemExit(9)\n")
+    refused = sh(target / "run", "verify")
+    assert refused.returncode == 5 and "newcomer.py" in refused.stderr
     (bundle / "runtimes" / "trust" / "newcomer.py").write_text("raise SystemExit(9)\n")
     refused = sh(bundle / "install", "--to", tmp_path / "other")
     assert refused.returncode == 5 and "newcomer.py" in refused.stderr

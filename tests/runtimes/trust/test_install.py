@@ -10,14 +10,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from runtimes.bundle.open import verify_files
+from runtimes.trust.installed.versions import Installation
 from runtimes.trust.manifest import MANIFEST_HASH_NAME, MANIFEST_NAME, manifest_hash, read_manifest
 from runtimes.trust.verify import TICK_NS
-from runtimes.trust.versions import Installation
 from tests.support.packing import bare_environment, sh, write_bundle
 
 pytestmark = pytest.mark.bundle
@@ -126,6 +127,43 @@ def test_rollback_works_where_the_current_version_is_damaged(
     assert weights(target) == b"w"
 
 
+@pytest.mark.parametrize("path", ["start.py", "runtimes/trust/verify.py", "bundle.json", "."])
+def test_rollback_works_where_nothing_of_the_current_version_can_run(
+    bundle: Path, newer: Path, tmp_path: Path, path: str
+) -> None:
+    target = tmp_path / "target"
+    installed(bundle, target)
+    place = installed(newer, target).current().bundle / path
+    shutil.rmtree(place) if path == "." else place.write_bytes(b"")
+    assert sh(target / "run", "verify").returncode == 5
+    back = sh(target / "run", "rollback")
+    assert back.returncode == 0, back.stderr
+    assert weights(target) == b"w"
+    forward = sh(target / "run", "rollback")  # to what is damaged
+    assert forward.returncode == 5
+    assert weights(target) == b"w"
+    installed(newer, target)
+    assert weights(target) == b"W"
+    assert sh(target / "run", "rollback").returncode == 0  # the damaged one is not remembered
+    assert weights(target) == b"w"
+
+
+def test_a_damaged_run_is_written_anew(bundle: Path, newer: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    installed(bundle, target)
+    before = (target / "run").read_bytes()
+    for spoil in (
+        lambda run: run.unlink(),
+        lambda run: run.write_bytes(b""),
+        lambda run: (run.unlink(), run.symlink_to("/bin/true")),
+        lambda run: (run.unlink(), os.mkfifo(run)),
+    ):
+        spoil(target / "run")
+        installed(bundle, target)
+        assert (target / "run").read_bytes() == before
+        assert weights(target) == b"w"
+
+
 def test_only_an_installation_is_changed(bundle: Path, tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.mkdir()
@@ -137,6 +175,10 @@ def test_only_an_installation_is_changed(bundle: Path, tmp_path: Path) -> None:
     (target / "versions" / "of my thesis").write_text("precious")
     assert sh(bundle / "install", "--to", target).returncode == 2
     (target / "versions" / "of my thesis").unlink()
+    target.chmod(0o777)
+    refused = sh(bundle / "install", "--to", target)
+    assert refused.returncode == 5 and "chmod go-w" in refused.stderr
+    target.chmod(0o755)
     installed(bundle, target)
     assert sh(bundle / "install", "--to", bundle / "inside").returncode == 2
     with Installation(target).locked():
@@ -173,14 +215,14 @@ def test_no_code_of_the_bundle_is_run_before_the_check(
         (version.bundle, (target / "run", "verify")),
         (bundle, (bundle / "install", "--to", tmp_path / "other")),
     ):
-        add_code(folder, path, f"\nopen({str(ran)!r}, 'w')\n")
+        add_code(folder, path, f"\nopen({str(ran)!r}, 'w')\n", tmp_path)
         refused = sh(*command)
         assert refused.returncode == 5, refused.stderr
         assert str(folder / path).removesuffix(".pyc") in refused.stderr
     assert not ran.exists()
 
 
-def add_code(folder: Path, path: str, code: str) -> None:
+def add_code(folder: Path, path: str, code: str, scratch: Path) -> None:
     """To a file that may not be there; or as compiled code for the module of that name."""
     file = folder / path
     file.parent.mkdir(exist_ok=True)
@@ -188,7 +230,7 @@ def add_code(folder: Path, path: str, code: str) -> None:
         with file.open("a") as stream:
             stream.write(code)
         return
-    source = folder.parent / "source.py"
+    source = scratch / "source.py"
     source.write_text(code)
     py_compile.compile(
         str(source),
@@ -323,11 +365,19 @@ def test_run_before_install_says_so(bundle: Path) -> None:
 
 
 def test_a_python_that_is_gone_is_named(bundle: Path, tmp_path: Path) -> None:
-    version = installed(bundle, tmp_path / "target").current()
-    version.python.unlink()
-    version.python.symlink_to("/gone/python3.11")
-    refused = sh(tmp_path / "target" / "run", "verify")
-    assert refused.returncode == 7 and "/gone/python3.11" in refused.stderr
+    target = tmp_path / "target"
+    python = target.parent / "a python"  # scripts bear a space
+    python.symlink_to(sys.executable)
+    installation = installed(bundle, target)
+    root = installation.root()
+    installation.switch(replace(root, current=replace(root.current, python=str(python))))
+    assert sh(target / "run", "verify").returncode == 0
+    python.unlink()
+    refused = sh(target / "run", "verify")
+    assert refused.returncode == 7 and str(python) in refused.stderr
+    assert f"./install --to {target}" in refused.stderr
+    assert sh(bundle / "install", "--to", target).returncode == 0  # what it says helps
+    assert sh(target / "run", "verify").returncode == 0
 
 
 @pytest.mark.parametrize(("name", "value"), [("machine", "pdp11"), ("python", "2.7")])

@@ -15,10 +15,10 @@ from packager.core.strict_json import parse_object
 from runtimes.errors import IntegrityError
 from runtimes.trust import signature
 from runtimes.trust.delta import KEYS, read_delta
+from runtimes.trust.installed.version import Version
 from runtimes.trust.manifest import MANIFEST_NAME, manifest_hash, read_manifest
 from runtimes.trust.strict_json import parse_json
 from runtimes.trust.verify import HashCache
-from runtimes.trust.versions import Version
 from tests.support.packing import write_bundle
 
 
@@ -107,10 +107,10 @@ def test_the_record_of_a_delta(tmp_path: Path) -> None:
 def test_the_list_of_installed_packages(tmp_path: Path) -> None:
     entry = json.dumps({"path": "a", "bytes": 1, "sha256": "0" * 64})
     (tmp_path / "packages.json").write_text(f"[{entry}]")
-    assert len(Version(tmp_path).package_files()) == 1
+    assert len(Version(tmp_path)._read_packages()) == 1
     (tmp_path / "packages.json").write_text(f"[{twice(entry)}]")
     with pytest.raises(IntegrityError, match="given twice"):
-        Version(tmp_path).package_files()
+        Version(tmp_path)._read_packages()
 
 
 def test_remembered_hashes(tmp_path: Path) -> None:

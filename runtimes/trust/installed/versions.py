@@ -1,17 +1,15 @@
-"""An installation: versions side by side, and one link that says which of them runs.
+"""An installation: versions side by side, and one script that says which of them runs.
 
-    DIR/run                        starts the current version
-    DIR/current                    a link to versions/NAME; replaced in one step by a rename
+    DIR/run                          starts the current version, and holds what it must be: root.py
     DIR/versions/NAME/bundle         the bundle, as its manifest lists it
-                      packages       the bundle's wheels, unpacked and compiled
+                      packages       the bundle's wheels, unpacked and compiled: packages.py
                       packages.json  every file of packages with its SHA-256
-                      checker/       start.py and the modules of runtimes/ that check the others
-                      python         a link to the interpreter that it was installed with
-                      previous       the NAME that it took over from, for `rollback`
                       checked-*.json which files have been hashed, and not been touched since
+    DIR/current                      a link to versions/NAME, for people: nothing here follows it
 
 NAME is the start of the SHA-256 of bundle.json. What is half made has a name that ends in .partial.
-Standard library only.
+Nothing else may lie in versions/NAME, and nobody but the owner of DIR/run, or root, may write to
+any of it. Standard library only.
 """
 
 from __future__ import annotations
@@ -23,83 +21,19 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from runtimes.errors import DeviceError, IntegrityError, StarpackError, UsageError
-from runtimes.trust.entries import FileEntry, file_entries
+from runtimes.errors import DeviceError, StarpackError, UsageError
+from runtimes.trust.files import PROGRAM_MODE, NewFiles, read_plain
+from runtimes.trust.installed.root import MAX_SCRIPT_BYTES, NAME, Pinned, Root
+from runtimes.trust.installed.version import Version
 from runtimes.trust.lock import try_lock
-from runtimes.trust.manifest import COPY_AGAIN, Manifest, read_manifest
-from runtimes.trust.strict_json import parse_json
-from runtimes.trust.verify import (
-    BytesProgress,
-    HashCache,
-    no_progress,
-    verify_files,
-    verify_folder,
-)
+from runtimes.trust.manifest import COPY_AGAIN, Manifest
+from runtimes.trust.verify import BytesProgress, no_progress
 
-NAME_DIGITS = 12
 PARTIAL = ".partial"
-MAX_PACKAGE_FILES = 200_000  # guessed: torch, compiled, has 15,000
-_NAME = re.compile(rf"[0-9a-f]{{{NAME_DIGITS}}}(-[0-9]+)?")
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """One installed bundle with its packages. Its folder is complete, or ends in .partial."""
-
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        return self.folder.name
-
-    @property
-    def bundle(self) -> Path:
-        return self.folder / "bundle"
-
-    @property
-    def packages(self) -> Path:
-        return self.folder / "packages"
-
-    @property
-    def checker(self) -> Path:
-        return self.folder / "checker"
-
-    @property
-    def python(self) -> Path:
-        return self.folder / "python"
-
-    def bundle_cache(self, *, fresh: bool = False) -> HashCache:
-        """The hashes of the bundle's files that have not been touched since."""
-        return HashCache(self.folder / "checked-bundle.json", fresh=fresh)
-
-    def verify(self, *, full: bool = False, progress: BytesProgress = no_progress) -> Manifest:
-        """Check every byte of the bundle and of its unpacked packages; raises IntegrityError.
-
-        Without `full`, a file that has not been touched since it was last hashed is not read again.
-        """
-        manifest = read_manifest(self.bundle)
-        packages = self.package_files()
-        bundle_cache = self.bundle_cache(fresh=full)
-        packages_cache = HashCache(self.folder / "checked-packages.json", fresh=full)
-        verify_files(self.bundle, manifest, progress, bundle_cache)
-        verify_folder(self.packages, packages, (), progress, packages_cache)
-        return manifest
-
-    def package_files(self) -> tuple[FileEntry, ...]:
-        """What was unpacked from the bundle's wheels and compiled when it was installed."""
-        file = self.folder / "packages.json"
-        try:
-            value = parse_json(file.read_bytes())
-        except (OSError, ValueError) as error:
-            raise IntegrityError(
-                f"the list of installed packages cannot be read: {error}",
-                where=file,
-                remedy="install the bundle again",
-            ) from None
-        return file_entries(value, "packages", MAX_PACKAGE_FILES) if value else ()
+_NAME = re.compile(NAME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,26 +46,30 @@ class Installation:
     def versions(self) -> Path:
         return self.folder / "versions"
 
+    @property
+    def script(self) -> Path:
+        return self.folder / "run"
+
+    def root(self) -> Root | None:
+        """What DIR/run says; None where there is none that can be read."""
+        return Root.read(self.script)
+
     def named(self, name: str) -> Version:
         return Version(self.versions / name)
 
+    def version(self, pinned: Pinned) -> Version:
+        """The version that DIR/run tells of; whether it is there is for verify() to say."""
+        return Version(self.versions / pinned.name, pinned)
+
     def current(self) -> Version | None:
         """The version that runs, if there is one."""
-        try:
-            name = os.readlink(self.folder / "current").removeprefix("versions/")
-        except OSError:
-            return None
-        return self._existing(name)
+        root = self.root()
+        return self.version(root.current) if root else None
 
     def previous(self) -> Version | None:
-        """The version that ran before the current one, if it is still there."""
-        current = self.current()
-        if current is None:
-            return None
-        try:
-            return self._existing((current.folder / "previous").read_text().strip())
-        except (OSError, ValueError):
-            return None
+        """The version that ran before the current one, if there is one."""
+        root = self.root()
+        return self.version(root.previous) if root and root.previous else None
 
     def complete(self) -> list[Version]:
         """Every complete version, by name."""
@@ -166,18 +104,23 @@ class Installation:
         finally:
             os.close(descriptor)
 
-    def switch(self, version: Version) -> None:
-        """Make `version`, which is complete, the current one; remember the one before.
+    def switch(self, root: Root) -> None:
+        """Have DIR/run say what `root` says, by the script that its current version's bundle has.
 
-        The memory is written into a version that does not run yet, so that whenever this process
-        is killed there is one current version, and the one before it is right.
+        In one step: whenever this process is killed, one version runs, and knows the one before.
         """
-        before = self.current()
-        if before is not None and before.name != version.name:
-            _write(version.folder / "previous", before.name)
+        template = self.named(root.current.name).bundle / "run"
+        script = root.script(read_plain(template, MAX_SCRIPT_BYTES).decode())
+        partial = self.versions / f"run{PARTIAL}"
+        partial.unlink(missing_ok=True)
+        with NewFiles(self.versions) as files, files.create(partial.name, PROGRAM_MODE) as stream:
+            stream.write(script)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.rename(self.script)
         link = self.versions / f"current{PARTIAL}"
         link.unlink(missing_ok=True)
-        link.symlink_to(f"versions/{version.name}")
+        link.symlink_to(f"versions/{root.current.name}")
         link.rename(self.folder / "current")
         _flush_names(self.folder)
 
@@ -187,15 +130,16 @@ class Installation:
         Raises UsageError where there is none, IntegrityError where it is damaged.
         """
         with self.locked():
-            previous = self.previous()
-            if previous is None:
+            root = self.root()
+            if root is None or root.previous is None:
                 raise UsageError(
                     "there is no earlier version to go back to",
                     where=self.folder,
                     remedy="install the bundle that you want; it takes over when it is complete",
                 )
-            check_machine(previous.verify(progress=progress), previous.bundle)
-            self.switch(previous)
+            previous = self.version(root.previous)
+            check_machine(previous.verify(progress=progress).manifest, previous.bundle)
+            self.switch(replace(root, current=root.previous, previous=root.current))
             return previous
 
     def clear(self) -> None:
@@ -209,11 +153,6 @@ class Installation:
                 aside = folder.with_name(folder.name + PARTIAL)
                 folder.rename(aside)
                 _delete(aside)
-
-    def _existing(self, name: str) -> Version | None:
-        if not _NAME.fullmatch(name) or not (self.versions / name).is_dir():
-            return None
-        return self.named(name)
 
 
 def base_python() -> str:
@@ -235,12 +174,6 @@ def check_machine(manifest: Manifest, bundle: Path) -> None:
                 expected=manifest.versions.get(name, f"a manifest with {name}; {COPY_AGAIN}"),
                 remedy="use the Python named here, or a bundle packed for this machine",
             )
-
-
-def _write(file: Path, text: str) -> None:
-    partial = file.with_name(file.name + PARTIAL)
-    partial.write_text(text)
-    partial.replace(file)
 
 
 def _flush_names(folder: Path) -> None:

@@ -1,0 +1,260 @@
+"""Whatever somebody changes in an installation, but DIR/run itself, is found before it acts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from runtimes.trust.installed.packages import byte_code, read_package_list
+from runtimes.trust.installed.versions import Installation
+from tests.support.packing import bare_environment, sh, write_bundle
+
+pytestmark = pytest.mark.bundle
+
+CODE = "def f(x):\n    return x in {'a', 'b', 'c'}\n"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packed")
+    return write_bundle(folder / "parts", folder / "bundle", code=CODE)
+
+
+@pytest.fixture(scope="module")
+def pristine(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("pristine") / "installed"
+    assert sh(bundle / "install", "--to", target).returncode == 0
+    return target
+
+
+@pytest.fixture
+def target(pristine: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pristine, tmp_path / "installed", symlinks=True))
+
+
+def version(target: Path) -> Path:
+    return Installation(target).current().folder
+
+
+def move_and_link(place: Path, elsewhere: Path) -> None:
+    place.rename(elsewhere)
+    place.symlink_to(elsewhere)
+
+
+def forge_packages(folder: Path) -> None:
+    """Change a package, its byte code and the list of all, as whoever can write there could."""
+    module = folder / "packages" / "demo_package" / "__init__.py"
+    code = module.read_bytes() + b"print('forged')\n"
+    module.write_bytes(code)
+    (compiled,) = module.parent.glob("__pycache__/*.pyc")
+    compiled.write_bytes(byte_code(code, "demo_package/__init__.py"))
+    entries = json.loads((folder / "packages.json").read_text())
+    for entry in entries:
+        data = (folder / "packages" / entry["path"]).read_bytes()
+        entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (folder / "packages.json").write_text(json.dumps(entries))
+
+
+def no_packages(folder: Path) -> None:
+    (folder / "packages.json").write_text("[]")
+    shutil.rmtree(folder / "packages" / "demo_package")
+
+
+CHANGES: dict[str, Callable[[Path, Path], object]] = {
+    "a planted command": lambda v, t: (v / "bundle/runtimes/cli.py").write_text("print('PWNED')"),
+    "a changed checker": lambda v, t: (v / "bundle/runtimes/trust/verify.py").write_text("x = 1"),
+    "a changed start": lambda v, t: (v / "bundle/start.py").write_text("print('PWNED')"),
+    "a truncated checker": lambda v, t: os.truncate(v / "bundle/runtimes/trust/verify.py", 100),
+    "a checker of no text": lambda v, t: (v / "bundle/runtimes/contract.py").write_bytes(b"\xff"),
+    "a missing start": lambda v, t: (v / "bundle/start.py").unlink(),
+    "a missing manifest": lambda v, t: (v / "bundle/bundle.json").unlink(),
+    "a missing list": lambda v, t: (v / "packages.json").unlink(),
+    "a cut list": lambda v, t: os.truncate(v / "packages.json", 100),
+    "a missing version": lambda v, t: v.rename(t / "elsewhere"),
+    "a checker of its own": lambda v, t: (v / "checker").mkdir(),
+    "a file beside": lambda v, t: (v / "sitecustomize.py").write_text("print('PWNED')"),
+    "a pipe beside": lambda v, t: os.mkfifo(v / "pipe"),
+    "a link beside": lambda v, t: (v / "link").symlink_to(t),
+    "an empty folder": lambda v, t: (v / "bundle/runtimes/__pycache__").mkdir(),
+    "an empty folder of packages": lambda v, t: (v / "packages/onnxruntime").mkdir(),
+    "a bundle elsewhere": lambda v, t: move_and_link(v / "bundle", t / "bundle"),
+    "packages elsewhere": lambda v, t: move_and_link(v / "packages", t / "packages"),
+    "a version elsewhere": lambda v, t: move_and_link(v, t / "version"),
+    "versions elsewhere": lambda v, t: move_and_link(v.parent, t / "elsewhere"),
+    "forged packages": lambda v, t: forge_packages(v),
+    "no packages": lambda v, t: no_packages(v),
+    "a forged manifest": lambda v, t: (v / "bundle/bundle.json").write_text("{}"),
+}
+PIPES = [
+    "packages.json",
+    "checked-bundle.json",
+    "checked-packages.json",
+    "bundle/bundle.json",
+    "bundle/bundle.json.sha256",
+    "bundle/bundle.json.sig",
+    "bundle/start.py",
+    "bundle/runtimes/errors.py",
+    "bundle/runtimes/trust/zz.py",
+    "packages/demo_package/__init__.py",
+]
+
+
+def pipe(path: str) -> Callable[[Path, Path], object]:
+    def change(folder: Path, _: Path) -> None:
+        (folder / path).unlink(missing_ok=True)
+        os.mkfifo(folder / path)
+
+    return change
+
+
+CHANGES |= {f"a pipe as {path}": pipe(path) for path in PIPES}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_is_found_before_it_acts_and_reinstalling_repairs_it(
+    bundle: Path, target: Path, tmp_path: Path, name: str
+) -> None:
+    CHANGES[name](version(target), tmp_path)
+    for words in (["verify"], ["verify", "--full"], ["verify", "--json"], ["licence"]):
+        refused = run(target, *words)
+        said = refused.stdout + refused.stderr
+        assert refused.returncode == 5, said
+        assert "Traceback" not in said and "PWNED" not in said
+        assert "rollback" in said and "./install --to" in said
+    if name == "versions elsewhere":
+        assert run_install(bundle, target).returncode == 2  # that is no installation
+        return
+    assert run_install(bundle, target).returncode == 0
+    assert run(target, "verify", "--full").returncode == 0
+
+
+def run(target: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """A pipe that is waited for must not hold up the tests."""
+    return subprocess.run(
+        [target / "run", *words], capture_output=True, text=True, timeout=60,
+        env=bare_environment(), check=False,
+    )  # fmt: skip
+
+
+def run_install(bundle: Path, target: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [bundle / "install", "--to", target], capture_output=True, text=True, timeout=60,
+        env=bare_environment(), check=False,
+    )  # fmt: skip
+
+
+def test_the_link_for_people_leads_nothing_astray(target: Path, tmp_path: Path) -> None:
+    (tmp_path / "evil").mkdir()
+    (target / "current").unlink()
+    (target / "current").symlink_to(tmp_path / "evil")
+    assert run(target, "verify").returncode == 0
+
+
+PARTS = "|run|versions|V|V/bundle|V/packages.json|V/packages/demo_package|V/bundle/tokenizer.json"
+
+
+@pytest.mark.parametrize("part", PARTS.split("|"))
+def test_what_others_may_write_to_is_refused_with_a_remedy_that_works(
+    target: Path, part: str
+) -> None:
+    place = target / part.replace("V", f"versions/{version(target).name}")
+    before = place.stat().st_mode
+    for bits in (0o002, 0o020):
+        place.chmod(before | bits)
+        refused = run(target, "verify")
+        assert refused.returncode == 5 and str(place) in refused.stderr
+        (remedy,) = [line for line in refused.stderr.splitlines() if "remedy: " in line]
+        command = remedy.split("remedy: ")[1].split(",")[0]
+        assert command.startswith("chmod go-w ")
+        subprocess.run(command, shell=True, check=True)
+        assert run(target, "verify").returncode == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_somebody_else_owns_is_refused(target: Path) -> None:
+    for place in (version(target) / "bundle" / "tokenizer.json", target / "versions"):
+        os.chown(place, 12345, -1)
+        refused = run(target, "verify")
+        assert refused.returncode == 5 and "user 12345 owns it" in refused.stderr
+        os.chown(place, 0, -1)
+    assert run(target, "verify").returncode == 0
+    for folder, names, files in os.walk(target):  # all of it given to a user who runs it
+        for name in [".", *names, *files]:
+            os.chown(Path(folder, name), 12345, -1, follow_symlinks=False)
+    assert run(target, "verify").returncode == 0
+
+
+@pytest.mark.parametrize("umask", ["000", "777"])
+def test_modes_are_set_whatever_the_umask(bundle: Path, tmp_path: Path, umask: str) -> None:
+    target = tmp_path / "installed"
+    done = subprocess.run(
+        ["sh", "-c", f'umask {umask}; exec "$0" --to "$1"', bundle / "install", target],
+        capture_output=True, text=True, env=bare_environment(), check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    programs = {"run", "install"}
+    for file in [target, *target.rglob("*")]:
+        if not file.is_symlink():
+            expected = 0o755 if file.is_dir() or file.name in programs else 0o644
+            assert file.stat().st_mode & 0o7777 == expected, file
+
+
+def test_two_installs_are_the_same_bytes(bundle: Path, pristine: Path, tmp_path: Path) -> None:
+    target = tmp_path / "another place"
+    environment = {"PYTHONHASHSEED": "7"}
+    assert sh(bundle / "install", "--to", target, **environment).returncode == 0
+    found = [
+        {
+            file.relative_to(folder).as_posix(): file.read_bytes()
+            for file in folder.rglob("*")
+            if file.is_file() and not file.name.startswith("checked-")
+        }
+        for folder in (pristine, target)
+    ]
+    assert found[0] == found[1]
+    assert any(name.endswith(".pyc") for name in found[0])
+
+
+def test_byte_code_is_what_python_takes_in_place_of_the_source(target: Path) -> None:
+    packages = version(target) / "packages"
+    module = packages / "demo_package" / "__init__.py"
+    code = (
+        f"import sys; sys.path.insert(0, {str(packages)!r}); import demo_package; "
+        "print(demo_package.f('a'), demo_package.f.__code__.co_filename)"
+    )
+    words = [shutil.which("python3"), "-I", "-B", "-v", "-c", code]
+    python = Installation(target).root().current.python
+    done = subprocess.run([python, *words[1:]], capture_output=True, text=True, check=True)
+    assert done.stdout == f"True {module}\n"
+    assert "matches" in done.stderr and "__pycache__/__init__" in done.stderr
+
+
+def test_full_verification_needs_no_list_to_know_the_packages(bundle: Path, target: Path) -> None:
+    folder = version(target)
+    forge_packages(folder)
+    root = Installation(target).root()
+    sha256 = hashlib.sha256((folder / "packages.json").read_bytes()).hexdigest()
+    script = (target / "run").read_text().replace(root.current.packages_sha256, sha256)
+    (target / "run").write_text(script)  # as if `run` vouched for it
+    assert run(target, "verify").returncode == 0
+    refused = run(target, "verify", "--full")
+    assert refused.returncode == 5 and "wheels unpack to" in refused.stderr
+
+
+def test_the_list_of_packages_is_that_of_the_wheels(bundle: Path, target: Path) -> None:
+    listed = {
+        e.path: e for e in read_package_list((version(target) / "packages.json").read_bytes())
+    }
+    (wheel,) = (bundle / "wheels").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            assert listed.pop(name).sha256 == hashlib.sha256(archive.read(name)).hexdigest()
+    assert [path.split("/")[:2] for path in listed] == [["demo_package", "__pycache__"]]
