@@ -23,7 +23,8 @@ from packager.engine.target import this_machine
 from packager.selection.candidates import of_measurement
 from packager.selection.selector import select
 from runtimes.bundle.open import verify_files
-from runtimes.trust.install import copy_file
+from runtimes.trust.files import FILE_MODE, NewFiles
+from runtimes.trust.installed.stage import copy_file
 from runtimes.trust.installed.versions import Installation
 from runtimes.trust.manifest import Manifest, read_manifest
 from tests.support.candidates import candidate
@@ -249,8 +250,9 @@ def test_where_the_disk_has_no_second_names_a_copy_is_made(tmp_path: Path, monke
         raise OSError("not on this disk")
 
     (tmp_path / "source").write_text("text")
-    copy_file(tmp_path / "source", tmp_path / "first", tmp_path / "first")
-    monkeypatch.setattr(os, "link", refuse)
-    copy_file(tmp_path / "source", tmp_path / "second", tmp_path / "first")
+    with NewFiles(tmp_path) as files:
+        copy_file(tmp_path / "source", files, "first", "first", FILE_MODE)
+        monkeypatch.setattr(os, "link", refuse)
+        copy_file(tmp_path / "source", files, "second", "first", FILE_MODE)
     assert (tmp_path / "second").read_text() == "text"
     assert not (tmp_path / "second").samefile(tmp_path / "first")
