@@ -246,7 +246,7 @@ def test_how_many_are_asked_for(flags: list[str], count: int | None) -> None:
 
 
 def test_where_the_disk_has_no_second_names_a_copy_is_made(tmp_path: Path, monkeypatch) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise OSError("not on this disk")
 
     (tmp_path / "source").write_text("text")
