@@ -340,6 +340,31 @@ def test_changed_bundle_is_not_installed(bundle: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("target*"))
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "bundle.json",
+        "bundle.json.sha256",
+        "bundle.json.sig",
+        "start.py",
+        "runtimes/trust/verify.py",
+        "model/model.gguf",
+        "delta.json",
+    ],
+)
+def test_a_pipe_in_a_bundle_is_refused_at_once(bundle: Path, tmp_path: Path, path: str) -> None:
+    (bundle / path).unlink(missing_ok=True)
+    os.mkfifo(bundle / path)
+    for flags in (["--to", tmp_path / "target"], ["--check"]):
+        refused = subprocess.run(
+            [bundle / "install", *flags], capture_output=True, text=True, timeout=60,
+            env=bare_environment(), check=False,
+        )  # fmt: skip
+        assert refused.returncode == 5 and str(bundle / path) in refused.stderr
+        assert "Traceback" not in refused.stderr
+    assert not list(tmp_path.glob("target*"))
+
+
 def test_a_bundle_is_verified_without_installing(bundle: Path) -> None:
     done = sh(bundle / "install", "--check")
     assert done.returncode == 0, done.stderr

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from runtimes.trust.bootstrap import checker_files
 from runtimes.trust.installed.packages import byte_code, read_package_list
 from runtimes.trust.installed.versions import Installation
 from tests.support.packing import bare_environment, sh, write_bundle
@@ -149,6 +150,32 @@ def run_install(bundle: Path, target: Path) -> subprocess.CompletedProcess[str]:
         [bundle / "install", "--to", target], capture_output=True, text=True, timeout=60,
         env=bare_environment(), check=False,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("spoil", ["missing", "empty", "cut", "a pipe", "a folder", "a link"])
+def test_no_file_of_ours_ends_in_a_traceback(target: Path, tmp_path: Path, spoil: str) -> None:
+    bundle = version(target) / "bundle"
+    paths = checker_files(p.relative_to(bundle).as_posix() for p in bundle.rglob("*.py"))
+    paths = [*paths[::5], "bundle.json", "bundle.json.sha256", "tokenizer.json", "../packages.json"]
+    for path in paths:
+        file, aside = bundle / path, tmp_path / "aside"
+        file.rename(aside)
+        match spoil:
+            case "empty":
+                file.touch()
+            case "cut":
+                file.write_bytes(aside.read_bytes()[:-1])
+            case "a pipe":
+                os.mkfifo(file)
+            case "a folder":
+                file.mkdir()
+            case "a link":
+                file.symlink_to(aside)
+        refused = run(target, "verify")
+        assert (refused.returncode, "Traceback" in refused.stderr) == (5, False), (path, refused)
+        file.rmdir() if spoil == "a folder" else file.unlink(missing_ok=True)
+        aside.rename(file)
+    assert run(target, "verify").returncode == 0
 
 
 def test_the_link_for_people_leads_nothing_astray(target: Path, tmp_path: Path) -> None:
