@@ -121,8 +121,9 @@ def main() -> int:
     """Do what the first argument says, without a network; returns the exit code."""
     word, *rest = sys.argv[1:]
     sys.meta_path.insert(0, Checker(checker_sources()))
-    from runtimes.trust import offline
+    from runtimes.trust import environment, offline
 
+    environment.drop_loading_variables()
     offline.forbid_network(serving=word == "run" and rest[4:5] == ["serve"])
     try:
         code = do(word, rest)
