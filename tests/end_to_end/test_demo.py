@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from runtimes.bundle.open import open_bundle
 from runtimes.generation.completion import join
 from runtimes.generation.runtime import GenerateOptions, Runtime
 from runtimes.prompts.fim import infill_ids
+from tests.support import whole_run
 
 pytest.importorskip("llama_cpp", reason="needs the engine: make wheels")
 pytest.importorskip("onnxruntime")
@@ -55,28 +58,9 @@ print("{MARK}" + json.dumps([complete(ids) for ids in job["prompts"]]) + "{MARK}
 """
 
 
-# Runs in a namespace without a route, whose loopback is down until this brings it up.
-SERVED = """
-import fcntl, json, socket, struct, subprocess, sys, time, urllib.request
-with socket.socket() as any_socket:  # SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP: man 7 netdevice
-    flags = struct.unpack("16sH", fcntl.ioctl(any_socket, 0x8913, struct.pack("16sH", b"lo", 0)))
-    fcntl.ioctl(any_socket, 0x8914, struct.pack("16sH", b"lo", flags[1] | 1))
-server = subprocess.Popen([sys.argv[1], "serve", "--port", "8012", "--threads", "1"])
-address = "http://127.0.0.1:8012"
-for _ in range(300):
-    try:
-        urllib.request.urlopen(address + "/ready")
-        break
-    except OSError:
-        assert server.poll() is None
-        time.sleep(0.2)
-body = json.dumps({"prompt": "def main(", "suffix": "\\n", "max_tokens": 8}).encode()
-request = urllib.request.Request(address + "/v1/completions", body)
-request.add_header("Content-Type", "application/json")
-print(urllib.request.urlopen(request).read().decode())
-server.terminate()
-assert server.wait() == 0
-"""
+ISOLATED = ("unshare", "--user", "--map-root-user", "--net")
+WAITS = {"socket", "bind", "listen", "accept", "accept4", "getsockname", "getpeername"}
+ANSWERS = {"socketpair", "setsockopt", "getsockopt", "recvfrom", "sendto", "sendmsg", "shutdown"}
 
 
 @pytest.fixture(scope="module")
@@ -220,58 +204,73 @@ def test_the_quality_floor_blocks_packing_and_an_override_stands_in_the_manifest
     assert override.startswith("quality: it diverges by")
 
 
-@pytest.mark.parametrize("format", sorted(SMALL))
-def test_an_installed_bundle_works_without_network_home_compiler_or_checkout(
-    bundle, tmp_path, format
-):
-    isolated = ["unshare", "--user", "--map-root-user", "--net"]
-    if shutil.which("unshare") is None or subprocess.run([*isolated, "true"]).returncode:
-        pytest.skip("needs network namespaces for users")
-    carried = tmp_path / "carried"
-    shutil.copytree(bundle / "small" / format / "bundle", carried)
-    tools = tmp_path / "tools"  # all that is on the PATH: what the two scripts call
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory) -> dict[str, str]:
+    """No home, no compiler: what the two scripts call is all that is on the PATH."""
+    folder = tmp_path_factory.mktemp("environment")
+    tools = folder / "tools"
     tools.mkdir()
-    for name in ("dirname", "readlink", "unshare"):
-        (tools / name).symlink_to(shutil.which(name))
-    environment = {"PATH": str(tools), "HOME": str(tmp_path / "nobody"), "PYTHON": PYTHON}
+    for name in ("dirname", "readlink", "strace", "unshare"):
+        if found := shutil.which(name):
+            (tools / name).symlink_to(found)
+    return {"PATH": str(tools), "HOME": str(folder / "nobody"), "PYTHON": PYTHON}
 
-    def run(*command: object, text: str = "") -> str:
-        words = [*isolated, *map(str, command)]
-        done = subprocess.run(
-            words, env=environment, cwd="/", input=text, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
 
-    installed = tmp_path / "installed"
-    run(carried / "install", "--to", installed)
-    shutil.rmtree(carried)
-    answer = json.loads(
-        run(
-            installed / "run",
-            "infill",
-            "--marker",
-            "<GAP>",
-            "--json",
-            text="import <GAP>\n\nx = 1\n",
-        )
-    )
-    assert isinstance(answer["text"], str)
-    completion = json.loads(run(installed / "run", "generate", "def main(", "--json"))
-    assert completion["text"]
-    doctor = json.loads(run(installed / "run", "doctor", "--json"))
-    assert "256" in json.dumps(doctor)
-    run(installed / "run", "verify", "--full")
-    served = json.loads(run(PYTHON, "-c", SERVED, installed / "run").splitlines()[-1])
-    assert served["choices"][0]["finish_reason"] in ("stop", "length")
-    assert not (tmp_path / "nobody").exists()
-    # one changed byte, anywhere, and nothing is loaded
+@pytest.fixture(scope="module", params=sorted(SMALL))
+def installed(bundle, environment, tmp_path_factory, request) -> Path:
+    """Where it has been installed; what it was installed from is gone."""
+    folder = tmp_path_factory.mktemp("installed")
+    shutil.copytree(bundle / "small" / request.param / "bundle", folder / "carried")
+    outside([folder / "carried" / "install", "--to", folder / "installed"], environment)
+    shutil.rmtree(folder / "carried")
+    return folder / "installed"
+
+
+def outside(words: list[object], environment: dict[str, str]) -> str:
+    """What a program prints that knows nothing of this checkout."""
+    command = list(map(str, words))
+    done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_an_installed_bundle_works_without_network_home_compiler_or_checkout(
+    installed, environment
+):
+    if shutil.which("unshare") is None or subprocess.run([*ISOLATED, "true"]).returncode:
+        pytest.skip("needs network namespaces for users")
+    words = [PYTHON, whole_run.__file__, installed / "run"]
+    answers = json.loads(outside([*ISOLATED, *words], environment))
+    assert answers == json.loads(outside(words, environment))
+    assert all(answers[name] for name in ("generate", "infill", "serve"))
+    assert "window" in answers["doctor"] and "files" in answers["verify"]
+    assert not Path(environment["HOME"]).exists()
+
+
+def test_no_command_asks_for_a_socket_but_to_serve(installed, environment, tmp_path):
+    """Nor tries anything else of the network, were it refused: a tracer sees each call."""
+    if shutil.which("strace") is None:
+        missing = "needs strace"
+        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+    outside([PYTHON, whole_run.__file__, installed / "run", tmp_path], environment)
+    calls = {trace.name: trace.read_text() for trace in tmp_path.iterdir()}
+    assert {name: text for name, text in calls.items() if name != "serve" and text} == {}
+    served = calls["serve"]
+    assert set(re.findall(r"^\d+ (\w+)\(", served, re.M)) <= WAITS | ANSWERS
+    assert set(re.findall(r"\bsocket\((\w+), (\w+)", served)) == {("AF_INET", "SOCK_STREAM")}
+    assert set(re.findall(r"\bsocketpair\((\w+)", served)) == {"AF_UNIX"}
+    assert not re.findall(r"\bsend\w*\(.*(?:sa_family|MSG_FASTOPEN).*", served)
+
+
+def test_one_changed_byte_and_nothing_is_loaded(installed, environment):
     folder = installed / "current" / "bundle" / "model"
     model = max(folder.iterdir(), key=lambda file: file.stat().st_size)
-    data = bytearray(model.read_bytes())
-    data[len(data) // 2] ^= 1
-    model.write_bytes(data)
-    words = [*isolated, str(installed / "run"), "generate", "x"]
+    whole = model.read_bytes()
+    changed = bytearray(whole)
+    changed[len(whole) // 2] ^= 1
+    model.write_bytes(changed)
+    words = [str(installed / "run"), "generate", "x"]
     done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    model.write_bytes(whole)
     assert done.returncode == 5
     assert f"model/{model.name}" in done.stderr
