@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from runtimes.trust.entries import FileEntry
-from runtimes.trust.lock import lock, try_lock
+from runtimes.trust.files import lock, try_lock
 
 PARTIAL = ".partial"
 YOUNG_S = 60  # guessed: longer than it takes to lock a folder that has just been made

@@ -19,7 +19,7 @@ from typing import BinaryIO, TextIO
 
 from packager.core.atomic import PARTIAL, atomic_folder, write_json
 from packager.core.errors import CheckpointError, DataError, UsageError
-from runtimes.trust.lock import try_lock
+from runtimes.trust.files import try_lock
 
 INPUTS_NAME = "inputs.json"  # what a work folder is for
 WORK_FOLDER = re.compile(r".+\.[0-9a-f]{12}\.work")

@@ -26,7 +26,7 @@ from packager.core.strict_json import read_object
 from packager.engine.build_log import run_logged
 from packager.engine.target import Target, this_machine
 from runtimes.server import REQUIRES as SERVER_REQUIRES
-from runtimes.trust.lock import lock, try_lock
+from runtimes.trust.files import lock, try_lock
 
 # What every format needs. tokenizers also declares huggingface-hub, but only to download with.
 COMMON_PACKAGES = ("numpy", "tokenizers", *SERVER_REQUIRES)

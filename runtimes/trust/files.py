@@ -3,12 +3,15 @@
     read     a plain file, up to a size: no link is followed, no pipe waited for
     write    new files below one folder, through descriptors: no link leads them elsewhere, and
              their modes are set on what has been opened, whatever the umask
+    lock     an open file or folder, among this machine's processes; the system frees the lock of
+             one that ends
 
 Standard library only.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 from collections.abc import Sequence
@@ -127,3 +130,17 @@ def _make_folder(name: str, within: int) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def try_lock(descriptor: int) -> bool:
+    """Take the lock unless somebody else holds it; whether it was taken."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def lock(descriptor: int) -> None:
+    """Take the lock, after whoever holds it."""
+    fcntl.flock(descriptor, fcntl.LOCK_EX)

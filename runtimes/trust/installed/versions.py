@@ -25,10 +25,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runtimes.errors import DeviceError, StarpackError, UsageError
-from runtimes.trust.files import PROGRAM_MODE, NewFiles, read_plain
+from runtimes.trust.files import PROGRAM_MODE, NewFiles, read_plain, try_lock
 from runtimes.trust.installed.root import MAX_SCRIPT_BYTES, NAME, Pinned, Root
 from runtimes.trust.installed.version import Version
-from runtimes.trust.lock import try_lock
 from runtimes.trust.manifest import COPY_AGAIN, Manifest
 from runtimes.trust.verify import BytesProgress, no_progress
 
