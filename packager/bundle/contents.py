@@ -22,6 +22,7 @@ from runtimes import backends
 from runtimes.bundle.open import TOKENIZER_NAME
 from runtimes.trust.bootstrap import STARTER, checker_files
 
+HUB_BLOBS = "blobs"  # specified: where ../.. of a snapshot in huggingface_hub's cache has the files
 BUNDLE_FILES = Path(__file__).parent / "files"
 RUNTIME = Path(runtimes.__file__).parent
 LICENCE_NAMES = re.compile(r"(licen[cs]e|copying)([._-].*)?", re.IGNORECASE)
@@ -37,10 +38,10 @@ def sources_of(
     for part in parts:
         for path, file, _ in part.files():
             yield path, file
-    yield TOKENIZER_NAME, checkpoint.path / TOKENIZER_NAME
+    yield TOKENIZER_NAME, _own(checkpoint, checkpoint.path / TOKENIZER_NAME)
     card = checkpoint.path / CARD_NAME
     if card.is_file():
-        yield ORIGINAL_CARD_NAME, card
+        yield ORIGINAL_CARD_NAME, _own(checkpoint, card)
     for file in model_licences(checkpoint, licence_file):
         yield f"licence/model/{file.name}", file
     yield "licence/starpack/LICENSE", own_licence()
@@ -71,8 +72,24 @@ def model_licences(checkpoint: Checkpoint, licence_file: Path | None) -> list[Pa
             remedy="name it with --licence-file. The model's card names its licence and links to "
             "the text; StarCoder2's is the BigCode OpenRAIL-M v1 licence agreement",
         )
-    check_full_text(checkpoint, found)
+    check_full_text(checkpoint, [_own(checkpoint, file) for file in found])
     return found
+
+
+def _own(checkpoint: Checkpoint, file: Path) -> Path:
+    """A file of the checkpoint: a link in its folder may lead into the hub's cache alone.
+
+    Otherwise a stranger's folder could have any file of this machine carried away in a bundle.
+    """
+    folder, place = checkpoint.path.resolve(), file.resolve()
+    if place.is_relative_to(folder) or place.parent == folder.parent.parent / HUB_BLOBS:
+        return file
+    raise CheckpointError(
+        f"{file.name} is a link that leads out of the checkpoint",
+        where=file,
+        expected="a file of the checkpoint's own",
+        remedy="where you trust it, put a copy of the file in its place",
+    )
 
 
 def _runtime_files(formats: Set[str]) -> Iterator[tuple[str, Path]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from packager.core.records import Progress, no_progress
 from runtimes.trust.bootstrap import STARTER, checker_files
 from runtimes.trust.delta import BLOBS, DELTA_NAME, DELTA_VERSION
 from runtimes.trust.entries import FileEntry
+from runtimes.trust.files import NewFiles
 from runtimes.trust.installed.stage import mode_of
 from runtimes.trust.manifest import (
     MANIFEST_NAME,
@@ -60,9 +61,10 @@ def write_delta(old: Path, new: Path, out: Path, progress: Progress = no_progres
     had = {entry.sha256 for entry in before.files}
     blobs = {entry.sha256: entry for entry in after.files if entry.sha256 not in had}
     with atomic_folder(out) as folder:
-        files = list(_copy(new, folder, after, blobs, progress))
-        for name in unlisted_files(new):
-            shutil.copyfile(new / name, folder / name)
+        with NewFiles(folder) as made:
+            files = list(_copy(new, folder, made, after, blobs, progress))
+            for name in unlisted_files(new):
+                made.copy(new / name, name)
         record = {
             "schema_version": DELTA_VERSION,
             "old_sha256": _manifest_sha256(old),
@@ -82,6 +84,7 @@ def write_delta(old: Path, new: Path, out: Path, progress: Progress = no_progres
 def _copy(
     new: Path,
     folder: Path,
+    made: NewFiles,
     manifest: Manifest,
     blobs: dict[str, FileEntry],
     progress: Progress,
@@ -99,11 +102,15 @@ def _copy(
     wanted += [(path, by_path[path]) for path in (INSTALLER, *checker_files(by_path))]
     total, done = sum(entry.bytes for _, entry in wanted), 0
     for path, entry in wanted:
-        copy = folder / path
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(new / entry.path, copy, follow_symlinks=False)
-        copy.chmod(mode_of(path))
-        if sha256_file(copy) != entry.sha256:
+        try:
+            made.copy(new / entry.path, path, mode_of(path))
+        except (FileNotFoundError, ValueError):
+            raise damaged(new / entry.path, "a file of the bundle is gone") from None
+        except OSError as error:
+            if error.errno != errno.ELOOP:  # a link now, which is not followed
+                raise
+            raise damaged(new / entry.path, "a file of the bundle is a link") from None
+        if sha256_file(folder / path) != entry.sha256:
             raise damaged(new / entry.path, "a file of the bundle has changed", entry.sha256)
         done += entry.bytes
         progress("delta", done, total)

@@ -36,7 +36,7 @@ from packager.engine.target import Target, this_machine
 from packager.engine.wheelhouse import newest_glibc
 from runtimes.trust.entries import FileEntry
 from runtimes.trust.files import NewFiles
-from runtimes.trust.installed.stage import EXECUTABLE, copy_file, mode_of
+from runtimes.trust.installed.stage import copy_file, mode_of
 from runtimes.trust.manifest import MANIFEST_HASH_NAME, MANIFEST_NAME, Manifest, manifest_hash
 
 REPORT_NAME = "report.html"
@@ -72,15 +72,13 @@ def pack(
     if origin.report is not None:
         sources[REPORT_NAME] = origin.report
     texts = documents(parts, checkpoint, wheels, target)
-    with atomic_folder(out) as folder:
+    with atomic_folder(out) as folder, NewFiles(folder) as files:
         known = {path: sha256 for part in parts for path, _, sha256 in part.files()}
-        _copy(sources, known, folder, progress)
-        (folder / "install").write_text(install_script(sources, target), encoding="utf-8")
+        _copy(sources, known, files, progress)
+        texts["install"] = install_script(sources, target).encode()
         for name, data in texts.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(data)
-        for name in EXECUTABLE:
-            (folder / name).chmod(0o755)
+            with files.create(name, mode_of(name)) as stream:
+                stream.write(data)
         paths = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
         entries = tuple(file_entry(folder, path) for path in paths)
         for part in parts:
@@ -146,7 +144,7 @@ def _check_wheels(wheels: Sequence[Path]) -> None:
 
 
 def _copy(
-    sources: Mapping[str, Path], known: Mapping[str, str], folder: Path, progress: Progress
+    sources: Mapping[str, Path], known: Mapping[str, str], files: NewFiles, progress: Progress
 ) -> None:
     """Copies: a bundle must not change with the files that it was made from.
 
@@ -155,12 +153,12 @@ def _copy(
     stored: dict[str, str] = {}
     total = sum(file.stat().st_size for file in sources.values())
     done = 0
-    with NewFiles(folder) as files:
-        for path, file in sources.items():
-            twin = stored.setdefault(known.get(path, path), path)
-            copy_file(file, files, path, twin, mode_of(path), follow=True)
-            done += file.stat().st_size
-            progress("pack", done, total)
+    for path, file in sources.items():
+        twin = stored.setdefault(known.get(path, path), path)
+        # the checkpoint's own files may be links, as the hub's cache has them
+        copy_file(file, files, path, twin, mode_of(path), follow=True)
+        done += file.stat().st_size
+        progress("pack", done, total)
 
 
 def _check_artifact(part: Packed, entries: Sequence[FileEntry]) -> None:

@@ -6,21 +6,22 @@ SHA256SUMS          of each volume and of NAME.tar, for `sha256sum -c`; written 
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packager.bundle.archive import write_archive
-from packager.core.atomic import atomic_file
-from packager.core.errors import IntegrityError, UsageError
+from packager.core.atomic import atomic_file, partial_folder, write_text
+from packager.core.errors import IntegrityError, UsageError, why_unreadable
 from packager.core.records import Progress, no_progress
+from runtimes.trust.fields import MAX_NAME_BYTES
+from runtimes.trust.files import NewFiles, open_plain, read_plain
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -78,7 +79,7 @@ def write_files(
         return [str(archive)]
     with volumes(archive, volume_bytes) as stream:
         write_archive(folder, stream, progress)
-    parts = sorted(archive.parent.glob(f"{archive.name}.[0-9][0-9][0-9]"))
+    parts = sorted(archive.parent.glob(f"{glob.escape(archive.name)}.[0-9][0-9][0-9]"))
     return [str(file) for file in (*parts, archive.with_name(SUMS_NAME))]
 
 
@@ -97,33 +98,24 @@ def volumes(archive: Path, volume_bytes: int) -> Iterator[BufferedIOBase]:
             where=sums_file,
             remedy="write these volumes to a folder of their own",
         )
-    folder = Path(
-        tempfile.mkdtemp(prefix=f"{archive.name}.", suffix=".partial", dir=archive.parent)
-    )
-    writer = _Writer(folder, archive.name, volume_bytes)
-    try:
-        yield writer
-        sums = writer.finish()
+    with partial_folder(archive) as folder, NewFiles(folder) as files:
+        with closing(_Writer(files, archive.name, volume_bytes)) as writer:
+            yield writer
+            sums = writer.finish()
         sums_file.unlink(missing_ok=True)  # from here on until it is written there is no archive
-        for old in archive.parent.glob(f"{archive.name}.[0-9][0-9][0-9]"):
+        for old in archive.parent.glob(f"{glob.escape(archive.name)}.[0-9][0-9][0-9]"):
             old.unlink()
         for name, _ in sums.volumes:
             (folder / name).rename(archive.with_name(name))
-        partial = folder / SUMS_NAME
-        partial.write_text(sums.text())
-        partial.rename(sums_file)
-    finally:
-        writer.close()
-        shutil.rmtree(folder, ignore_errors=True)
+        write_text(sums_file, sums.text())
 
 
 def read_sums(file: Path) -> Sums:
     """The archive and its volumes, in their order; raises IntegrityError."""
     try:
-        if file.stat().st_size > MAX_SUMS_BYTES:
-            raise ValueError("it is too large")
-        lines = [_LINE.fullmatch(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        listed = [(found[2], found[1]) for found in lines if found]
+        text = read_plain(file, MAX_SUMS_BYTES, follow=True).decode()
+        lines = [_LINE.fullmatch(line) for line in text.splitlines()]
+        listed = [(found[2], found[1]) for found in lines if found and _is_name(found[2])]
         if len(listed) != len(lines) or len(listed) < 2:
             raise ValueError("it should have lines of `sha256sum`, for an archive and its volumes")
         *parts, (name, sha256) = listed
@@ -131,7 +123,7 @@ def read_sums(file: Path) -> Sums:
             raise ValueError("it should list the volumes in their order, then the archive")
     except (ValueError, OSError) as error:
         raise IntegrityError(
-            f"not the list of an archive's volumes: {error}",
+            f"not the list of an archive's volumes: {why_unreadable(error)}",
             where=file,
             expected=f"{SUMS_NAME}, as `starpack archive --split` writes it",
             remedy="copy it again",
@@ -186,8 +178,14 @@ def join_volumes(
     return out
 
 
+def _is_name(name: str) -> bool:
+    """Whether a disk can hold a file of this name."""
+    return name not in (".", "..") and len(name.encode()) <= MAX_NAME_BYTES
+
+
 def _blocks(file: Path) -> Iterator[bytes]:
-    with open(file, "rb") as stream:
+    """What can be read of a volume: one that cannot be read to its end is damaged."""
+    with suppress(OSError), open_plain(file, follow=True) as stream:
         while block := stream.read(BLOCK_BYTES):
             yield block
 
@@ -195,8 +193,8 @@ def _blocks(file: Path) -> Iterator[bytes]:
 class _Writer(BufferedIOBase):
     """Takes bytes in order and cuts them."""
 
-    def __init__(self, folder: Path, name: str, volume_bytes: int) -> None:
-        self._folder, self._name, self._volume_bytes = folder, name, volume_bytes
+    def __init__(self, files: NewFiles, name: str, volume_bytes: int) -> None:
+        self._files, self._name, self._volume_bytes = files, name, volume_bytes
         self._done: list[tuple[str, str]] = []
         self._bytes = 0
         self._total_hash = hashlib.sha256()
@@ -204,7 +202,7 @@ class _Writer(BufferedIOBase):
 
     def _begin(self) -> None:
         self._path = f"{self._name}.{len(self._done) + 1:03}"
-        self._file = open(self._folder / self._path, "wb")  # noqa: SIM115 - closed by _end
+        self._file = self._files.create(self._path)
         self._digest = hashlib.sha256()
         self._left = self._volume_bytes
 

@@ -22,9 +22,11 @@ import numpy as np
 from packager.checkpoint.reference import final_states
 from packager.checkpoint.tensors import open_tensors
 from packager.checkpoint.tokenizer import TOKENIZER_NAME
-from packager.core.errors import DataError, UsageError
+from packager.core.atomic import partial_folder
+from packager.core.errors import DataError, UsageError, why_unreadable
 from packager.core.records import Checkpoint, Progress, no_progress
 from runtimes.prompts.tokenizer import Tokenizer
+from runtimes.trust.files import FILE_MODE, read_plain
 
 MAX_IMATRIX_BYTES = 64 << 20  # calculated: StarCoder2-15B's is 9 MB
 SEED = 0
@@ -119,10 +121,10 @@ def write_importance(file: Path, importance: Mapping[str, np.ndarray], batches: 
     Raises UsageError where it cannot be written; see check_place.
     """
     check_place(file)
-    beside = tempfile.TemporaryDirectory(prefix=f"{file.name}.", suffix=".partial", dir=file.parent)
-    with beside as folder:
-        partial = Path(folder) / file.name
+    with partial_folder(file) as folder:
+        partial = folder / file.name
         _write_gguf(partial, importance, batches)
+        partial.chmod(FILE_MODE)
         os.replace(partial, file)
 
 
@@ -151,22 +153,14 @@ def read_importance(file: Path, columns: Mapping[str, int]) -> dict[str, np.ndar
     missing, of another width, not finite or negative.
     """
     try:
-        with file.open("rb") as stream:
-            data = stream.read(MAX_IMATRIX_BYTES + 1)
-    except OSError as error:
+        data = read_plain(file, MAX_IMATRIX_BYTES, follow=True)
+    except (OSError, ValueError) as error:
         raise DataError(
-            f"the importance matrix cannot be read: {error.strerror}",
+            f"the importance matrix cannot be read: {why_unreadable(error)}",
             where=file,
-            expected="a readable file",
+            expected=f"a readable file of at most {MAX_IMATRIX_BYTES} bytes",
             remedy="check its path, or write one with `starpack calibrate`",
         ) from None
-    if len(data) > MAX_IMATRIX_BYTES:
-        raise DataError(
-            "the importance matrix is too large",
-            where=file,
-            expected=f"at most {MAX_IMATRIX_BYTES} bytes",
-            remedy="compute it from this very checkpoint",
-        )
     try:
         tensors = _float_tensors(data)
     except ValueError as error:

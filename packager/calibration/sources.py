@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePath
 
 from packager.core.errors import UsageError
+from runtimes.trust.files import read_plain
 
 SOURCE_SUFFIXES = frozenset(
     ".c .cc .cpp .cs .css .go .h .hpp .html .java .js .json .kt .lua .md .php .pl .py .r .rb .rs "
@@ -39,13 +40,13 @@ def read_named_sources(folder: Path) -> list[tuple[str, str]]:
     for file in sorted(folder.rglob("*")):
         if file.suffix.lower() not in SOURCE_SUFFIXES or not file.is_file():
             continue
-        if 0 < file.stat().st_size <= MAX_SOURCE_BYTES:
-            try:
-                text = file.read_text(encoding="utf-8")
-            except UnicodeDecodeError:
-                continue  # not text, whatever its name says
-            if "\0" not in text:  # as git tells text from other bytes
-                texts.append((file.relative_to(folder).as_posix(), text))
+        try:
+            text = read_plain(file, MAX_SOURCE_BYTES, follow=True).decode()
+        except ValueError:
+            continue  # too large, or not text, whatever its name says
+        if text and "\0" not in text:  # as git tells text from other bytes
+            plain = text.replace("\r\n", "\n").replace("\r", "\n")
+            texts.append((file.relative_to(folder).as_posix(), plain))
     if not texts:
         raise UsageError(
             "no source text is there",
@@ -64,5 +65,5 @@ def texts_sha256(files: Iterable[tuple[str, str]]) -> str:
     """What (name, text) pairs are known by, in their order."""
     digest = hashlib.sha256()
     for name, text in files:
-        digest.update(f"{name}\0{text}\0".encode())
+        digest.update(f"{name}\0{text}\0".encode(errors="surrogateescape"))  # odd names
     return digest.hexdigest()

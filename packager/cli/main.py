@@ -14,10 +14,19 @@ from packager.core.errors import SelectionError, StarpackError
 from packager.core.record_store import to_plain
 from runtimes.errors import explained
 
+UMASK = 0o022  # what is made is for all to read and nobody else to write, whatever the shell's is
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. With --json one object is printed, always."""
-    words = sys.argv[1:] if argv is None else argv
+    umask = os.umask(UMASK)
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    finally:
+        os.umask(umask)
+
+
+def _run(words: Sequence[str]) -> int:
     as_json = "--json" in words  # until the words are understood
     try:
         arguments = parser().parse_args(words)

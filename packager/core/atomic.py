@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import glob
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from packager.core.errors import StarpackError
 from runtimes.trust.entries import FileEntry
-from runtimes.trust.files import lock, try_lock
+from runtimes.trust.files import FILE_MODE, FOLDER_MODE, PROGRAM_MODE, lock, try_lock
 
 PARTIAL = ".partial"
-YOUNG_S = 60  # guessed: longer than it takes to lock a folder that has just been made
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # there is no room for what is written
 
 
 def cache_folder() -> Path:
@@ -32,37 +35,93 @@ def cache_folder() -> Path:
 def atomic_folder(out: Path) -> Iterator[Path]:
     """A folder to fill; it becomes `out` when the block ends well, and vanishes otherwise.
 
-    Partial folders of earlier runs that were killed are deleted first.
+    All in it is then readable to everybody and writable to this user alone, whatever the umask is;
+    what could be started still can. See partial_folder for the rest.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _clear_partial(out)
-    partial = _folder_beside(out)
-    descriptor = os.open(partial, os.O_RDONLY)
-    try:
-        lock(descriptor)  # says that somebody still works on it
-        partial.chmod(0o755)  # mkdtemp keeps it to this user
+    with _partial(out) as (partial, descriptor):
         yield partial
+        _set_modes(descriptor)
         _replace(partial, out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    finally:
-        os.close(descriptor)
+
+
+@contextmanager
+def partial_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to work in, for this user alone; it vanishes with the block.
+
+    What earlier runs for `out` left there when they were killed is deleted first. A full disk is
+    an error that names it: StarpackError.
+    """
+    with _partial(out) as (partial, _):
+        yield partial
+
+
+@contextmanager
+def _partial(out: Path) -> Iterator[tuple[Path, int]]:
+    with full_disk_named(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _clear_partial(out)
+        with _folder_beside(out) as found:
+            yield found
+
+
+@contextmanager
+def atomic_file(out: Path) -> Iterator[BinaryIO]:
+    """A file to write; it becomes `out` when the block ends well, and vanishes otherwise.
+
+    See partial_folder for the rest.
+    """
+    with full_disk_named(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _clear_partial(out)
+        descriptor, name = _file_beside(out)
+        try:
+            with open(descriptor, "wb") as stream:
+                yield stream
+                stream.flush()
+                os.fchmod(descriptor, FILE_MODE)  # mkstemp keeps it to this user
+                os.fsync(descriptor)
+                os.replace(name, out)  # while it is locked: nobody takes it for left behind
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(name)
+            raise
+
+
+@contextmanager
+def full_disk_named(out: Path) -> Iterator[None]:
+    """Have a full disk named as what it is: no fault of what was read meanwhile."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        remedy = "free space on that disk, or name a place on another one"
+        if error.errno == errno.EFBIG:
+            remedy = "name a place where files may be as large; or archive with --split"
+        raise StarpackError(
+            f"{out.name} cannot be written: {error.strerror}",
+            where=out.parent,
+            expected="room for all of it",
+            remedy=remedy,
+        ) from None
 
 
 def _clear_partial(out: Path) -> None:
-    """Delete the partial folders of `out` that nobody works on any more.
+    """Delete the partial files and folders of `out` that nobody works on: their lock is free.
 
-    One of them may hold the old folder itself, put aside when its replacement was killed.
+    A folder may hold the old one itself, put aside when its replacement was killed.
     """
-    random = "?" * 8  # as tempfile names them
-    for found in out.parent.glob(f"{glob.escape(out.name)}.{random}{PARTIAL}"):
+    name = re.compile(rf"{re.escape(out.name)}\.[a-z0-9_]{{8}}{re.escape(PARTIAL)}")
+    for found in [path for path in out.parent.iterdir() if name.fullmatch(path.name)]:
         try:
-            descriptor = os.open(found, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            descriptor = os.open(found, _OPEN)
         except OSError:
-            continue  # gone meanwhile, or a file
+            continue  # gone meanwhile, or somebody else's
         try:
-            if not try_lock(descriptor) or time.time() - os.fstat(descriptor).st_mtime < YOUNG_S:
+            if not _try_lock(descriptor):
+                continue
+            if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                found.unlink(missing_ok=True)
                 continue
             if (found / "old").is_dir() and not os.path.lexists(out):
                 (found / "old").rename(out)
@@ -71,26 +130,69 @@ def _clear_partial(out: Path) -> None:
             os.close(descriptor)
 
 
-@contextmanager
-def atomic_file(out: Path) -> Iterator[BinaryIO]:
-    """A file to write; it becomes `out` when the block ends well, and vanishes otherwise."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f"{out.name}.", suffix=PARTIAL, dir=out.parent)
+def _try_lock(descriptor: int) -> bool:
     try:
-        with open(descriptor, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(descriptor)
-        os.chmod(name, 0o644)  # mkstemp keeps it to this user
-        os.replace(name, out)
-    except BaseException:
-        os.unlink(name)
-        raise
+        return try_lock(descriptor)
+    except OSError:
+        return False  # a disk without locks: nobody knows who is at work there
 
 
-def _folder_beside(out: Path) -> Path:
-    """A new empty folder for this run alone, on the same disk as `out`."""
-    return Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=PARTIAL, dir=out.parent))
+def _is_locked(descriptor: int, path: str) -> bool:
+    """Lock what was just made at `path`; whether it is still there, and not cleared by another."""
+    with suppress(OSError):  # a disk without locks, where nobody clears anything
+        lock(descriptor)
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _file_beside(out: Path) -> tuple[int, str]:
+    """A new file for this run alone, open and locked, on the same disk as `out`."""
+    while True:
+        descriptor, name = tempfile.mkstemp(PARTIAL, f"{out.name}.", out.parent)
+        if _is_locked(descriptor, name):
+            return descriptor, name
+        os.close(descriptor)
+
+
+@contextmanager
+def _folder_beside(out: Path) -> Iterator[tuple[Path, int]]:
+    """A new folder for this run alone on the same disk as `out`, open and locked.
+
+    Whoever moves it away keeps it.
+    """
+    while True:
+        name = tempfile.mkdtemp(PARTIAL, f"{out.name}.", out.parent)
+        with suppress(FileNotFoundError):
+            descriptor = os.open(name, _OPEN)
+            if _is_locked(descriptor, name):
+                break
+            os.close(descriptor)
+    try:
+        yield Path(name), descriptor
+    finally:
+        shutil.rmtree(name, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _set_modes(folder: int) -> None:
+    """Of all in the open `folder`, and last of itself: until then nobody else can put links in."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_symlink():
+                continue
+            is_folder = entry.is_dir(follow_symlinks=False)
+            program = entry.stat(follow_symlinks=False).st_mode & stat.S_IXUSR
+            mode = FOLDER_MODE if is_folder else PROGRAM_MODE if program else FILE_MODE
+            os.chmod(entry.name, mode, dir_fd=folder)
+            if is_folder:
+                inside = os.open(entry.name, _OPEN, dir_fd=folder)
+                try:
+                    _set_modes(inside)
+                finally:
+                    os.close(inside)
+    os.fchmod(folder, FOLDER_MODE)
 
 
 def _replace(partial: Path, out: Path) -> None:
@@ -99,14 +201,13 @@ def _replace(partial: Path, out: Path) -> None:
         os.rename(partial, out)
         return
     # a rename cannot replace a folder that has content: put the old one aside first
-    aside = _folder_beside(out)
-    try:
-        os.rename(out, aside / "old")
-        os.rename(partial, out)
-    finally:
-        if not os.path.lexists(out):
-            os.rename(aside / "old", out)
-        shutil.rmtree(aside, ignore_errors=True)
+    with _folder_beside(out) as (aside, _):
+        try:
+            os.rename(out, aside / "old")
+            os.rename(partial, out)
+        finally:
+            if not os.path.lexists(out):
+                os.rename(aside / "old", out)
 
 
 def write_json(file: Path, value: object) -> None:

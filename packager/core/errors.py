@@ -66,6 +66,11 @@ class BuildError(StarpackError):
     exit_code = 9
 
 
+def why_unreadable(error: OSError | ValueError) -> str:
+    """What kept a file from being read (see runtimes/trust/files.py), without its name."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 @contextmanager
 def data_errors_as(kind: type[StarpackError], remedy: str) -> Iterator[None]:
     """Have a DataError of the block become an error of `kind`, with the remedy that works there."""
@@ -90,4 +95,5 @@ __all__ = [
     "UsageError",
     "WindowError",
     "data_errors_as",
+    "why_unreadable",
 ]

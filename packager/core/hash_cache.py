@@ -13,13 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from packager.core.atomic import cache_folder, write_json
-from packager.core.errors import DataError
+from packager.core.errors import DataError, StarpackError, why_unreadable
 from packager.core.records import Progress, no_progress
 from runtimes.trust.entries import FileEntry
+from runtimes.trust.files import open_plain, read_plain
 from runtimes.trust.strict_json import parse_json
 
 BLOCK_BYTES = 1 << 20
 MAX_REMEMBERED = 10_000  # guessed: about 2 MB of JSON
+MAX_CACHE_BYTES = 64 << 20  # guessed: far more than so many long paths
 
 
 def hash_entries(files: Sequence[Path], progress: Progress = no_progress) -> list[FileEntry]:
@@ -54,14 +56,14 @@ def combined_sha256(entries: Sequence[FileEntry]) -> str:
 def _sha256(file: Path, done: int, total: int, progress: Progress) -> str:
     digest = hashlib.sha256()
     try:
-        with file.open("rb") as stream:
+        with open_plain(file, follow=True) as stream:
             while block := stream.read(BLOCK_BYTES):
                 digest.update(block)
                 done += len(block)
                 progress("hash", done, total)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise DataError(
-            f"{file.name} cannot be read: {error.strerror or error}",
+            f"{file.name} cannot be read: {why_unreadable(error)}",
             where=file,
             expected="a readable file",
         ) from None
@@ -70,7 +72,7 @@ def _sha256(file: Path, done: int, total: int, progress: Progress) -> str:
 
 def _load() -> dict[str, str]:
     try:
-        value = parse_json((cache_folder() / "hashes.json").read_bytes())
+        value = parse_json(read_plain(cache_folder() / "hashes.json", MAX_CACHE_BYTES, follow=True))
     except (OSError, ValueError):
         return {}
     if not isinstance(value, dict):
@@ -82,5 +84,5 @@ def _store(remembered: dict[str, str]) -> None:
     newest = dict(list(remembered.items())[-MAX_REMEMBERED:])
     try:
         write_json(cache_folder() / "hashes.json", newest)
-    except OSError:
+    except (OSError, StarpackError):
         return  # a read-only home costs time, not correctness

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from packager.core.errors import DataError
+from packager.core.errors import DataError, why_unreadable
 from runtimes.trust.files import read_plain
 from runtimes.trust.strict_json import parse_json
 
@@ -20,7 +20,7 @@ def read_object(file: Path, max_bytes: int = MAX_BYTES) -> dict[str, object]:
         text = read_plain(file, max_bytes, follow=True)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{file.name} cannot be read: {getattr(error, 'strerror', None) or error}",
+            f"{file.name} cannot be read: {why_unreadable(error)}",
             where=file,
             expected=f"a readable file of at most {max_bytes} bytes",
         ) from None

@@ -11,15 +11,15 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import BinaryIO
 
-from packager.core.atomic import PARTIAL, atomic_folder, write_json
+from packager.core.atomic import atomic_folder, full_disk_named, partial_folder, write_json
 from packager.core.errors import CheckpointError, DataError, UsageError
-from runtimes.trust.files import try_lock
+from packager.core.strict_json import read_object
+from runtimes.trust.files import FILE_MODE, FOLDER_MODE, try_lock
 
 INPUTS_NAME = "inputs.json"  # what a work folder is for
 WORK_FOLDER = re.compile(r".+\.[0-9a-f]{12}\.work")
@@ -39,14 +39,16 @@ def work_folder(
     """
     if not inputs["checkpoint"]:  # without a hash it cannot be told from others': not kept
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(PARTIAL, f"{out.name}.", out.parent) as temporary:
-            yield Path(temporary)
+        with partial_folder(out) as temporary:
+            yield temporary
         return
     inputs = {"writer": list(writer), **inputs}
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
     folder = out.with_name(f"{out.name}.{key}.work")
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(FOLDER_MODE, exist_ok=True)
+    _check_ours(folder)
+    with full_disk_named(out), _opened_lock(folder) as lock:
         if not _locked(lock):
             raise UsageError(
                 "another run is making the same artifact",
@@ -77,12 +79,42 @@ def publish(work: Path, names: Sequence[str], out: Path) -> None:
             raise
 
 
-def _locked(lock: TextIO) -> bool:
+def _check_ours(folder: Path) -> None:
+    """Refuse work that another user may have put there: links in it would be written through."""
+    if _names(folder) is None or folder.stat().st_uid != os.geteuid():
+        raise UsageError(
+            "what lies where unfinished work is kept was not left by a run of this user",
+            where=folder,
+            expected="nothing, or a folder of plain files that are your own",
+            remedy="remove it, or use another --out",
+        )
+    folder.chmod(FOLDER_MODE)
+
+
+def _names(folder: Path) -> set[str] | None:
+    """What a folder holds; None where that are not plain files alone, or it is a link to one."""
+    with os.scandir(folder) as found:
+        entries = list(found)
+    plain = all(entry.is_file(follow_symlinks=False) for entry in entries)
+    return {entry.name for entry in entries} if plain and not folder.is_symlink() else None
+
+
+@contextmanager
+def _opened_lock(folder: Path) -> Iterator[int]:
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(folder / "lock", flags, FILE_MODE)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _locked(lock: int) -> bool:
     """Take the lock that a run holds on its folder; whether nobody else has it.
 
     Nor may the file have been removed by another run, with its folder, before it was locked.
     """
-    return try_lock(lock.fileno()) and os.fstat(lock.fileno()).st_nlink > 0
+    return try_lock(lock) and os.fstat(lock).st_nlink > 0
 
 
 def _remove_useless(parent: Path, writer: tuple[str, int], files: re.Pattern[str]) -> None:
@@ -93,12 +125,12 @@ def _remove_useless(parent: Path, writer: tuple[str, int], files: re.Pattern[str
     """
     for folder in parent.glob("*.work"):
         with suppress(FileNotFoundError, NotADirectoryError):  # another run may remove it too
-            names = {file.name for file in folder.iterdir()}
+            names = _names(folder) or set()
             ours = WORK_FOLDER.fullmatch(folder.name) is not None
             ours = ours and all(OWN_FILES.fullmatch(n) or files.fullmatch(n) for n in names)
             # one that has just been made holds a lock at the most
             if ours and names > {"lock"} and _is_older(_writer_of(folder), writer):
-                with (folder / "lock").open("a") as lock:
+                with _opened_lock(folder) as lock:
                     if _locked(lock):
                         shutil.rmtree(folder)
 
@@ -106,8 +138,8 @@ def _remove_useless(parent: Path, writer: tuple[str, int], files: re.Pattern[str
 def _writer_of(folder: Path) -> object:
     """The version that a work folder is of; None for one from before they said so."""
     try:
-        return json.loads((folder / INPUTS_NAME).read_bytes())["writer"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_object(folder / INPUTS_NAME)["writer"]
+    except (DataError, KeyError):
         return None
 
 
@@ -117,6 +149,13 @@ def _is_older(made: object, writer: tuple[str, int]) -> bool:
         case [str(name), int(version)]:
             return name == writer[0] and version != writer[1]
     return True
+
+
+def _count(value: object) -> int:
+    """A whole number, 0 or more; ValueError for any other JSON value."""
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no count")
+    return value
 
 
 class Ledger:
@@ -130,11 +169,12 @@ class Ledger:
         """Cut `file`, which may not be there yet, back to what is known to be right."""
         self._note = file.with_name(LEDGER_NAME)
         self.jobs = self.bytes = 0
-        with suppress(OSError, ValueError, KeyError, TypeError):  # nothing noted: from the start
-            noted = json.loads(self._note.read_bytes())
-            if file.stat().st_size >= noted["end"]:
-                os.truncate(file, noted["end"])
-                self.jobs, self.bytes = noted["jobs"], noted["bytes"]
+        with suppress(OSError, DataError, KeyError, ValueError):  # nothing noted: from the start
+            noted = read_object(self._note)
+            jobs, count, end = (_count(noted[key]) for key in ("jobs", "bytes", "end"))
+            if file.stat().st_size >= end:
+                os.truncate(file, end)
+                self.jobs, self.bytes = jobs, count
         if self.jobs == 0:  # or else it would be believed once the file is long enough again
             self._note.unlink(missing_ok=True)
         self._noted_bytes = self.bytes

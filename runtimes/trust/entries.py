@@ -62,8 +62,14 @@ def file_entries(value: object, key: str, most: int = MAX_MANIFEST_FILES) -> tup
     if not isinstance(value, list) or not 0 < len(value) <= most:
         raise checks.bad(key, value, f"a list of 1 to {most} files")
     entries = tuple(_file_entry(entry, f"{key}[{i}]") for i, entry in enumerate(value))
-    if len({entry.path for entry in entries}) != len(entries):
+    paths, folders = {entry.path for entry in entries}, set()
+    if len(paths) != len(entries):
         raise checks.bad(key, "a path twice", "each path once")
+    for path in paths:
+        while (path := path.rpartition("/")[0]) and path not in folders:
+            folders.add(path)
+    if paths & folders:
+        raise checks.bad(key, min(paths & folders), "no path both of a file and of a folder")
     return entries
 
 

@@ -17,10 +17,12 @@ from pathlib import Path
 from packager.bundle.archive import source_date_epoch
 from packager.bundle.documents.render import render
 from packager.checkpoint.model_card import declared_licence
-from packager.core.errors import CheckpointError, IntegrityError
+from packager.core.errors import CheckpointError, IntegrityError, why_unreadable
 from packager.core.records import Artifact, Checkpoint
+from runtimes.trust.files import read_plain
 
 NO_MARKUP = re.compile(r"[^\w. -]")  # a backtick or line break in a name would spoil a text
+MAX_LICENCE_BYTES = 16 << 20  # guessed: the longest licences have some hundred kilobytes
 RESTRICTED = re.compile(r"open-?rail|\brail\b", re.IGNORECASE)
 WHOLE = (r"attachment\s+a\b", r"use\s+restrictions", r"limitation\s+of\s+liability")
 """What every OpenRAIL-M text has from its middle to its end: a link or an excerpt does not."""
@@ -31,12 +33,24 @@ def model_name(checkpoint: Checkpoint) -> str:
     return NO_MARKUP.sub("_", checkpoint.path.resolve().name)
 
 
+def _read_text(file: Path) -> str:
+    try:
+        return read_plain(file, MAX_LICENCE_BYTES, follow=True).decode(errors="replace")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"the licence cannot be read: {why_unreadable(error)}",
+            where=file,
+            expected=f"a text of at most {MAX_LICENCE_BYTES} bytes",
+            remedy="name the licence's text with --licence-file",
+        ) from None
+
+
 def check_full_text(checkpoint: Checkpoint, files: Sequence[Path]) -> None:
     """A licence with use restrictions has to be there in full; raises CheckpointError."""
     declared = declared_licence(checkpoint.path) or ""
     if not RESTRICTED.search(declared):
         return
-    text = "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
+    text = "\n".join(map(_read_text, files))
     missing = [part for part in WHOLE if not re.search(part, text, re.IGNORECASE)]
     if missing:
         raise CheckpointError(

@@ -93,7 +93,7 @@ def _texts(archive: zipfile.ZipFile, folder: str) -> dict[str, bytes]:
         if path.suffix in (".py", ".pyc", ".so") or info.file_size > MAX_TEXT_BYTES:
             continue
         parts = path.parts[2 if own else 1 :] if path.parts[0] == folder else path.parts
-        if ".." not in parts:
+        if ".." not in parts and not path.is_absolute():
             texts["/".join(parts)] = archive.read(info)
     return texts
 

@@ -114,6 +114,13 @@ def member(name: str, data: bytes = b"x", **changes: object) -> Callable[[tarfil
     return add
 
 
+def add_all(archive: tarfile.TarFile, bundle: Path) -> None:
+    """As an archive has it: the manifest and its hash first."""
+    files = sorted(p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file())
+    for path in sorted(files, key=lambda path: not path.startswith("bundle.json")):
+        archive.add(bundle / path, f"top/{path}")
+
+
 HOSTILE = {
     "a path upwards": member("top/../../outside"),
     "an absolute path": member("/outside"),
@@ -127,6 +134,12 @@ HOSTILE = {
     "a file twice": member("top/install"),
     "an unknown file": member("top/extra.py"),
     "a sparse file": member("top/extra", b"x", pax_headers={"GNU.sparse.size": "99999999999999"}),
+    "a longer file": member("top/NOTICE", b"x" * 100_000),
+    "a name that no disk can hold": member(f"top/{'x' * 300}"),
+    "a name that is no text": member("top/\udcff"),
+    "a name with a NUL": member("top/x", pax_headers={"path": "top/NOTICE\0x"}),
+    "a manifest once more": member("top/bundle.json"),
+    "the record of a delta": member("top/delta.json", b"{}"),
     "a long header": member("top/extra", pax_headers={"comment": "x" * 70_000}),
 }
 
@@ -138,8 +151,7 @@ def test_an_archive_with_more_than_plain_files_is_refused(
     file = tmp_path / "work" / "a.tar"
     file.parent.mkdir()
     with tarfile.open(file, "w", format=tarfile.PAX_FORMAT) as archive:
-        for path in sorted(p for p in bundle.rglob("*") if p.is_file()):
-            archive.add(path, f"top/{path.relative_to(bundle).as_posix()}")
+        add_all(archive, bundle)
         HOSTILE[name](archive)
     with pytest.raises(IntegrityError):
         unpack_archive(file, tmp_path / "work" / "out")
@@ -294,3 +306,23 @@ def test_the_commands(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["join", str(tmp_path / "SHA256SUMS")]) == 5
     assert "damaged: " in capsys.readouterr().err
     assert main(["archive", str(bundle), "--out", str(tar), "--split", "many"]) == 2
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077, 0o777], ids=oct)
+def test_what_the_commands_write_is_for_all_to_read_whatever_the_umask_is(
+    bundle: Path, tmp_path: Path, umask: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        out = tmp_path / "new"
+        assert main(["archive", str(bundle), "--out", str(out / "a.tar"), "--quiet"]) == 0
+        split = ["--out", str(out / "b" / "a.tar"), "--split", "100kB"]
+        assert main(["archive", str(bundle), *split]) == 0
+        assert main(["join", str(out / "b" / "SHA256SUMS")]) == 0
+        assert main(["unpack", str(out / "a.tar"), "--out", str(out / "c" / "d")]) == 0
+        assert os.umask(umask) == umask  # the caller's, again
+    finally:
+        os.umask(before)
+    for path in [out, *out.rglob("*")]:
+        program = path.is_dir() or path.name in ("install", "run")
+        assert oct(path.stat().st_mode & 0o7777) == ("0o755" if program else "0o644"), path

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import copy
+import os
 import platform
+import stat
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -75,6 +77,54 @@ def test_exact_list_of_files(
     assert str(tmp_path) not in (out / "bundle.json").read_text()
     assert "32 tokens, exact" in (out / "README.md").read_text()
     assert not list(tmp_path.glob("bundle.*"))
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077], ids=oct)
+def test_modes_are_set_whatever_the_umask_is(
+    artifact: Artifact, checkpoint: Checkpoint, wheel: Path, tmp_path: Path, umask: int
+) -> None:
+    out = tmp_path / "bundle"
+    before = os.umask(umask)
+    try:
+        pack([Packed(artifact)], checkpoint, out, wheels=[wheel])
+    finally:
+        os.umask(before)
+    modes = {
+        path.relative_to(out).as_posix(): oct(stat.S_IMODE(path.stat().st_mode))
+        for path in [out, *out.rglob("*")]
+    }
+    programs = {"install", "run"}
+    for path, mode in modes.items():
+        assert mode == ("0o755" if path in programs or (out / path).is_dir() else "0o644"), path
+
+
+def test_a_snapshot_in_the_hubs_cache_is_packed(
+    artifact: Artifact, checkpoint: Checkpoint, wheel: Path, tmp_path: Path
+) -> None:
+    """There every file is a link to ../../blobs: the bundle has the files."""
+    blobs, snapshot = tmp_path / "hub" / "blobs", tmp_path / "hub" / "snapshots" / ("a" * 40)
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for count, file in enumerate(sorted(checkpoint.path.iterdir())):
+        (blobs / str(count)).write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(Path("..", "..", "blobs", str(count)))
+    out = tmp_path / "bundle"
+    manifest = pack([Packed(artifact)], replace(checkpoint, path=snapshot), out, wheels=[wheel])
+    verify_files(out, manifest)
+    assert (out / "tokenizer.json").read_bytes() == (blobs / "2").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "README.md", "tokenizer.json", "LICENCE.txt"])
+def test_no_link_of_a_checkpoint_takes_a_file_of_this_machine_along(
+    artifact: Artifact, checkpoint: Checkpoint, wheel: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (checkpoint.path / name).unlink(missing_ok=True)
+    (checkpoint.path / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointError, match="a link that leads out") as caught:
+        pack([Packed(artifact)], checkpoint, tmp_path / "bundle", wheels=[wheel])
+    assert caught.value.where == str(checkpoint.path / name)
+    assert not (tmp_path / "bundle").exists()
 
 
 @pytest.mark.parametrize("format", BACKENDS)

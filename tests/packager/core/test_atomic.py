@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import shutil
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from packager.core.atomic import atomic_folder, file_entry, write_json
+from packager.core import atomic
+from packager.core.atomic import (
+    atomic_file,
+    atomic_folder,
+    file_entry,
+    partial_folder,
+    write_json,
+)
+from packager.core.errors import StarpackError
 
 
 def test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path):
@@ -69,30 +82,138 @@ def test_a_replacement_that_is_cut_short_leaves_the_old_folder(tmp_path, monkeyp
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "out.old"]
 
 
-def test_what_a_killed_run_has_left_is_cleared_when_it_is_old_and_nobodys(tmp_path):
+def test_what_a_killed_run_has_left_is_cleared_unless_somebody_is_at_work(tmp_path):
     out, users = tmp_path / "out", tmp_path / "out.of-mine.partial"
     users.mkdir()
-    os.utime(users, (0, 0))
-    left = [tmp_path / f"out.{name}.partial" for name in ("deadbeef", "youngone", "at__work")]
-    for folder in left:
+    left = [
+        tmp_path / f"out.{name}.partial"
+        for name in ("deadbeef", "at__work", "a_file__", "busy_one")
+    ]
+    for folder in left[:2]:
         folder.mkdir()
         (folder / "half").write_text("half")
-    lock = os.open(left[2], os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    for folder in (left[0], left[2]):
-        os.utime(folder, (0, 0))
+    for file in left[2:]:
+        file.write_text("half")
+    locks = [os.open(path, os.O_RDONLY) for path in left[1::2]]
+    for descriptor in locks:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    for write in (write_folder, write_file):
+        write(out)
+        assert [path.exists() for path in left] == [False, True, False, True]
+    for descriptor in locks:
+        os.close(descriptor)
+    write_file(out)
+    assert [p.name for p in tmp_path.iterdir()] == [users.name]
+
+
+def write_folder(out: Path) -> None:
     with atomic_folder(out) as folder:
         (folder / "new").write_text("new")
-    os.close(lock)
-    assert [folder.exists() for folder in left] == [False, True, True]
-    assert users.exists()
+    shutil.rmtree(out)
+
+
+def write_file(out: Path) -> None:
+    with atomic_file(out) as stream:
+        stream.write(b"new")
+    out.unlink()
+
+
+AT_WORK = """
+import sys, time
+from pathlib import Path
+from packager.core.atomic import atomic_file, atomic_folder, partial_folder
+with globals()[sys.argv[1]](Path(sys.argv[2])) as made:
+    print("at work", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("how", ["atomic_file", "atomic_folder", "partial_folder"])
+def test_the_next_run_clears_what_a_killed_one_has_left(tmp_path, how):
+    out = tmp_path / "out [1]"  # no pattern of names, whatever it looks like
+    command = [sys.executable, "-c", AT_WORK, how, str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "at work\n"
+        (left,) = tmp_path.iterdir()
+        write_folder(out)
+        assert left.exists()  # somebody is at work there
+        process.kill()
+    assert left.exists()
+    write_file(out)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("write", [write_file, write_folder])
+def test_what_is_cleared_before_it_is_locked_is_made_again(tmp_path, monkeypatch, write):
+    cleared = []
+
+    def clear_first(descriptor):
+        if not cleared:
+            (partial,) = tmp_path.iterdir()
+            shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+            cleared.append(partial)
+
+    monkeypatch.setattr(atomic, "lock", clear_first)
+    write(tmp_path / "out")
+    assert cleared and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("write", [write_file, write_folder])
+def test_a_disk_without_locks_is_written_to_and_nothing_there_is_cleared(
+    tmp_path, monkeypatch, write
+):
+    def refuse(descriptor):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(atomic, "lock", refuse)
+    monkeypatch.setattr(atomic, "try_lock", refuse)
+    left = tmp_path / "out.deadbeef.partial"
+    left.write_text("half")
+    write(tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == [left.name]
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077], ids=oct)
+def test_modes_are_set_and_not_inherited(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        with atomic_folder(tmp_path / "out") as folder:
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o700  # nobody else puts links there
+            (folder / "a" / "b").mkdir(parents=True)
+            (folder / "a" / "b" / "file").write_text("x")
+            (folder / "run").write_text("x")
+            (folder / "run").chmod(0o700)
+            (folder / "link").symlink_to("/etc/passwd")
+        with atomic_file(tmp_path / "file") as stream:
+            stream.write(b"x")
+    finally:
+        os.umask(before)
+    modes = {
+        path.relative_to(tmp_path).as_posix(): stat.S_IMODE(path.lstat().st_mode)
+        for path in tmp_path.rglob("*") if not path.is_symlink()
+    }  # fmt: skip
+    folders = dict.fromkeys(("out", "out/a", "out/a/b"), 0o755)
+    assert modes == {**folders, "out/a/b/file": 0o644, "out/run": 0o755, "file": 0o644}
+    assert stat.S_IMODE(Path("/etc/passwd").stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+@pytest.mark.parametrize("make", [atomic_file, atomic_folder, partial_folder])
+def test_a_full_disk_is_named_with_what_helps(tmp_path, make, code):
+    said = "out cannot be written: "
+    with pytest.raises(StarpackError, match=said) as caught, make(tmp_path / "out"):
+        raise OSError(code, os.strerror(code))
+    assert caught.value.where == str(tmp_path)
+    assert "name a place" in caught.value.remedy
+    with pytest.raises(PermissionError), make(tmp_path / "out"):
+        raise PermissionError(errno.EACCES, "of something else")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_killed_replacement_gives_the_old_folder_back(tmp_path):
     out, aside = tmp_path / "out", tmp_path / "out.xyz_0123.partial"
     (aside / "old").mkdir(parents=True)
     (aside / "old" / "kept").write_text("kept")
-    os.utime(aside, (0, 0))
     with pytest.raises(ValueError, match="later"), atomic_folder(out):
         raise ValueError("later")
     assert (out / "kept").read_text() == "kept" and not aside.exists()

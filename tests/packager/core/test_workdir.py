@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from packager.checkpoint.reader import read_checkpoint
 from packager.core import workdir
+from packager.core.errors import UsageError
 from packager.core.records import Checkpoint
 from packager.core.workdir import INPUTS_NAME, LEDGER_NAME
 from packager.formats.gguf import convert as gguf_writer
@@ -15,6 +17,7 @@ from packager.formats.gguf import format as gguf
 from packager.formats.onnx import format as onnx
 from packager.formats.onnx import weights_file
 from packager.formats.onnx.layout import DATA_NAME
+from tests.support.pipes import not_hanging, put_pipe
 from tests.support.tiny import write_checkpoint
 
 pytestmark = pytest.mark.engine
@@ -98,6 +101,70 @@ def test_a_note_that_says_nothing_is_passed_over(checkpoint, tmp_path, note):
     (left / LEDGER_NAME).write_bytes(note)
     resumed = gguf.convert(checkpoint, gguf.variant("Q8_0"), tmp_path / "out")
     assert resumed.files == gguf.convert(checkpoint, gguf.variant("Q8_0"), tmp_path / "b").files
+
+
+NOTES = {
+    "a key twice": '{"jobs": 3, "jobs": 3, "bytes": 5, "end": 5}',
+    "no whole number": '{"jobs": 3.0, "bytes": 5, "end": 5}',
+    "true": '{"jobs": true, "bytes": 5, "end": 5}',
+    "less than nothing": '{"jobs": 3, "bytes": -5, "end": -5}',
+    "NaN": '{"jobs": 3, "bytes": NaN, "end": 5}',
+    "no object": "[3, 5, 5]",
+}
+
+
+@pytest.mark.parametrize("note", NOTES)
+def test_a_note_that_no_run_writes_is_not_believed(tmp_path, note):
+    (tmp_path / "file").write_bytes(b"x" * 10)
+    (tmp_path / LEDGER_NAME).write_text(NOTES[note])
+    ledger = workdir.Ledger(tmp_path / "file")
+    assert (ledger.jobs, ledger.bytes) == (0, 0)
+    assert (tmp_path / "file").read_bytes() == b"x" * 10
+    (tmp_path / LEDGER_NAME).write_text('{"jobs": 3, "bytes": 4, "end": 5}')
+    ledger = workdir.Ledger(tmp_path / "file")
+    assert (ledger.jobs, ledger.bytes, (tmp_path / "file").stat().st_size) == (3, 4, 5)
+
+
+def link_to_a_file(folder, target):
+    (folder / "lock").symlink_to(target)
+
+
+def link_to_all(folder, target):
+    folder.rmdir()
+    folder.symlink_to(target.parent)
+
+
+def pipe_of_work(folder, target):
+    put_pipe(folder / "work")
+
+
+@pytest.mark.parametrize("plant", [link_to_a_file, link_to_all, pipe_of_work])
+def test_work_that_others_have_put_there_is_not_gone_on_with(tmp_path, plant):
+    """Its name can be known beforehand, in a folder that others can write to."""
+    given = (tmp_path / "out", ("toy", 1), re.compile("work"), {"checkpoint": "a"})
+    with workdir.work_folder(*given) as work:
+        pass
+    secret = tmp_path / "private" / "work"
+    secret.parent.mkdir(mode=0o700)
+    secret.write_text("secret")
+    work.mkdir()
+    plant(work, secret)
+    said = pytest.raises(UsageError, match="was not left by a run of this user")
+    with not_hanging(), said, workdir.work_folder(*given):
+        pytest.fail("it is gone on with")
+    assert secret.read_text() == "secret"
+    assert secret.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_pipe_or_a_link_among_older_work_is_left_alone(tmp_path):
+    left = tmp_path / "other.0123456789ab.work"
+    left.mkdir()
+    for name in ("lock", INPUTS_NAME):
+        put_pipe(left / name)
+    (tmp_path / "link.0123456789ab.work").symlink_to(left)
+    given = (tmp_path / "out", ("toy", 1), re.compile("work"), {"checkpoint": "a"})
+    with not_hanging(), workdir.work_folder(*given):
+        pass
 
 
 def test_another_recipe_does_not_go_on_from_there(checkpoint, tmp_path):
