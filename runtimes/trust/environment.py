@@ -23,6 +23,7 @@ _NVTX = "NVTX, which CUDA's libraries are built with"
 _NCCL = "NCCL, in a torch for CUDA"
 _ONEDNN = "oneDNN, in torch"
 _OPENSSL = "OpenSSL: Python's hashlib and ssl, the `openssl` program"
+_GLIBC = "glibc: converters of character sets, at Python's start too"
 
 LOADING = {
     "GGML_BACKEND_PATH": _LLAMA_CPP,
@@ -52,9 +53,12 @@ LOADING = {
     "OPENSSL_CONF_INCLUDE": _OPENSSL,
     "OPENSSL_ENGINES": _OPENSSL,
     "OPENSSL_MODULES": _OPENSSL,
-    "GCONV_PATH": "glibc: converters of character sets",
+    "GCONV_PATH": _GLIBC,
 }
 """Name to who reads it."""
+
+BEFORE_US = sorted(name for name, reader in LOADING.items() if reader in (_OPENSSL, _GLIBC))
+"""Those that Python may read before this is run: `install` and `run` unset them, too."""
 
 
 def drop_loading_variables() -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from packager.engine.wheelhouse import COMMON_PACKAGES
 from runtimes import backends
-from runtimes.trust.environment import LOADING, drop_loading_variables
+from runtimes.trust.environment import BEFORE_US, LOADING, drop_loading_variables
 from tests.support.packing import sh, write_bundle
 
 ROOT = Path(__file__).parents[3]
@@ -28,6 +28,7 @@ TELLING = re.compile(
     "PATH|LIB|PLUGIN|BACKEND|INJECT|PRELOAD|MODULE|PROFILER|NOTIFY|TOOL|BINARY|COMMAND|_FN$|HOOK"
     "|IMPORT|EXTENSION|CONF|ENGINE|LOAD"
 )
+SCRIPTS = Path(__file__).parents[3] / "packager" / "bundle" / "files"
 NAME = "[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+"
 LONGEST = 60  # guessed: no name is longer, and tables of words without spaces are
 C_STRING = re.compile(rf"(?<=\0){NAME}(?=\0)".encode())
@@ -183,6 +184,13 @@ def test_they_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     drop_loading_variables()
     assert not LOADING.keys() & os.environ.keys()
     assert os.environ["OMP_NUM_THREADS"] == "4"
+
+
+@pytest.mark.parametrize("script", ["install", "run"])
+def test_the_scripts_drop_what_python_reads_before_us(script: str) -> None:
+    text = (SCRIPTS / script).read_text("utf-8")
+    assert re.findall("^unset (.*)$", text.partition("\nhere=")[0], re.M) == [" ".join(BEFORE_US)]
+    assert {"GCONV_PATH", "OPENSSL_CONF"} < set(BEFORE_US)
 
 
 @pytest.mark.bundle
