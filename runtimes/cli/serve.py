@@ -6,13 +6,16 @@ import argparse
 import logging
 import os
 import stat
+import sys
 from pathlib import Path
 
 from runtimes.cli.invocation import Invocation
 from runtimes.cli.model import chosen_manifest, open_model
+from runtimes.cli.server_log import tolerant_output
 from runtimes.errors import UsageError
 from runtimes.server import dialects
 from runtimes.server.app import Settings, create_app
+from runtimes.server.descriptors import reserve
 from runtimes.server.http.guard import Access, is_loopback
 from runtimes.server.listen import Address, make_server, open_socket, run, url_of
 from runtimes.server.request import ServerDefaults
@@ -25,6 +28,12 @@ MIN_KEY_CHARACTERS = 16  # guessed: too long to be found by trying
 
 def serve(args: argparse.Namespace, call: Invocation) -> None:
     """Serve until interrupted."""
+    # a program that reads --json has to learn the address
+    with tolerant_output(needs_stdout=call.console.as_json):
+        _serve(args, call)
+
+
+def _serve(args: argparse.Namespace, call: Invocation) -> None:
     console = call.console
     access = _access(args)
     address = _address(args, access)
@@ -39,6 +48,7 @@ def serve(args: argparse.Namespace, call: Invocation) -> None:
     if not console.as_json and not args.quiet:
         logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    reserve(address.connections)
     manifest = chosen_manifest(args, call)
     with open_socket(address) as listening, open_model(args, call, manifest) as runtime:
         model = served_model(call.bundle, manifest, runtime, args.name)
@@ -47,6 +57,7 @@ def serve(args: argparse.Namespace, call: Invocation) -> None:
         url = url_of(address, listening)
         if console.as_json:
             console.data({"url": url, "model": model.name})
+            sys.stdout.flush()  # whoever waits for the address would wait for ever
         else:
             console.remark(NOTICE)
             console.text(f"serving {model.name} at {url}\n")

@@ -18,6 +18,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from runtimes.errors import DeviceError, UsageError
+from runtimes.server.descriptors import ShortageHandler, backlog, spare_connections
 
 HEAD_BYTES = 16 * 1024  # guessed: far above any client's headers, uvicorn's own limit is 64 KiB
 HEAD_S = 10.0  # guessed: for the head of a request to arrive
@@ -43,7 +44,9 @@ def open_socket(address: Address) -> socket.socket:
     """Listen; raises DeviceError where the address cannot be had."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     try:
-        opened = socket.create_server((address.host, address.port), family=family, backlog=128)
+        opened = socket.create_server(
+            (address.host, address.port), family=family, backlog=backlog(address.connections)
+        )
         # Connections inherit it. asyncio sets it itself, but only on sockets that say they are
         # TCP, and these do not; without it a small write waits 40 ms for the one before it.
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -76,6 +79,7 @@ def make_server(app: Any, address: Address) -> uvicorn.Server:
         access_log=False,
         proxy_headers=False,  # whoever connects is the client: a header can say anything
         server_header=False,
+        backlog=backlog(address.connections),
         limit_concurrency=address.connections,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=address.grace_s,
@@ -91,7 +95,7 @@ def make_server(app: Any, address: Address) -> uvicorn.Server:
             where=f"{address.tls_cert}, {address.tls_key}",
             expected="a certificate chain and its private key, both in PEM",
         ) from None
-    return uvicorn.Server(config)
+    return _Server(config)
 
 
 def run(server: uvicorn.Server, listening: socket.socket) -> None:
@@ -110,6 +114,14 @@ def run(server: uvicorn.Server, listening: socket.socket) -> None:
             signal.signal(number, handler)
 
 
+class _Server(uvicorn.Server):
+    """uvicorn's, which waits in peace where no descriptor is left for a connection."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(ShortageHandler())
+        await super().startup(sockets)
+
+
 class _Connection(h11.Connection):
     """h11's, which takes a request with two lengths by one of them; whoever is in front of us may
     take it by the other, and the end of its body for a request of somebody else."""
@@ -124,7 +136,10 @@ class _Connection(h11.Connection):
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's, with a limit on the time that the head of a request may take."""
+    """uvicorn's, with a limit on the time that the head of a request may take.
+
+    Of the connections above their limit, some are kept to be told so (503), and no more.
+    """
 
     _head_timer: asyncio.TimerHandle | None = None
 
@@ -134,7 +149,11 @@ class _Protocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._expect_head()
+        most = self.config.limit_concurrency or 0
+        if len(self.connections) > most + spare_connections(most):
+            transport.abort()
+        else:
+            self._expect_head()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)

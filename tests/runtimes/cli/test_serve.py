@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
+import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TextIO
 
 import httpx
 import pytest
@@ -101,6 +106,64 @@ def test_json_says_where(bundle, port, capsys, manifest_reads):
     assert json.loads(out) == {"url": f"http://127.0.0.1:{port}", "model": "mine"}
     assert err == ""
     assert manifest_reads == [bundle]
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr", "both"])
+@pytest.mark.parametrize("how", ["full", "broken"])
+def test_it_serves_without_a_log(bundle, port, monkeypatch, how, stream):
+    url = f"http://127.0.0.1:{port}"
+
+    def ask() -> int:
+        wait_until(lambda: is_up(url))
+        return httpx.post(url + "/completion", json={"prompt": "a", "n_predict": 2}).status_code
+
+    names = ["stdout", "stderr"] if stream == "both" else [stream]
+    with ExitStack() as stack:
+        for name in names:
+            file = stack.enter_context(unwritable(how))
+            monkeypatch.setattr(sys, name, file)
+        assert serve_and_ask(["serve", "--bundle", str(bundle), "--port", str(port)], ask) == (
+            0,
+            200,
+        )
+        for name in names:  # as Python does at its end
+            getattr(sys, name).flush()
+
+
+@contextmanager
+def unwritable(how: str) -> Iterator[TextIO]:
+    """A stream on a full disk, or to a reader that has gone."""
+    if how == "full":
+        number = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, number = os.pipe()
+        os.close(reader)
+    with open(number, "w") as file:
+        yield file
+
+
+def test_it_serves_where_its_output_is_closed(bundle, port, monkeypatch):
+    url = f"http://127.0.0.1:{port}"
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    words = ["serve", "--bundle", str(bundle), "--port", str(port)]
+    assert serve_and_ask(words, lambda: wait_until(lambda: is_up(url)))[0] == 0
+
+
+def test_an_address_that_cannot_be_told_is_an_error(bundle, monkeypatch, capsys):
+    with unwritable("full") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        words = ["serve", "--bundle", str(bundle), "--port", "0", "--json"]
+        code = cli.main(words)
+        assert code == 1
+        assert "No space left on device" in capsys.readouterr().err
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+
+
+def test_too_few_descriptors_are_an_error_at_start(bundle, monkeypatch, capsys):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (100, 100))
+    assert cli.main(["serve", "--bundle", str(bundle), "--port", "0"]) == 7
+    assert "256 connections need" in capsys.readouterr().err
 
 
 def test_a_new_dialect_is_one_file_and_one_name(bundle, port, monkeypatch, capsys):
