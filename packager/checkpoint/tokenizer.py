@@ -1,7 +1,8 @@
 """tokenizer.json: that it is StarCoder2's kind of tokenizer, with its control ids.
 
 The runtime encodes with this file. Anything in it that would split text in another way, add ids of
-its own or cut a prompt is refused here. Knows nothing of how text is encoded.
+its own or cut a prompt is refused here; so is a file that the runtime cannot open. Knows nothing of
+how text is encoded.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from packager.checkpoint.json_files import read_object
-from packager.core.errors import CheckpointError
+from packager.core.errors import CheckpointError, IntegrityError
 from runtimes.contract import SpecialIds
+from runtimes.prompts.tokenizer import Tokenizer
 
 TOKENIZER_NAME = "tokenizer.json"
 MAX_TOKENIZER_BYTES = 64 * 1024 * 1024  # guessed: StarCoder2's is 2 MB
@@ -60,6 +62,10 @@ def read_special_ids(folder: Path, vocab: int) -> SpecialIds:
                 f"{text} is {ids.get(text)}" + ("" if text in control else ", not a control token"),
                 f"the control token {token_id}, as StarCoder2 was trained",
             )
+    try:
+        Tokenizer(file, special)  # what will encode with it: now, and not on the device
+    except IntegrityError as error:
+        raise _bad(file, error.what, error.expected or "a file that it can load") from None
     return special
 
 

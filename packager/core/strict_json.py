@@ -19,10 +19,11 @@ def read_object(file: Path, max_bytes: int = MAX_BYTES) -> dict[str, object]:
     try:
         text = read_plain(file, max_bytes, follow=True)
     except (OSError, ValueError) as error:
+        found = isinstance(error, ValueError)  # and it is no such file
         raise DataError(
             f"{file.name} cannot be read: {why_unreadable(error)}",
             where=file,
-            expected=f"a readable file of at most {max_bytes} bytes",
+            expected=f"a file of at most {max_bytes} bytes" if found else "a readable file",
         ) from None
     return parse_object(text, file)
 

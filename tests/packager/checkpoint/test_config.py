@@ -157,4 +157,4 @@ def test_config_is_strict_json(folder: Path) -> None:
     file.write_bytes(b"[" * 100_000)
     refused(folder, "not valid JSON")
     file.write_bytes(b" " * (2 << 20))
-    refused(folder, "config.json is too large")
+    refused(folder, "config.json cannot be read: it has more than")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 
 from packager.checkpoint.tokenizer import read_special_ids
 from packager.core.errors import CheckpointError
@@ -130,3 +131,33 @@ def test_a_key_twice_among_very_many_is_found_at_once(folder: Path) -> None:
     keys = ",".join(f'"{i}":0' for i in range(300_000))  # minutes, if each were searched for
     (folder / "tokenizer.json").write_text(f'{{{keys},"299999":0}}')
     refused(folder, "the key '299999' is given twice")
+
+
+def odd_processor(tokenizer: dict[str, Any]) -> None:
+    tokenizer["post_processor"] = {"type": "ByteLevel", "add_prefix_space": "x"}
+
+
+def no_version(tokenizer: dict[str, Any]) -> None:
+    tokenizer["version"] = "2.0"
+
+
+def odd_decoder(tokenizer: dict[str, Any]) -> None:
+    tokenizer["decoder"] = {"type": "ByteLevel", "trim_offsets": 7}
+
+
+def unknown_key(tokenizer: dict[str, Any]) -> None:
+    tokenizer["model"]["dropout"] = None
+    tokenizer["added_tokens"][0]["id"] = tokenizer["added_tokens"][0]["id"]
+    tokenizer["added_tokens"][0]["content_of"] = []
+    tokenizer["pre_tokenizer"]["pretokenizers"][1]["trim_offsets"] = None
+
+
+@pytest.mark.parametrize("change", [odd_processor, no_version, odd_decoder, unknown_key])
+def test_what_the_library_cannot_load_is_refused_now_and_not_on_the_device(
+    folder: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    edit_json(folder / "tokenizer.json", change)
+    with pytest.raises(Exception):  # noqa: B017 - the library has no class of its own
+        tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    error = refused(folder, "not a tokenizer file")
+    assert error.where == str(folder / "tokenizer.json")
