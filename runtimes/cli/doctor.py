@@ -28,6 +28,7 @@ from runtimes.generation.runtime import Runtime
 from runtimes.host.limits import default_threads, machine_memory_bytes, peak_resident_bytes
 from runtimes.trust.console import Console
 from runtimes.trust.manifest import Manifest, read_manifest
+from runtimes.trust.offline import guards
 
 PROMPT = "def main("
 
@@ -175,6 +176,7 @@ def _facts_before(bundle: Path, manifest: Manifest) -> Facts:
             "default_threads": default_threads(),
             "instruction_sets": " ".join(instruction_sets()) or "unknown",
             "nvidia_driver": gpu_driver(),
+            "network_refused_by": ", ".join(guards()) or "nothing",
         },
         "libraries": _libraries(manifest),
     }

@@ -36,6 +36,7 @@ _MPS_VARIABLE, _MPS_FOLDER = "CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"
 _OF_A_DESCRIPTOR = -1  # a Python socket for a descriptor that is there already
 
 _attempts: list[OfflineError] = []
+_guards: list[str] = []
 
 
 def forbid_network(*, serving: bool = False) -> None:
@@ -48,7 +49,14 @@ def forbid_network(*, serving: bool = False) -> None:
         os.environ.pop(name, None)
     connects = not serving and _shares_a_gpu()
     sys.addaudithook(_hook(serving, connects))
-    refuse_network(serving=serving, connects=connects)
+    _guards[:] = ["Python's hook"]
+    if refuse_network(serving=serving, connects=connects):
+        _guards.append("the kernel's filter")
+
+
+def guards() -> tuple[str, ...]:
+    """What refuses the network to this process: nothing, Python's hook, or the kernel as well."""
+    return tuple(_guards)
 
 
 def attempts() -> tuple[OfflineError, ...]:

@@ -127,6 +127,15 @@ def test_whoever_has_connected_is_answered() -> None:
     assert process.returncode == 0
 
 
+def test_without_a_filter_python_s_hook_is_told_of_alone() -> None:
+    """On such a machine compiled code has no guard: `doctor` says so."""
+    guarded(
+        'assert offline.guards() == ("Python\'s hook", "the kernel\'s filter")\n'
+        "import platform; platform.machine = lambda: 'riscv64'\n"
+        'offline.forbid_network(); assert offline.guards() == ("Python\'s hook",)'
+    )
+
+
 CALL = "__import__('socket').create_connection(('192.0.2.1', 443), 0.1)"
 SWALLOWED = f"try:\n    {CALL}\nexcept Exception:\n    pass\n"
 

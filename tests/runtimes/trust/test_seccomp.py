@@ -105,7 +105,9 @@ GOES_ON = """
 import ctypes, sys
 sys.path.insert(0, sys.argv[1])
 from runtimes.trust import offline
+assert offline.guards() == ()
 offline.forbid_network(serving=sys.argv[2] == "serve")
+assert offline.guards() == ("Python's hook", "the kernel's filter")
 libc = ctypes.CDLL(None, use_errno=True)
 found = ctypes.c_void_p()
 for name in (b"localhost", b"127.0.0.1", b"::1"):
