@@ -12,6 +12,7 @@ SOURCES ?= $(if $(filter examples/demo,$(MODEL)),examples/demo/calibration)
 PARTS   ?=
 MINUTES ?=
 TARGETS ?=
+COUNT   ?= 1000
 PYTHON  ?= python3
 
 VENV     := .venv
@@ -33,7 +34,7 @@ PLAN      = $(WANTED) \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup wheels plan matrix convert profile select bundle verify test test-fast test-peers \
-        test-ray fuzz bench gpu-check check clean distclean
+        test-ray fuzz kills bench gpu-check check clean distclean
 
 help: ## show this text
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -53,6 +54,7 @@ help: ## show this text
 	@echo "  PARTS       of gpu-check                          $(or $(PARTS),(all))"
 	@echo "  MINUTES     of fuzz                               $(or $(MINUTES),10)"
 	@echo "  TARGETS     of fuzz                               $(or $(TARGETS),(all))"
+	@echo "  COUNT       of kills, in all                      $(COUNT)"
 	@echo "  PYTHON      Python 3.11 or newer for the set-up   $(PYTHON)"
 
 setup: $(VENV)/.engine ## make .venv with all tools and engines (first time: 5 to 10 minutes)
@@ -121,6 +123,10 @@ $(RAY)/.installed: deploy/requirements.txt $(OUT)/bundle/bundle.json
 fuzz: setup ## feed hostile input to what reads files and requests: docs/hardening.md
 	PYTHONPATH=. $(VENV)/bin/python -m tests.fuzz --minutes '$(or $(MINUTES),10)' \
 	    $(if $(TARGETS),--targets '$(TARGETS)')
+
+kills: setup ## kill each command COUNT times in all, and look at what is left: docs/hardening.md
+	PYTHONPATH=. $(VENV)/bin/python -m tests.support.kills --count '$(COUNT)' \
+	    --keep build/kills.json
 
 bench: setup ## the figures of `profile` as JSON
 	$(STARPACK) profile $(PLAN) --json

@@ -32,10 +32,13 @@ MAX_MORE_BYTES = 4 << 30  # guessed: of address space, past which an allocation 
 ROOT = Path(__file__).parents[2]
 
 Verdict = Literal["accepted", "refused", "finding"]
-# Audit events (PEP 578) that act on a name, and how many names come first in their arguments.
+# Audit events (PEP 578) that act on a name: where in their arguments the name is, and where the
+# descriptor of the folder that it is relative to.
 ACTS = {
-    "os.chmod": 1, "os.chown": 1, "os.link": 2, "os.mkdir": 1, "os.remove": 1, "os.rename": 2,
-    "os.rmdir": 1, "os.symlink": 2, "os.truncate": 1, "os.utime": 1, "os.setxattr": 1,
+    "os.chmod": ((0, 2),), "os.chown": ((0, 3),), "os.link": ((0, 2), (1, 3)),
+    "os.mkdir": ((0, 2),), "os.remove": ((0, 1),), "os.rename": ((0, 2), (1, 3)),
+    "os.rmdir": ((0, 1),), "os.symlink": ((1, 2),), "os.truncate": ((0, None),),
+    "os.utime": ((0, 3),), "os.setxattr": ((0, None),),
 }  # fmt: skip
 FOLLOWS = {"open", "os.chmod", "os.truncate", "os.utime"}
 FORBIDDEN = {
@@ -136,28 +139,25 @@ class Judge:
         if not self._active:
             return
         if event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES:
-            self._check(event, arguments[0], ())
+            self._check(event, arguments[0], None)
         elif event in ACTS:
-            names = arguments[: ACTS[event]]
-            for name in names[-1:] if event == "os.symlink" else names:
-                self._check(event, name, arguments[ACTS[event] :])
+            for name, within in ACTS[event]:
+                self._check(event, arguments[name], within and arguments[within])
         elif event in STARTS and os.path.basename(str(arguments[0])) not in self._programs:
             self._refuse(f"{event} of {arguments[0]!r}")
         elif event in FORBIDDEN:
             self._refuse(f"{event}{arguments!r:.200}")
 
-    def _check(self, event: str, name: object, rest: tuple[object, ...]) -> None:
-        """Stop what acts outside of `base`; a name may be relative to a folder's descriptor."""
-        if isinstance(name, int):
-            name = f"/proc/self/fd/{name}"
-        path = os.fsdecode(name)  # type: ignore[arg-type]
-        descriptors = [v for v in rest if type(v) is int and v >= 0 and event != "os.chmod"]
-        if event == "os.chmod":
-            descriptors = [v for v in rest[1:] if type(v) is int and v >= 0]
+    def _check(self, event: str, name: object, within: object) -> None:
+        """Stop what acts outside of `base`; a name may be relative to the folder open as `within`.
+
+        Of what is opened the hook is not told relative to what: "here" and "outside" show it then.
+        """
+        path = f"/proc/self/fd/{name}" if isinstance(name, int) else os.fsdecode(name)  # type: ignore[arg-type]
         if not path.startswith("/"):
             if event == "open" and ".." not in path.split("/"):
-                return  # the hook is not told relative to what; "here" and "outside" are looked at
-            base = f"/proc/self/fd/{descriptors[0]}" if descriptors else "."
+                return
+            base = f"/proc/self/fd/{within}" if isinstance(within, int) and within >= 0 else "."
             path = os.path.join(os.path.realpath(base), path)
         folder, last = os.path.split(path)
         real = os.path.realpath(path) if event in FOLLOWS else f"{os.path.realpath(folder)}/{last}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from runtimes.contract import never_cancelled
 from runtimes.errors import UsageError
 from runtimes.server.dialects import DIALECTS
 from runtimes.server.dialects.endpoint import InfoEndpoint, Text, to_json
@@ -53,6 +54,8 @@ def run(data: bytes, _folder: Path) -> None:
     body = read_body(content, endpoint.body)
     if isinstance(endpoint, InfoEndpoint):
         value = endpoint.handler(service, body)
+        if callable(value):
+            value = value(never_cancelled)
         if not isinstance(value, Text):
             to_json(value)
         return
