@@ -159,9 +159,11 @@ def _revision(path: Path, entries: Sequence[FileEntry]) -> str | None:
     commit, files = record.get("commit"), record.get("files")
     if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-f]{40,64}", commit):
         raise _bad_record(file, f"commit is {str(commit)[:100]!r}")
-    if not isinstance(files, list) or not all(isinstance(item, dict) for item in files):
+    if not isinstance(files, list) or not all(
+        isinstance(item, dict) and isinstance(item.get("path"), str) for item in files
+    ):
         raise _bad_record(file, "files is not a list of files")
-    fetched = {item.get("path"): item.get("sha256") for item in files}
+    fetched = {item["path"]: item.get("sha256") for item in files}
     changed = any(fetched.get(entry.path) != entry.sha256 for entry in entries)
     return f"{commit}+modified" if changed else commit
 

@@ -28,6 +28,10 @@ def read_body(data: bytes, kind: type[B]) -> B:
         return msgspec.convert(body, kind)
     except msgspec.ValidationError as error:
         raise _explained(str(error)) from None
+    except UnicodeEncodeError:  # where it wants a number or one of some words
+        raise UsageError(
+            "a text has half of a surrogate pair, which is not a character", expected="characters"
+        ) from None
     except RecursionError:
         raise _too_deep() from None
 

@@ -170,3 +170,6 @@ def test_revision_from_the_fetch_record(folder: Path) -> None:
     assert read_checkpoint(folder).revision == f"{commit}+modified"
     record.write_text(json.dumps({"commit": "main", "files": []}))
     refused(folder, "commit is 'main'")
+    for path in (None, ["a"], {}):
+        record.write_text(json.dumps({"commit": commit, "files": [{"path": path}]}))
+        refused(folder, "files is not a list of files")

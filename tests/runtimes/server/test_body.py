@@ -100,6 +100,16 @@ def test_an_error_shows_nothing_of_the_body():
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("field", ["max_tokens", "stream", "stop", "starpack"])
+def test_half_a_character_where_there_should_be_no_text(field):
+    data = b'{"prompt": "p", "%s": "\\ud800"}' % field.encode()
+    if field == "stop":  # a text, which is looked at later
+        assert read_body(data, openai.CompletionsBody).stop == "\ud800"
+        return
+    with pytest.raises(UsageError, match=r"half of a surrogate pair|is of type str"):
+        read_body(data, openai.CompletionsBody)
+
+
 @pytest.mark.parametrize("text", ["4", "4.0", "4e0"])
 def test_a_whole_number_is_one_however_it_is_written(text):
     data = f'{{"prompt": [{text}], "n": {text}, "temperature": {text}}}'.encode()
