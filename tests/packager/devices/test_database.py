@@ -148,4 +148,4 @@ def test_a_file_that_is_no_json(tmp_path: Path) -> None:
         file.write_text(text)
         refused(lambda: load_device(file), "the device file cannot be used")
     file.write_text(" " * (2 << 20))
-    refused(lambda: load_device(file), "too large")
+    refused(lambda: load_device(file), "has more than 1048576 bytes")
