@@ -36,6 +36,7 @@ from tests.support.gptq_models import (
     quantise,
     torch,
 )
+from tests.support.pipes import not_hanging, put_pipe
 from tests.support.reference import eager_logits
 from tests.support.tiny import write_checkpoint
 
@@ -234,6 +235,18 @@ def array(name: str, change):
     return apply
 
 
+def spoilt(value: float):
+    def apply(array: np.ndarray) -> np.ndarray:
+        array.reshape(-1)[-1] = value
+        return array
+
+    return apply
+
+
+def pipe(name: str):
+    return lambda folder: put_pipe(folder / name)
+
+
 def cut(folder) -> None:
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[:-100])
@@ -249,19 +262,36 @@ def sound(tmp_path_factory):
 
 
 FIRST = "model.layers.0.self_attn.q_proj"
+FILES = ("config.json", "quantize_config.json", "model.safetensors")
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (setting("quantize_config.json", bits=3), "3 bits"),
-        (setting("quantize_config.json", group_size=48), "groups of 48"),
+        (setting("quantize_config.json", bits=3), "bits is 3"),
+        (setting("quantize_config.json", group_size=48), "group_size is 48"),
         (setting("quantize_config.json", group_size=64), "is torch"),
-        (setting("quantize_config.json", checkpoint_format="marlin"), "layout is 'marlin'"),
+        (
+            setting("quantize_config.json", checkpoint_format="marlin"),
+            "format is 'marlin'",
+        ),
         (setting("quantize_config.json", quant_method="awq"), "quant_method is 'awq'"),
         (setting("quantize_config.json", pack_dtype="int8"), "pack_dtype is 'int8'"),
         (setting("quantize_config.json", lm_head=True), "lm_head is True"),
         (setting("quantize_config.json", meta={"head_bits": 5}), "head_bits is 5"),
+        (setting("quantize_config.json", meta=1), "meta is 1"),
+        (setting("quantize_config.json", meta=["head_bits"]), "meta is"),
+        (setting("quantize_config.json", meta={"head_bits": 4.0}), "head_bits is 4.0"),
+        (setting("quantize_config.json", meta={"head_bits": None}), "head_bits is None"),
+        (setting("quantize_config.json", bits=4.0), "bits is 4.0"),
+        (setting("quantize_config.json", bits="4"), "bits is '4'"),
+        (setting("quantize_config.json", group_size=32.0), "group_size is 32.0"),
+        (setting("quantize_config.json", group_size=[32]), "group_size is"),
+        (setting("quantize_config.json", lm_head=0), "lm_head is 0"),
+        (setting("quantize_config.json", checkpoint_format={}), "checkpoint_format is"),
+        (setting("config.json", tie_word_embeddings="no"), "tie_word_embeddings is 'no'"),
+        (setting("config.json", tie_word_embeddings=1), "tie_word_embeddings is 1"),
+        (setting("config.json", rope_theta=float("nan")), "cannot be read: NaN"),
         (setting("config.json", num_hidden_layers=0), "layers is 0"),
         (setting("config.json", num_hidden_layers=9), "is missing"),
         (setting("config.json", hidden_size=128), "embed_tokens"),
@@ -278,6 +308,19 @@ FIRST = "model.layers.0.self_attn.q_proj"
         (array(f"{FIRST}.qweight", lambda a: a.astype(np.int64)), "qweight is torch.int64"),
         (array(f"{FIRST}.qweight", lambda a: a[1:]), "qweight is"),
         (array(f"{FIRST}.scales", lambda a: a * np.float16("nan")), "not finite"),
+        *(
+            (array(name, spoilt(value)), f"{name} has a value that is not finite")
+            for name in (
+                f"{FIRST}.bias",
+                f"{FIRST}.scales",
+                "model.norm.weight",
+                "model.norm.bias",
+                "model.layers.0.input_layernorm.bias",
+                "model.embed_tokens.weight",
+            )
+            for value in (np.inf, -np.inf, np.nan)
+        ),
+        *((pipe(name), "no file") for name in FILES),
         (cut, "GPTQ weights that can be run"),
     ],
 )
@@ -285,7 +328,7 @@ def test_damaged_files_are_refused_with_the_reason(sound, tmp_path, damage, mess
     checkpoint, path = sound
     folder = shutil.copytree(path, tmp_path / "copy")
     damage(folder)
-    with pytest.raises(IntegrityError, match=message) as caught:
+    with not_hanging(), pytest.raises(IntegrityError, match=message) as caught:
         open_backend(folder, checkpoint)
     assert caught.value.remedy
 

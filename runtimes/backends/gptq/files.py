@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from runtimes.errors import IntegrityError
-from runtimes.trust.files import read_plain
+from runtimes.trust.files import open_plain, read_plain
 from runtimes.trust.strict_json import parse_json
 
 MODEL_NAME, CONFIG_NAME, SETTINGS_NAME = "model.safetensors", "config.json", "quantize_config.json"
@@ -23,6 +23,14 @@ MAX_CONFIG_BYTES = 1 << 20  # guessed: a config.json has some kilobytes
 MAX_COUNT = 1 << 20  # guessed: far beyond any layer, head or vocabulary
 WORD_BITS = 32
 GROUPS = (32, 64, 128, 256)  # those that torch's kernels take
+SETTINGS: dict[str, tuple[object, ...]] = {
+    "bits": (4, 8),
+    "group_size": GROUPS,
+    "checkpoint_format": (None, "gptq", "gptq_v2"),
+    "quant_method": (None, "gptq"),
+    "pack_dtype": (None, "int32"),
+    "lm_head": (None, False),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +92,11 @@ class Codes:
 def read_config(folder: Path) -> Config:
     """Read both configuration files; IntegrityError where they are not those of such a model."""
     model, settings = _read(folder / CONFIG_NAME), _read(folder / SETTINGS_NAME)
-    format = settings.get("checkpoint_format", "gptq")
+    meta = settings.get("meta")
+    if not isinstance(meta, dict | None):
+        raise _bad(folder, f"meta is {meta!r}", "an object")
+    for key, options in SETTINGS.items():
+        _one_of(folder, settings, key, options)
     window = model.get("sliding_window")
     names = dict(
         layers="num_hidden_layers", heads="num_attention_heads", kv_heads="num_key_value_heads",
@@ -94,17 +106,9 @@ def read_config(folder: Path) -> Config:
     window_tokens = None if window is None else _count(folder, "sliding_window", window)
     if counts["hidden"] % counts["heads"] or counts["heads"] % counts["kv_heads"]:
         raise _bad(folder, f"{counts['heads']} heads do not divide the model", "a divisor")
-    if settings.get("bits") not in (4, 8) or settings.get("group_size") not in GROUPS:
-        found = f"{settings.get('bits')!r} bits in groups of {settings.get('group_size')!r}"
-        raise _bad(folder, found, f"4 or 8 bits in groups of {GROUPS}")
-    if format not in ("gptq", "gptq_v2"):
-        raise _bad(folder, f"the layout is {format!r}", "gptq or gptq_v2")
-    for key, value in (("quant_method", "gptq"), ("pack_dtype", "int32"), ("lm_head", False)):
-        if settings.get(key, value) not in (value, None):
-            raise _bad(folder, f"{key} is {settings[key]!r}", f"{key} {value}")
-    head_bits = (settings.get("meta") or {}).get("head_bits", 16)
-    if head_bits not in (4, 8, 16):
-        raise _bad(folder, f"head_bits is {head_bits!r}", "4, 8 or 16")
+    head_bits = {"head_bits": 16} | (meta or {})
+    _one_of(folder, head_bits, "head_bits", (4, 8, 16))
+    _one_of(folder, model, "tie_word_embeddings", (None, True, False))
     return Config(
         layers=counts["layers"],
         heads=counts["heads"],
@@ -117,9 +121,16 @@ def read_config(folder: Path) -> Config:
         window_tokens=window_tokens,
         bits=settings["bits"],
         group=settings["group_size"],
-        version=2 if format == "gptq_v2" else 1,
-        head_bits=head_bits,
+        version=2 if settings.get("checkpoint_format") == "gptq_v2" else 1,
+        head_bits=head_bits["head_bits"],
     )
+
+
+def _one_of(folder: Path, data: dict[str, Any], key: str, options: tuple[object, ...]) -> None:
+    """Refuse a value that is none of `options`, by its type as well: 4.0 is not 4, 0 not false."""
+    value = data.get(key)
+    if not any(type(value) is type(option) and value == option for option in options):
+        raise _bad(folder, f"{key} is {repr(value)[:200]}", f"one of {options}")
 
 
 def _theta(folder: Path, model: dict[str, Any]) -> float:
@@ -166,27 +177,34 @@ class Files:
     def __init__(self, folder: Path, config: Config) -> None:
         self.file, self.config = folder / MODEL_NAME, config
         try:
+            open_plain(self.file, follow=True).close()  # the library waits for a pipe
             opened: Any = safe_open(self.file, framework="pt")
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError) as error:
             raise _bad(self.file, str(error)[:300], "a valid safetensors file") from None
         self._open = opened
         self._names = set(opened.keys())
 
     def read(self, name: str, shape: tuple[int, ...], *kinds: torch.dtype) -> torch.Tensor:
-        """A tensor as it is stored, of one of `kinds`; any float without."""
+        """A tensor as it is stored, of one of `kinds`; any finite float without."""
         if name not in self._names:
             raise _bad(self.file, f"{name} is missing", "every tensor of the model")
-        found: torch.Tensor = self._open.get_tensor(name)
+        try:
+            found: torch.Tensor = self._open.get_tensor(name)
+        except (SafetensorError, AttributeError) as error:  # the latter: a type torch has not got
+            raise _bad(self.file, f"{name}: {str(error)[:300]}", f"{shape}") from None
         right = found.dtype in kinds if kinds else found.is_floating_point()
         if tuple(found.shape) != shape or not right:
             raise _bad(self.file, f"{name} is {found.dtype} {tuple(found.shape)}", f"{shape}")
+        if not kinds and not all(end.isfinite() for end in found.aminmax()):  # NaN is both ends
+            raise _bad(self.file, f"{name} has a value that is not finite", "finite values")
         return found
 
     def size(self, name: str) -> int:
         """Elements of a vector that is there."""
-        if name not in self._names:
-            raise _bad(self.file, f"{name} is missing", "every tensor of the model")
-        return int(self._open.get_slice(name).get_shape()[0])
+        shape: list[int] = self._open.get_slice(name).get_shape() if name in self._names else []
+        if len(shape) != 1:
+            raise _bad(self.file, f"{name} is missing, or no vector", "every tensor of the model")
+        return int(shape[0])
 
     def half_bytes(self) -> int:
         """What all tensors would take in float16, each code expanded."""
@@ -233,8 +251,6 @@ class Files:
         is_natural = torch.equal(order, torch.arange(inputs))
         if not is_natural:
             codes = codes[:, order]
-        if not scales.isfinite().all():
-            raise _bad(self.file, f"{module} has a scale that is not finite", "finite scales")
         bias = self.read(f"{module}.bias", (outputs,)).float()
         kept = None if is_natural else order
         return Codes(codes.contiguous(), scales, zeros.contiguous(), bias, kept)
