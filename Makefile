@@ -34,7 +34,7 @@ PLAN      = $(WANTED) \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup wheels plan matrix convert profile select bundle verify test test-fast test-peers \
-        test-ray fuzz kills bench gpu-check check clean distclean
+        test-ray fuzz kills soak bench gpu-check check clean distclean
 
 help: ## show this text
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -52,7 +52,7 @@ help: ## show this text
 	@echo "  OUT         folder for everything that is made    $(OUT)"
 	@echo "  LICENCE     the model's licence text for the bundle   $(or $(LICENCE),(in MODEL))"
 	@echo "  PARTS       of gpu-check                          $(or $(PARTS),(all))"
-	@echo "  MINUTES     of fuzz                               $(or $(MINUTES),10)"
+	@echo "  MINUTES     of fuzz, or of soak                   $(or $(MINUTES),10; 60)"
 	@echo "  TARGETS     of fuzz                               $(or $(TARGETS),(all))"
 	@echo "  COUNT       of kills, in all                      $(COUNT)"
 	@echo "  PYTHON      Python 3.11 or newer for the set-up   $(PYTHON)"
@@ -127,6 +127,9 @@ fuzz: setup ## feed hostile input to what reads files and requests: docs/hardeni
 kills: setup ## kill each command COUNT times in all, and look at what is left: docs/hardening.md
 	PYTHONPATH=. $(VENV)/bin/python -m tests.support.kills --count '$(COUNT)' \
 	    --keep build/kills.json
+
+soak: setup ## serve the bundle in OUT to clients that behave badly for MINUTES: docs/hardening.md
+	PYTHONPATH=. $(VENV)/bin/python -m benchmarks.soak '$(OUT)/bundle' --minutes '$(or $(MINUTES),60)'
 
 bench: setup ## the figures of `profile` as JSON
 	$(STARPACK) profile $(PLAN) --json
