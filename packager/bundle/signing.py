@@ -14,6 +14,7 @@ from types import ModuleType
 from packager.core.atomic import atomic_file
 from packager.core.errors import BuildError, IntegrityError, UsageError
 from packager.core.records import Progress, no_progress
+from runtimes.trust.files import open_plain
 from runtimes.trust.manifest import (
     COPY_AGAIN,
     MANIFEST_HASH_NAME,
@@ -82,6 +83,7 @@ def check_signature(bundle: Path, public_key: Path) -> None:
             remedy="starpack sign BUNDLE --key FILE",
         )
     try:
+        open_plain(public_key, follow=True).close()  # the library waits for a pipe
         config = library.Config().use_elliptic_key_verifier(public_key=public_key)
     except (OSError, ValueError, AttributeError) as error:
         raise UsageError(

@@ -5,9 +5,11 @@ Knows where a card is and how its front matter is read. Knows nothing of what a 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from packager.core.errors import CheckpointError
+from packager.core.errors import CheckpointError, why_unreadable
+from runtimes.trust.files import open_plain
 
 CARD_NAME = "README.md"  # as the Hugging Face hub has it
 MAX_CARD_BYTES = 1024 * 1024  # guessed: front matter is at the top, and takes a few kilobytes
@@ -21,10 +23,13 @@ def declared_licence(folder: Path) -> str | None:
     cannot be read: a licence must not be overlooked.
     """
     file = folder / CARD_NAME
-    if not file.is_file():
+    if not os.path.lexists(file):
         return None
-    with open(file, "rb") as stream:
-        data = stream.read(MAX_CARD_BYTES)
+    try:
+        with open_plain(file, follow=True) as stream:
+            data = stream.read(MAX_CARD_BYTES)
+    except (OSError, ValueError) as error:
+        raise _bad(file, f"it cannot be read: {why_unreadable(error)}") from None
     if len(data) == MAX_CARD_BYTES and data.startswith(b"---") and b"\n---" not in data:
         raise _bad(file, f"its front matter does not end within {MAX_CARD_BYTES} bytes")
     found = _front_matter_licence(file, data.decode("utf-8-sig", errors="replace"))

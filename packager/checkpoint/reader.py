@@ -6,6 +6,7 @@ weight beyond what hashing needs; values are checked as they stream. Knows nothi
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -153,7 +154,7 @@ def _hashes(
 def _revision(path: Path, entries: Sequence[FileEntry]) -> str | None:
     """The commit that `starpack fetch` recorded; "+modified" where a hashed file has changed."""
     file = path / FETCH_RECORD_NAME
-    if not file.is_file():
+    if not os.path.lexists(file):
         return None
     record = read_object(file)
     commit, files = record.get("commit"), record.get("files")

@@ -9,6 +9,7 @@ of models.
 from __future__ import annotations
 
 import math
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packager.checkpoint.json_files import parse_object, read_object
-from packager.core.errors import CheckpointError
+from packager.core.errors import CheckpointError, why_unreadable
+from runtimes.trust.files import open_plain
 
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 MAX_INDEX_BYTES = 16 * 1024 * 1024  # guessed: StarCoder2-15B's index is under 64 KiB
@@ -80,13 +82,15 @@ class Entry:
         """Stored elements start..stop-1, flat, in blocks of BLOCK_ELEMENTS, mapped read-only."""
         for begin in range(start, stop, BLOCK_ELEMENTS):
             try:
-                yield np.memmap(
-                    self.file,
-                    self.item_type,
-                    mode="r",
-                    offset=self.offset_bytes + begin * self.item_type.itemsize,
-                    shape=(min(BLOCK_ELEMENTS, stop - begin),),
-                )
+                with open_plain(self.file, follow=True) as stream:
+                    block = np.memmap(
+                        stream,
+                        self.item_type,
+                        mode="r",
+                        offset=self.offset_bytes + begin * self.item_type.itemsize,
+                        shape=(min(BLOCK_ELEMENTS, stop - begin),),
+                    )
+                yield block
             except (OSError, ValueError) as error:
                 raise CheckpointError(
                     f"a shard can no longer be read: {error}",
@@ -202,15 +206,15 @@ def read_header(file: Path, *, codes: bool = False) -> dict[str, Entry]:
     """Name to Entry, in order of offset; CheckpointError for anything the format forbids."""
     dtypes = DTYPES | CODE_DTYPES if codes else DTYPES
     try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
+        with open_plain(file, follow=True) as stream:
+            size = os.fstat(stream.fileno()).st_size
             prefix = stream.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
             if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
                 raise _bad_file(file, f"its header claims {length} bytes of {size}")
             text = stream.read(length)
-    except OSError as error:
-        raise _bad_file(file, f"it cannot be read: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:
+        raise _bad_file(file, f"it cannot be read: {why_unreadable(error)}") from None
     if not text.startswith(b"{"):
         raise _bad_file(file, "its header does not begin with an object")
     header = parse_object(text, file)

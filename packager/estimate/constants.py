@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from packager import formats
-from packager.core.package_data import read_data
+from packager.core.package_data import read_record
 from packager.core.records import Interval
 
 FILE_NAME = "estimate.json"
@@ -118,8 +118,14 @@ def guessed() -> dict[str, float]:
     return launches | {"launch_cpu": LAUNCH_CPU_US}
 
 
+@dataclass(frozen=True, slots=True)
+class _File:
+    constants: dict[str, float]
+    spreads: dict[str, tuple[float, float, float]]
+
+
 def load_fitted() -> Fitted:
     """profiles/estimate.json, with what is guessed."""
-    data = read_data(FILE_NAME)
-    spreads = {name: Interval(*ends) for name, ends in data["spreads"].items()}
-    return Fitted(data["constants"] | guessed(), spreads)
+    file = read_record(FILE_NAME, _File)
+    spreads = {name: Interval(*ends) for name, ends in file.spreads.items()}
+    return Fitted(file.constants | guessed(), spreads)

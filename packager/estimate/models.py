@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from packager.core.errors import UsageError
-from packager.core.package_data import profiles_folder, read_data
+from packager.core.package_data import profiles_folder, read_record
 from packager.core.records import Geometry
 from runtimes.contract import Window
 
@@ -27,6 +27,15 @@ class Model:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _File:
+    name: str
+    geometry: Geometry
+    window_tokens: int | None
+    context_tokens: int
+    notes: tuple[str, ...]
+
+
 def model_names() -> list[str]:
     """The names that load_model knows, the smallest model first."""
     files = (profiles_folder() / "models").glob("*.json")
@@ -40,11 +49,7 @@ def load_model(name: str) -> Model:
             f"unknown model {name!r}",
             expected=f"one of {', '.join(model_names())}, or the folder of a checkpoint",
         )
-    data = read_data(f"models/{name}.json")
+    file = read_record(f"models/{name}.json", _File)
     return Model(
-        data["name"],
-        Geometry(**data["geometry"]),
-        Window(data["window_tokens"]),
-        data["context_tokens"],
-        tuple(data["notes"]),
+        file.name, file.geometry, Window(file.window_tokens), file.context_tokens, file.notes
     )

@@ -19,6 +19,7 @@ from packager.core.strict_json import parse_object
 from packager.measurement.infill_samples import edit_similarity, is_exact
 from packager.measurement.sandbox import DEFAULT_LIMITS, Containment, Limits, find_containment
 from runtimes.generation.runtime import GenerateOptions, Runtime
+from runtimes.trust.files import open_plain
 
 # Guessed, to stop a bomb and not a benchmark: the single-line file has 1.6 MB in lines of 3 kB, the
 # others of that family about ten times as much.
@@ -92,7 +93,7 @@ def read_tasks(file: Path) -> tuple[Task, ...]:
             task = _task(line, f"{file}, line {number}")
             if tasks.setdefault(task.task_id, task) is not task:
                 raise _bad(f"the task {task.task_id} is given twice", f"{file}, line {number}")
-    except (EOFError, zlib.error, OSError) as error:
+    except (EOFError, zlib.error, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise _bad(f"the tasks cannot be read: {reason}", f"{file}, line {number + 1}") from None
     if not tasks:
@@ -166,7 +167,7 @@ def _evenly(tasks: tuple[Task, ...], limit: int | None) -> tuple[Task, ...]:
 def _lines(file: Path) -> Iterator[bytes]:
     """The lines of a gzip file, unpacked one by one: of a bomb no more than the limits is held."""
     number = total_bytes = 0
-    with gzip.open(file, "rb") as stream:
+    with open_plain(file, follow=True) as packed, gzip.open(packed, "rb") as stream:
         while line := stream.readline(MAX_LINE_BYTES + 1):
             number += 1
             total_bytes += len(line)

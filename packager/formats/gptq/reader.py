@@ -7,6 +7,7 @@ Knows nothing of what the codes are for.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,14 +144,15 @@ def open_gptq(folder: Path) -> GptqWeights:
 
 def gptq_sha256(folder: Path) -> str:
     """What a folder is known by: its settings and all its weights."""
+    weights = open_gptq(folder).shards.files
     files = [file for name in (SETTINGS_NAME, CONFIG_NAME) if (file := folder / name).is_file()]
-    files += open_gptq(folder).shards.files
+    files += weights
     with data_errors_as(CheckpointError, "check the disk, or quantise the checkpoint again"):
         return combined_sha256(hash_entries(files))
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    if (folder / SETTINGS_NAME).is_file():
+    if os.path.lexists(folder / SETTINGS_NAME):
         return read_object(folder / SETTINGS_NAME)
     settings = read_object(folder / CONFIG_NAME).get("quantization_config")
     if not isinstance(settings, dict):

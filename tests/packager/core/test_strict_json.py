@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,3 +71,48 @@ def test_our_own_data_that_is_damaged_has_starpack_installed_again(
         with pytest.raises(IntegrityError) as caught:
             read()
         assert "install starpack again" in str(caught.value.remedy)
+
+
+def lacking(key: str) -> Callable[[dict[str, Any]], object]:
+    return lambda data: data.pop(key)
+
+
+def of_another_type(key: str, value: object) -> Callable[[dict[str, Any]], object]:
+    return lambda data: data.update({key: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        *(
+            ("models/3b.json", lacking(key), key)
+            for key in ("name", "geometry", "window_tokens", "context_tokens", "notes")
+        ),
+        ("models/3b.json", lambda data: data["geometry"].pop("heads"), "heads"),
+        ("models/3b.json", lambda data: data["geometry"].update(heads="24"), "heads"),
+        ("models/3b.json", lambda data: data["geometry"].update(nose=1), "nose"),
+        ("models/3b.json", of_another_type("geometry", []), "geometry"),
+        ("models/3b.json", of_another_type("window_tokens", 4096.5), "window_tokens"),
+        ("models/3b.json", of_another_type("notes", "none"), "notes"),
+        ("estimate.json", lacking("constants"), "constants"),
+        ("estimate.json", of_another_type("spreads", {"a": [1, 2]}), "spreads"),
+        ("estimate.json", of_another_type("constants", {"a": "b"}), "constants"),
+    ],
+)
+def test_our_own_data_has_the_keys_that_are_read(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    change: Callable[[dict[str, Any]], object],
+    message: str,
+) -> None:
+    own = package_data.profiles_folder()
+    data = json.loads((own / name).read_bytes())
+    change(data)
+    (tmp_path / "models").mkdir()
+    (tmp_path / name).write_text(json.dumps(data))
+    monkeypatch.setattr(package_data, "profiles_folder", lambda: tmp_path)
+    with pytest.raises(IntegrityError, match=message) as caught:
+        load_model("3b") if name.startswith("models/") else load_fitted()
+    assert caught.value.where == str(tmp_path / name)
+    assert "install starpack again" in str(caught.value.remedy)
