@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 
 @dataclass
@@ -56,7 +56,7 @@ def table(figures: Iterable[Figures]) -> str:
     total = Figures("all")
     for f in sorted(figures, key=lambda f: f.target):
         rows.append(_row(f))
-        total += f
+        total += replace(f, findings={f"{f.target} {kind}": n for kind, n in f.findings.items()})
     return "\n".join([*rows, _row(total)])
 
 

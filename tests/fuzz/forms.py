@@ -113,7 +113,10 @@ class Json:
         texts: dict[str, str] = {}
         for _ in range(rng.choice((1, 1, 1, 2, 3))):
             self._change(value, rng, texts)
-        text = json.dumps(value)
+        try:
+            text = json.dumps(value)
+        except (ValueError, RecursionError):  # longer or deeper than Python writes
+            return Raw().mutate(data, rng, pool)
         for mark, odd in texts.items():
             text = text.replace(f'"{mark}"', odd)
         return text.encode("utf-8", "surrogatepass")
@@ -176,7 +179,7 @@ class Json:
             case bool():
                 return not value
             case int():
-                return rng.choice((value + 1, value - 1, -value, 2 * value, 0, value + 0.5, 2**31))
+                return rng.choice((value + 1, value - 1, -value, 2 * value, 0, 0.5, 2**31))
             case float():
                 return rng.choice((-value, 0.0, value * 1e300, value / 3, value + 1, 1e-320))
             case str():

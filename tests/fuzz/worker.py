@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -152,7 +153,11 @@ def guided(worker: Worker, arguments: argparse.Namespace) -> None:
     def mutate(data: bytes, max_size: int, seed: int) -> bytes:
         rng = Random(seed)
         if rng.random() < 0.5:
-            return worker.target.FORM.mutate(data, rng, worker.pool)[:max_size]
+            try:
+                return worker.target.FORM.mutate(data, rng, worker.pool)[:max_size]
+            except Exception:  # which atheris would sit on
+                traceback.print_exc()
+                os._exit(1)
         name, content = b"", data
         if isinstance(worker.target.FORM, Files):
             name, content = data[: data.find(b"\n") + 1], data[data.find(b"\n") + 1 :]

@@ -53,7 +53,7 @@ def seeds(folder: Path) -> list[bytes]:
 
 
 def run(data: bytes, folder: Path) -> None:
-    """What is accepted is the bundle that lies there, and is written as it was read."""
+    """What is accepted is the bundle that lies there, and what it writes is read as the same."""
     name, content = split_file(data)
     if name == SEALED:
         shutil.copytree(_seed[0], folder, dirs_exist_ok=True)
@@ -65,7 +65,8 @@ def run(data: bytes, folder: Path) -> None:
         read_baseline(choose(manifest, variant.name).measured)
     check_memory(manifest, 1 << 30)
     verify_files(folder, manifest)
-    if Manifest.from_json(manifest.to_json()) != manifest:
+    plain = manifest.to_json()  # which sorts its files
+    if Manifest.from_json(plain).to_json() != plain:
         raise Wrong("it is not what it writes")
     if {entry.path for entry in manifest.files} != {"model/toy.bin", "tokenizer.json"}:
         raise Wrong("it lists other files than there are")
