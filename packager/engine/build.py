@@ -34,11 +34,12 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from packager.core.atomic import cache_folder, sha256_file
+from packager.core.atomic import atomic_file, cache_folder, sha256_file
 from packager.core.errors import BuildError, IntegrityError
 from packager.core.records import Progress, no_progress
 from packager.engine.build_log import run_logged
 from packager.engine.wheelhouse import content_key, locked, pip
+from runtimes.trust.files import BLOCK_BYTES, open_plain
 
 SDIST = "llama_cpp_python-0.3.36.tar.gz"
 SDIST_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
@@ -113,10 +114,9 @@ def build_engine(out: Path, *, cuda: bool = False, progress: Progress = no_progr
             _build(folder, cuda, progress)
     wheel = _only_wheel(folder)
     check_engine(wheel)
-    out.mkdir(parents=True, exist_ok=True)
-    partial = out / f"{wheel.name}.partial"
-    shutil.copyfile(wheel, partial)
-    return partial.replace(out / wheel.name)
+    with open_plain(wheel) as source, atomic_file(out / wheel.name) as made:
+        shutil.copyfileobj(source, made, BLOCK_BYTES)
+    return out / wheel.name
 
 
 def engine_key(cuda: bool) -> str:

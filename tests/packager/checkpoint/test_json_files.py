@@ -46,6 +46,18 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize(
+    "member", [r'"\ud800": 0', r'"x": "\udfff"', '"x": NaN', '"x": [-Infinity]', '"x": 1e999']
+)
+@pytest.mark.parametrize("name", READERS)
+def test_what_is_no_text_and_no_number_is_refused(folder: Path, name: str, member: str) -> None:
+    file = folder / name
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace("{", f"{{{member}, ", 1), encoding="utf-8")
+    error = refusal(lambda: READERS[name](folder), "half of a surrogate pair|number")
+    assert error.where == str(file)
+
+
 @pytest.mark.parametrize("name", READERS)
 def test_a_key_that_is_given_twice_is_refused(folder: Path, name: str) -> None:
     READERS[name](folder) if name != "quantize_config.json" else None

@@ -13,6 +13,7 @@ from packager.checkpoint.reader import read_checkpoint
 from packager.checkpoint.safetensors_reader import BLOCK_ELEMENTS, open_file, open_folder
 from packager.checkpoint.tensors import open_tensors
 from packager.core.errors import CheckpointError
+from tests.support.refusal import refusal
 from tests.support.tiny import encode, write_checkpoint, write_safetensors, write_weights
 
 
@@ -224,3 +225,37 @@ def test_rounding_of_the_fixture() -> None:
     """The fixture's own bfloat16 is round-to-nearest-even."""
     values = np.array([1.0, 1.00390625, 1.01171875], np.float32)  # exact, tie down, tie up
     assert np.frombuffer(encode(values, "bfloat16"), "<u2").tolist() == [0x3F80, 0x3F80, 0x3F82]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"\ud800": entry(0, 4, [1])},
+        {"w": entry(0, 4, [1]), "__metadata__": {"\udc00": "x"}},
+        {"w": entry(0, 4, [1]), "__metadata__": {"x": "\ud800"}},
+        {"w": entry(0, 4, [1], "F32\ud800")},
+    ],
+)
+def test_names_and_texts_of_a_header_are_whole_characters(tmp_path: Path, header: object) -> None:
+    """The safetensors library refuses the same."""
+    library = pytest.importorskip("safetensors")
+    file = raw_file(tmp_path / "x.safetensors", header, b"\0" * 4)
+    refusal(lambda: open_file(file), "half of a surrogate pair")
+    with pytest.raises(library.SafetensorError), library.safe_open(file, framework="np"):
+        pass
+
+
+@pytest.mark.parametrize(
+    "name", ["self_attn.q_proj.bias", "input_layernorm.weight", "mlp.c_fc.bias"]
+)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_any_tensor_that_is_not_finite_is_refused_where_it_is_read(
+    tmp_path: Path, name: str, bad: float
+) -> None:
+    folder = write_checkpoint(tmp_path / "model")
+    source = open_folder(folder)
+    tensors = {key: source.read(key).copy() for key in source.names()}
+    tensors[f"model.layers.1.{name}"][-1] = bad
+    write_weights(folder, tensors)
+    read = open_tensors(read_checkpoint(folder)).read
+    refusal(lambda: read(f"model.layers.1.{name}"), f"{name} holds {bad}")

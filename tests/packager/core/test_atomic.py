@@ -58,6 +58,17 @@ def test_two_runs_do_not_disturb_each_other(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_two_runs_that_write_one_file_do_not_disturb_each_other(tmp_path):
+    out = tmp_path / "out"
+    with atomic_file(out) as one:
+        one.write(b"1")
+        with atomic_file(out) as two:
+            two.write(b"2")
+        assert out.read_bytes() == b"2"
+    assert out.read_bytes() == b"1"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
 @pytest.mark.parametrize("failure", [OSError, KeyboardInterrupt])
 @pytest.mark.parametrize("at", ["aside", "into place"])
 def test_a_replacement_that_is_cut_short_leaves_the_old_folder(tmp_path, monkeypatch, failure, at):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from packager.checkpoint.reader import read_checkpoint
 from packager.core import workdir
-from packager.core.errors import UsageError
+from packager.core.errors import StarpackError, UsageError
 from packager.core.records import Checkpoint
 from packager.core.workdir import INPUTS_NAME, LEDGER_NAME
 from packager.formats.gguf import convert as gguf_writer
@@ -154,6 +155,15 @@ def test_work_that_others_have_put_there_is_not_gone_on_with(tmp_path, plant):
         pytest.fail("it is gone on with")
     assert secret.read_text() == "secret"
     assert secret.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_full_disk_is_named_and_the_work_is_kept(tmp_path):
+    given = (tmp_path / "out", ("toy", 1), re.compile("work"), {"checkpoint": "a"})
+    said = pytest.raises(StarpackError, match="out cannot be written: No space")
+    with said, workdir.work_folder(*given) as work:
+        (work / "work").write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert (work / "work").read_text() == "half"
 
 
 def test_a_pipe_or_a_link_among_older_work_is_left_alone(tmp_path):
