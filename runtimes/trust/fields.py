@@ -14,6 +14,7 @@ from runtimes.errors import IntegrityError
 
 MANIFEST_NAME = "bundle.json"
 MAX_PATH_BYTES = 1024  # guessed: leaves room for the folder's own, of the 4,096 that Linux takes
+MAX_PATH_PARTS = 40  # guessed: packages have up to 15; each takes descriptors to walk through
 MAX_NAME_BYTES = 255  # specified: what Linux's file systems take
 
 
@@ -83,8 +84,11 @@ def safe_path(value: object, key: str) -> str:
     plain = str(path) == name and "\\" not in name and "\0" not in name
     sizes = [len(part.encode(errors="surrogatepass")) for part in name.split("/")]
     plain = plain and max(sizes) <= MAX_NAME_BYTES and sum(sizes) <= MAX_PATH_BYTES
+    plain = plain and len(sizes) <= MAX_PATH_PARTS
     if not plain or path.is_absolute() or ".." in path.parts or name == ".":
-        raise bad(key, value, "a relative path that stays inside the bundle")
+        raise bad(
+            key, value, "a relative path that stays inside the bundle, and that a disk can hold"
+        )
     return name
 
 

@@ -118,6 +118,7 @@ LISTED = {
     "too long a name in bytes": "\N{GRINNING FACE}" * 64,
     "too long a path": "/".join(["x" * 200] * 6),
     "half a surrogate pair": "a\ud800",
+    "folders without end": "/".join(["a"] * 511),
     "a folder that is a file": "NOTICE/x",
     "a file that is a folder": "model",
     "a path upwards": "../x",
