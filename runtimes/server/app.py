@@ -33,6 +33,7 @@ from runtimes.server.dialects.endpoint import (
     View,
     failure,
     object_of,
+    to_json_in_parts,
 )
 from runtimes.server.http.body import read_body
 from runtimes.server.http.guard import Access, App, Guard, Log, Scope
@@ -262,7 +263,15 @@ class _Server:
         stream.close()
         if self._settings.log_prompts:
             logger.info("answered: %r", [result.completion.text for result in results])
-        return json_reply(200, view.whole(results), budget_headers(prepared))
+
+        headers = budget_headers(prepared)
+        if prepared.request.options.logprobs is None:
+            return json_reply(200, view.whole(results), headers)
+
+        def made() -> Reply:  # those of a prompt are megabytes
+            return Reply(200, to_json_in_parts(view.whole(results)), "application/json", headers)
+
+        return await asyncio.to_thread(made)
 
     def _supersedes(self, request: Request) -> bool:
         said = request.headers.get("x-supersede")

@@ -231,8 +231,7 @@ class JobQueue:
             return job.cancelled is not None
 
         if sequence.scored:
-            top = sequence.options.logprobs or 0
-            yield tuple(self._runtime.token_scores(sequence.ids, top, cancelled=cancelled))
+            yield self._scores(job, sequence)
         options = _within(sequence.options, job.deadline - time.monotonic())
         started = last = time.monotonic()
         is_first = True
@@ -253,6 +252,20 @@ class JobQueue:
                     self._metrics.tokens(now - last, len(item.ids))
                 last = now
             yield item
+
+    def _scores(self, job: Job, sequence: PreparedSequence) -> tuple[TokenLogprobs, ...]:
+        def ended() -> bool:
+            return job.cancelled is not None or time.monotonic() >= job.deadline
+
+        top = sequence.options.logprobs or 0
+        try:
+            return tuple(self._runtime.token_scores(sequence.ids, top, cancelled=ended))
+        except Cancelled as error:
+            raise job.cancelled or BusyError(
+                "the log-probabilities of the prompt take longer than a request may",
+                retry_after_s=self._retry_after_s(),
+                remedy="ask for fewer choices of a shorter prompt",
+            ) from error
 
     def _retry_after_s(self) -> int:
         """An estimate of when a place is free: the jobs before it, at the recent pace."""

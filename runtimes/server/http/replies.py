@@ -121,6 +121,7 @@ class Stream:
         self._prepared = prepared
         self._view = view
         self._write_s = write_s
+        self._scored: set[int] = set()  # runs whose next events show the whole prompt
 
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -151,9 +152,8 @@ class Stream:
         framing = self._view.framing
         try:
             while self._event is not None:
-                index, item = self._event
-                for event in self._shown(index, item):
-                    yield frame(event, framing)
+                for data in await self._frames(*self._event):
+                    yield data
                 self._event = await self._stream.next()
             for event in self._view.end():
                 yield frame(event, framing)
@@ -162,6 +162,17 @@ class Stream:
                 yield frame(self._failed(error), framing)
         except StarpackError as error:
             yield frame(self._failed(error), framing)
+
+    async def _frames(self, index: int, item: Item) -> list[bytes]:
+        def made() -> list[bytes]:
+            return [frame(event, self._view.framing) for event in self._shown(index, item)]
+
+        if isinstance(item, tuple):
+            self._scored.add(index)
+        elif index in self._scored:  # megabytes
+            self._scored.discard(index)
+            return await asyncio.to_thread(made)
+        return made()
 
     def _shown(self, index: int, item: Item) -> Iterable[object]:
         match item:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from runtimes.errors import BusyError, Cancelled
 from runtimes.prompts.tokenizer import Tokenizer
 from runtimes.server.app import Settings, create_app
+from runtimes.server.dialects.endpoint import to_json, to_json_in_parts
+from runtimes.server.dialects.openai import CompletionView
 from runtimes.server.offload import SMALL_BYTES, Offload
 from tests.support.serving import CONTEXT, HERE, make_service
 
@@ -141,3 +146,51 @@ def test_megabytes_are_refused_or_cut_before_they_are_tokenised(tmp_path, monkey
     assert answer.status_code == 200 or "error" in answer.json()
     # texts that were cut to the context, and a step of the cut; each is encoded once or twice
     assert sum(characters) < 5 * (CONTEXT + 64 * 1024)
+
+
+SCORED = {"prompt": "abcdef", "max_tokens": 3, "echo": True, "logprobs": 5}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_an_answer_with_its_prompts_log_probabilities_is_made_off_the_event_loop(
+    service, monkeypatch, stream
+):
+    """16 choices of a prompt of 4,000 tokens are 34 MB, which took seconds to make."""
+    name = "chunk" if stream else "whole"
+    made, threads = getattr(CompletionView, name), []
+
+    def noted(self, *arguments):
+        threads.append(threading.get_ident())
+        return made(self, *arguments)
+
+    monkeypatch.setattr(CompletionView, name, noted)
+    plain = {"prompt": "abcdef", "max_tokens": 3, "stream": stream}
+    with TestClient(create_app(service, Settings()), base_url=HERE) as client:
+        client.post("/v1/completions", json=plain)
+        on_loop = set(threads)
+        threads.clear()
+        client.post("/v1/completions", json=SCORED | {"stream": stream})
+    assert len(on_loop) == 1 and threads[0] not in on_loop
+
+
+def test_scoring_a_prompt_ends_with_the_time_of_a_request(service):
+    settings = Settings(request_s=0.05)
+    body = SCORED | {"prompt": "a" * 300}
+    service.runtime.backend.within_forward = lambda: time.sleep(0.1)
+    with TestClient(create_app(service, settings), base_url=HERE) as client:
+        answer = client.post("/v1/completions", json=body)
+        assert answer.status_code == 429 and "log-probabilities" in answer.text
+        assert client.get("/health").status_code == 200
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda parts: st.lists(parts) | st.dictionaries(st.text(), parts),
+    max_leaves=30,
+)  # fmt: skip
+
+
+@given(JSON, st.integers(0, 6))
+def test_json_in_parts_is_the_same_text(value, depth):
+    assert to_json_in_parts(value, depth) == to_json(value)
