@@ -30,11 +30,11 @@ def hash_entries(files: Sequence[Path], progress: Progress = no_progress) -> lis
     Progress counts bytes. Raises DataError where a file cannot be read.
     """
     remembered = _load()
-    total = sum(file.stat().st_size for file in files)
+    stats = [_stat(file) for file in files]
+    total = sum(stat.st_size for stat in stats)
     done = 0
     entries = []
-    for file in files:
-        stat = file.stat()
+    for file, stat in zip(files, stats, strict=True):
         key = f"{os.path.realpath(file)}|{stat.st_size}|{stat.st_mtime_ns}"
         sha256 = remembered.get(key)
         if sha256 is None:
@@ -62,12 +62,23 @@ def _sha256(file: Path, done: int, total: int, progress: Progress) -> str:
                 done += len(block)
                 progress("hash", done, total)
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"{file.name} cannot be read: {why_unreadable(error)}",
-            where=file,
-            expected="a readable file",
-        ) from None
+        raise _unreadable(file, error) from None
     return digest.hexdigest()
+
+
+def _stat(file: Path) -> os.stat_result:
+    try:
+        return file.stat()
+    except OSError as error:
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(file: Path, error: OSError | ValueError) -> DataError:
+    return DataError(
+        f"{file.name} cannot be read: {why_unreadable(error)}",
+        where=file,
+        expected="a readable file",
+    )
 
 
 def _load() -> dict[str, str]:

@@ -14,6 +14,7 @@ from packager.checkpoint.model_card import declared_licence
 from packager.checkpoint.reader import read_checkpoint
 from packager.checkpoint.tensors import open_tensors
 from packager.cli.main import main
+from packager.core.errors import DataError
 from packager.core.hash_cache import hash_entries
 from packager.devices.budget import load_budget
 from packager.devices.database import load_device
@@ -128,3 +129,8 @@ def test_a_pipe_among_the_sources_is_no_source(tmp_path: Path) -> None:
     (tmp_path / "b.py").write_text("b = 1\r\n")
     with not_hanging():
         assert read_sources(tmp_path) == ["b = 1\n"]
+
+
+def test_a_file_that_is_gone_before_it_is_hashed_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"gone\.py cannot be read: No such file"):
+        hash_entries([tmp_path / "gone.py"])
