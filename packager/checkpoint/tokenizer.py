@@ -63,9 +63,17 @@ def read_special_ids(folder: Path, vocab: int) -> SpecialIds:
                 f"the control token {token_id}, as StarCoder2 was trained",
             )
     try:
-        Tokenizer(file, special)  # what will encode with it: now, and not on the device
+        opened = Tokenizer(file, special)  # what will encode with it: now, and not on the device
     except IntegrityError as error:
         raise _bad(file, error.what, error.expected or "a file that it can load") from None
+    for text in sorted(control):
+        # the library takes the next free id for one that the vocabulary lacks, whatever it says
+        if opened.token_bytes(ids[text]) != text.encode():
+            raise _bad(
+                file,
+                f"the added token {text!r} does not get its id {ids[text]}",
+                "added tokens that are in the vocabulary, or that follow it",
+            )
     return special
 
 

@@ -238,7 +238,7 @@ class Tar:
             return Raw().mutate(data, rng, pool)
         try:
             with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-                members = [(m, (archive.extractfile(m) or io.BytesIO()).read()) for m in archive]
+                members = [(m, data[m.offset_data : m.offset_data + m.size]) for m in archive]
         except (tarfile.TarError, ValueError, OSError, KeyError):
             return Raw().mutate(data, rng, pool)
         for _ in range(rng.choice((1, 1, 2)) if members else 0):

@@ -31,7 +31,7 @@ Refuse = Callable[[int, Scope, str], App]
 OPEN_PATHS = frozenset({"/health", "/ready", "/", "/licence"})
 # A name or an address, and a port (RFC 9112, 3.2): no user, and nothing that readers take apart in
 # different ways.
-HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{0,5}))?", re.ASCII)
+HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*\])(?::([0-9]{0,5}))?", re.ASCII)
 MAX_PORT = 65_535  # specified: RFC 9293
 NAME_CHARACTERS = 128  # guessed: of a client's own name for itself
 

@@ -50,6 +50,23 @@ def test_bytes_that_no_text_has(folder: Path) -> None:
     assert read_special_ids(folder, TOKENS) == SpecialIds()
 
 
+def test_an_added_token_that_the_vocabulary_lacks(folder: Path) -> None:
+    """The library gives it the next free id: right behind the vocabulary, wrong in a gap of it."""
+
+    def append(tokenizer: dict[str, Any]) -> None:
+        new = tokenizer["added_tokens"][-1] | {"id": TOKENS, "content": "<new>"}
+        tokenizer["added_tokens"].append(new)
+
+    def lack(tokenizer: dict[str, Any]) -> None:
+        del tokenizer["model"]["vocab"]["<pr_base_code>"]
+
+    edit_json(folder / "tokenizer.json", append)
+    assert read_special_ids(folder, TOKENS + 1) == SpecialIds()
+    edit_json(folder / "tokenizer.json", lack)
+    with pytest.raises(CheckpointError, match="'<pr_base_code>' does not get its id 23"):
+        read_special_ids(folder, TOKENS + 1)
+
+
 def other_split(tokenizer: dict[str, Any]) -> None:
     del tokenizer["pre_tokenizer"]["pretokenizers"][0]  # what AutoTokenizer does
 

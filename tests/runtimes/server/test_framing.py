@@ -51,7 +51,8 @@ def test_a_body_in_chunks_is_followed_by_the_next_request(live):
 
 ODD_HOSTS = [
     "evil.example@127.0.0.1", "127.0.0.1:evil", "127.0.0.1:99999", "127.0.0.1:-1", "127.0.0.1:8:9",
-    "[::1]x", "127.0.0.1/x", "127.0.0.1?x", "127.0.0.1#@evil.example", "127.0.0.1\\evil.example",
+    "[127.0.0.1]", "[::1]x", "127.0.0.1/x", "127.0.0.1?x", "127.0.0.1#@evil.example",
+    "127.0.0.1\\evil.example",
     "[::1%25lo]", "127.0.0.1:8012 ,x", "127.0.0.1:\u0668", "[", "[::1", "a b",
 ]  # fmt: skip
 
