@@ -29,7 +29,7 @@ class StarpackError(Exception):
         for name in ("where", "expected", "remedy"):
             value = getattr(self, name)
             if value is not None:
-                lines.append(f"  {name}: {value}")
+                lines.append(f"  {name}: {_one_line(value) if name == 'where' else value}")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, object]:
@@ -42,6 +42,11 @@ class StarpackError(Exception):
             "expected": self.expected,
             "remedy": self.remedy,
         }
+
+
+def _one_line(name: str) -> str:
+    """A name that may hold anything, such as line ends and a terminal's commands."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
 class UsageError(StarpackError):

@@ -20,7 +20,7 @@ from runtimes.cli.invocation import Invocation
 from runtimes.cli.numbers import whole, whole_list
 from runtimes.errors import DeviceError, StarpackError, UsageError
 from runtimes.trust.console import Console
-from runtimes.trust.installed.version import Version
+from runtimes.trust.installed.version import Verified, Version
 from runtimes.trust.manifest import MANIFEST_NAME, read_manifest
 
 OWN_FOLDER = Path(__file__).resolve().parents[2]  # the bundle, or the checkout
@@ -67,8 +67,15 @@ MODULES = {
 }
 
 
-def main(argv: list[str] | None = None, version: Version | None = None) -> int:
-    """Run one command; returns its exit code. version: the installed one that this belongs to."""
+def main(
+    argv: list[str] | None = None,
+    version: Version | None = None,
+    verified: Verified | None = None,
+) -> int:
+    """Run one command; returns its exit code.
+
+    version: the installed one that this belongs to; verified: what was found when it was checked.
+    """
     words = sys.argv[1:] if argv is None else argv
     if words[:1] == ["--licence"]:
         words = ["licence", *words[1:]]
@@ -77,7 +84,7 @@ def main(argv: list[str] | None = None, version: Version | None = None) -> int:
         args = parser().parse_args(words)
         console = Console(args.json, args.quiet)
         if args.bundle is None:
-            call = Invocation(_own_bundle(), version, console)
+            call = Invocation(_own_bundle(), version, console, verified)
         else:
             call = Invocation(args.bundle, None, console)
         _command(args.command)(args, call)

@@ -6,6 +6,8 @@ Imports the standard library alone, so that a bundle can be checked where nothin
 from __future__ import annotations
 
 import argparse
+import platform
+import sys
 from pathlib import Path
 
 from runtimes.cli.invocation import Invocation
@@ -23,12 +25,18 @@ def verify(args: argparse.Namespace, call: Invocation) -> None:
     signed it, where a key is given."""
     console = call.console
     progress = console.meter("verify", "MiB", MIB)
-    manifest = read_manifest(call.bundle)
-    entries = list(manifest.files)
-    if call.version is None:
+    if call.verified is None:
+        manifest = read_manifest(call.bundle)
         verify_files(call.bundle, manifest, progress)
-    else:
-        entries += call.version.verify(full=args.full, progress=progress).packages
+        entries = list(manifest.files)
+    else:  # DIR/run has done it before it started this, with --full as much as that says
+        manifest = call.verified.manifest
+        entries = [*manifest.files, *call.verified.packages.files]
+        if args.full and call.verified.packages.python != sys.version:
+            console.remark(
+                "the byte code was made by another release of Python, and is as it was then: "
+                f"install the bundle again to have it made by {platform.python_version()}"
+            )
     signed_by = _check_signature(args.public_key, manifest, call)
     total = sum(entry.bytes for entry in entries)
     if console.as_json:
@@ -49,7 +57,7 @@ def _check_signature(public_key: Path | None, manifest: Manifest, call: Invocati
         return None
     with key_file(root.public_key) as file:
         verify_signature(call.bundle, manifest, file)
-        return file.name
+        return "this installation"
 
 
 def rollback(_args: argparse.Namespace, _call: Invocation) -> None:

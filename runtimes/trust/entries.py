@@ -89,6 +89,6 @@ def _file_entry(value: object, key: str) -> FileEntry:
     if not isinstance(sha256, str) or len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
         raise checks.bad(f"{key}.sha256", sha256, "64 lower-case hex digits")
     size = data["bytes"]
-    if not checks.is_int(size) or size < 0:
+    if not checks.is_int(size) or not 0 <= size < checks.MAX_SIZE:
         raise checks.bad(f"{key}.bytes", size, "a whole number, 0 or more")
     return FileEntry(checks.safe_path(data["path"], f"{key}.path"), size, sha256)

@@ -13,6 +13,8 @@ from typing import Any, TypeGuard
 from runtimes.errors import IntegrityError
 
 MANIFEST_NAME = "bundle.json"
+DAMAGED = "the bundle is damaged or was not written by starpack: copy or pack it again"
+MAX_SIZE = 2**63  # specified: what a file system can say
 MAX_PATH_BYTES = 1024  # guessed: leaves room for the folder's own, of the 4,096 that Linux takes
 MAX_PATH_PARTS = 40  # guessed: packages have up to 15; each takes descriptors to walk through
 MAX_NAME_BYTES = 255  # specified: what Linux's file systems take
@@ -63,7 +65,7 @@ def figure(value: object, key: str) -> float | None:
     number = value if is_int(value) or isinstance(value, float) else math.nan
     if value is None:
         return None
-    if not (math.isfinite(number) and number >= 0):
+    if not (0 <= number < MAX_SIZE):  # which NaN is not either
         raise bad(key, value, "null, or a number of 0 or more")
     return number
 
@@ -72,7 +74,7 @@ def size(value: object, key: str) -> int | None:
     """A whole number, 0 or more, or None where it is not known."""
     if value is None:
         return None
-    if not is_int(value) or value < 0:
+    if not is_int(value) or not 0 <= value < MAX_SIZE:
         raise bad(key, value, "null, or a whole number of 0 or more")
     return value
 
@@ -98,5 +100,5 @@ def bad(key: str, value: object, expected: str) -> IntegrityError:
         f"the manifest's {key} is {str(value)[:200]!r}",
         where=MANIFEST_NAME,
         expected=expected,
-        remedy="the bundle is damaged or was not written by starpack: copy or pack it again",
+        remedy=DAMAGED,
     )

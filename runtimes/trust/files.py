@@ -14,7 +14,9 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -22,9 +24,10 @@ from typing import BinaryIO, Self
 FILE_MODE, PROGRAM_MODE, FOLDER_MODE = 0o644, 0o755, 0o755
 BLOCK_BYTES = 1 << 20
 COPY_BYTES = 1 << 30  # per call; specified: Linux copies at most 2 GiB in one
+MAX_COPY_BYTES = 1 << 62  # all of a file
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def open_plain(file: str | Path, *, follow: bool = False, within: int | None = None) -> BinaryIO:
@@ -58,7 +61,7 @@ class NewFiles:
     """A folder to put new files into; paths are relative to it, with `/` between their parts."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = os.open(folder, _FOLDER)
+        self._folder = os.open(folder, FOLDER)
 
     def __enter__(self) -> Self:
         return self
@@ -89,11 +92,22 @@ class NewFiles:
         os.fchmod(stream.fileno(), mode)
         return stream
 
-    def copy(self, source: Path, path: str, mode: int = FILE_MODE, *, follow: bool = False) -> None:
-        """Copy the plain file `source`; raises as `create` and `open_plain` do."""
+    def copy(
+        self,
+        source: Path,
+        path: str,
+        mode: int = FILE_MODE,
+        *,
+        follow: bool = False,
+        most_bytes: int = MAX_COPY_BYTES,
+    ) -> None:
+        """Copy the plain file `source`, or its beginning; raises as create and open_plain do."""
         with open_plain(source, follow=follow) as given, self.create(path, mode) as made:
-            while os.sendfile(made.fileno(), given.fileno(), None, COPY_BYTES):
-                pass
+            left = most_bytes
+            while left and (
+                done := os.sendfile(made.fileno(), given.fileno(), None, min(left, COPY_BYTES))
+            ):
+                left -= done
 
     def link(self, path: str, twin: str) -> None:
         """Give the file at `twin` another name; raises OSError where the disk cannot."""
@@ -113,7 +127,7 @@ class NewFiles:
         try:
             for name in names:
                 made = _make_folder(name, folder)
-                below = os.open(name, _FOLDER, dir_fd=folder)
+                below = os.open(name, FOLDER, dir_fd=folder)
                 os.close(folder)
                 folder = below
                 if made:
@@ -130,6 +144,19 @@ def _make_folder(name: str, within: int) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def delete(path: Path) -> None:
+    """Delete what lies there, links not followed; what cannot be deleted stays.
+
+    With the system's own commands, which go as deep as folders do.
+    """
+    commands = [["rm", "-rf", str(path)]]
+    if path.is_dir() and not path.is_symlink():
+        commands.insert(0, ["chmod", "-R", "u+rwx", str(path)])  # where its owner may not enter
+    for command in commands:
+        with suppress(OSError):
+            subprocess.run(command, stderr=subprocess.DEVNULL, check=False)
 
 
 def try_lock(descriptor: int) -> bool:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -20,15 +19,15 @@ from pathlib import Path
 from runtimes.errors import Cancelled, IntegrityError, StarpackError, UsageError
 from runtimes.trust.console import Console
 from runtimes.trust.delta import DELTA_NAME
-from runtimes.trust.entries import FileEntry
-from runtimes.trust.installed.packages import package_list
+from runtimes.trust.files import delete
+from runtimes.trust.installed.packages import PackageList
 from runtimes.trust.installed.root import NAME_DIGITS, Pinned, Root, key_file, read_public_key
 from runtimes.trust.installed.stage import MIB, Given, say, stage
 from runtimes.trust.installed.version import Version
 from runtimes.trust.installed.versions import PARTIAL, Installation, base_python, check_machine
 from runtimes.trust.manifest import signature_bytes
 from runtimes.trust.signature import verify_signature
-from runtimes.trust.verify import check_owner, verify_files
+from runtimes.trust.verify import verify_files
 
 
 def main(here: Path, argv: list[str]) -> int:
@@ -37,7 +36,7 @@ def main(here: Path, argv: list[str]) -> int:
         prog="install", description="Install this bundle, or take over from an older one."
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--to", type=Path, metavar="DIR", help="where to")
+    what.add_argument("--to", metavar="DIR", help="where to")
     what.add_argument("--check", action="store_true", help="check every byte, install nothing")
     parser.add_argument(
         "--public-key", type=Path, metavar="FILE",
@@ -50,7 +49,7 @@ def main(here: Path, argv: list[str]) -> int:
         if arguments.check:
             check(here, arguments.public_key, console)
         else:
-            to = Path(os.path.abspath(arguments.to))
+            to = _target(arguments.to)
             install(Given.read(here), to, arguments.public_key, console)
     except StarpackError as error:
         failure = error
@@ -58,8 +57,8 @@ def main(here: Path, argv: list[str]) -> int:
         failure = StarpackError(
             f"cannot install: {error}",
             where=arguments.to,
-            remedy="free space on that disk, or name a folder that you may write to; what was "
-            "installed there before still runs",
+            remedy="look at the space on that disk and at who may write there; what was installed "
+            "there before still runs",
         )
     except KeyboardInterrupt:
         failure = Cancelled("interrupted", where=arguments.to, remedy="run it again")
@@ -75,11 +74,11 @@ def check(here: Path, public_key: Path | None, console: Console) -> None:
     if (here / DELTA_NAME).is_file():
         raise UsageError("a delta is checked when it is installed", where=here)
     verify_files(here, given.manifest, console.meter("checking", "MiB", MIB))
-    if public_key is not None:
-        verify_signature(here, given.manifest, public_key)
+    signed_by = _check_signature(given, None, public_key)
     count = len(given.manifest.files)
     print(f"OK: {count} files verified; SHA-256 of bundle.json: {given.sha256}")
-    print(f"signed with the key of {public_key}\n" if public_key else "", end="")
+    if signed_by is not None:
+        print(f"signed with the key of {public_key}")
 
 
 def install(given: Given, target: Path, public_key: Path | None, console: Console) -> None:
@@ -90,24 +89,19 @@ def install(given: Given, target: Path, public_key: Path | None, console: Consol
     kill, what was current at `target` still is.
     """
     check_machine(given.manifest, given.folder)
+    _check_python()
     installation = Installation(target)
     _check_target(given.folder, installation)
     made = [installation.versions, *([] if target.is_dir() else [target])]
-    try:
-        installation.versions.mkdir(parents=True, exist_ok=True)
-        with installation.locked():
-            before = installation.root()
-            key = _check_signature(given, before, public_key)
-            installation.clear()
-            pinned = _existing(given, installation, console) or _add(given, installation, console)
-            root = Root(pinned, _earlier(pinned, before), key)
-            installation.switch(root)
-            installation.clear()
-    except BaseException:
-        for folder in made:  # where nothing is installed in them
-            with suppress(OSError):
-                folder.rmdir()
-        raise
+    installation.versions.mkdir(parents=True, exist_ok=True)
+    with installation.locked():
+        try:
+            pinned = _install(given, installation, public_key, console)
+        except BaseException:
+            for folder in made:  # where nothing is installed in them
+                with suppress(OSError):
+                    folder.rmdir()
+            raise
     print(f"installed version {pinned.name} to {target}")
     print(f"  SHA-256 of its bundle.json: {given.sha256}")
     run_sha256 = hashlib.sha256(installation.script.read_bytes()).hexdigest()
@@ -117,21 +111,60 @@ def install(given: Given, target: Path, public_key: Path | None, console: Consol
     print(f"try it: {installation.script} --help")
 
 
+def _install(
+    given: Given, installation: Installation, public_key: Path | None, console: Console
+) -> Pinned:
+    before = installation.root()
+    if before is None and installation.complete():
+        say(
+            f"{installation.script} says nothing that can be read: what it knew of an earlier "
+            "version, or of a key, is lost"
+        )
+    key = _check_signature(given, before, public_key)
+    installation.clear()
+    pinned = _existing(given, installation, console) or _add(given, installation, console)
+    installation.switch(Root(pinned, _earlier(pinned, before), key), given.manifest)
+    with suppress(OSError):  # it is installed; what cannot be deleted now is deleted another time
+        installation.clear()
+    return pinned
+
+
+def _target(text: str) -> Path:
+    """The folder that is meant, without links on the way; raises UsageError."""
+    if not text or text.endswith("\n"):
+        raise UsageError(
+            f"a folder of the name {text!r}", remedy="name another one: ./install --to DIR"
+        )
+    return Path(os.path.realpath(text))
+
+
+def _check_python() -> None:
+    python = os.path.realpath(base_python())
+    try:
+        Pinned.parse(Pinned("0" * NAME_DIGITS, "0" * 64, "0" * 64, python).text)
+        python.encode()
+    except ValueError:
+        raise UsageError(
+            "the path of this Python is no line of text",
+            where=ascii(python),
+            remedy="name another one: PYTHON=/path/to/python ./install --to DIR",
+        ) from None
+
+
 def _check_target(here: Path, installation: Installation) -> None:
     target = installation.folder
     if target.is_relative_to(here):
         raise UsageError(
             "cannot install into the bundle itself", where=target, remedy="name another folder"
         )
-    if not installation.is_ours():
+    foreign = installation.foreign()
+    if foreign is not None:
         raise UsageError(
             "there is something else at that place",
-            where=target,
+            where=foreign,
             expected="nothing, an empty folder or an earlier installation",
-            remedy="name another folder, or remove this one",
+            remedy="name another folder, or move away what is there",
         )
-    if target.is_dir():
-        check_owner(target, target.stat(), frozenset({0, os.geteuid()}))
 
 
 def _check_signature(given: Given, before: Root | None, public_key: Path | None) -> str | None:
@@ -139,9 +172,11 @@ def _check_signature(given: Given, before: Root | None, public_key: Path | None)
     key = read_public_key(public_key) if public_key else before.public_key if before else None
     if key is None:
         return None
-    with key_file(key) as file:
+    with key_file(key, "this installation" if public_key is None else public_key.name) as file:
         try:
-            verify_signature(given.folder, given.manifest, public_key or file)
+            verify_signature(
+                given.folder, given.manifest, file, data=given.data, signature=given.signature
+            )
         except IntegrityError as error:
             remedy = f"{error.remedy}; of a new key, name its file with --public-key"
             raise IntegrityError(
@@ -169,9 +204,8 @@ def _existing(given: Given, installation: Installation, console: Console) -> Pin
         with suppress(StarpackError, OSError):
             progress = console.meter("checking", "MiB", MIB)
             verified = version.verify(full=True, progress=progress)
-            if verified.manifest_sha256 == given.sha256 and (
-                signature_bytes(version.bundle) == signature_bytes(given.folder)
-            ):
+            same_signature = signature_bytes(version.bundle) == given.signature
+            if verified.manifest_sha256 == given.sha256 and same_signature:
                 return _pinned(version.name, given, verified.packages)
         say("it is damaged, or its signature differs; installing it again")
     return None
@@ -187,11 +221,11 @@ def _add(given: Given, installation: Installation, console: Console) -> Pinned:
         staged.folder.rename(installation.versions / name)
         return _pinned(name, given, packages)
     finally:
-        shutil.rmtree(staged.folder, ignore_errors=True)
+        delete(staged.folder)
 
 
-def _pinned(name: str, given: Given, packages: tuple[FileEntry, ...]) -> Pinned:
-    packages_sha256 = hashlib.sha256(package_list(packages)).hexdigest()
+def _pinned(name: str, given: Given, packages: PackageList) -> Pinned:
+    packages_sha256 = hashlib.sha256(packages.data).hexdigest()
     return Pinned(name, given.sha256, packages_sha256, os.path.realpath(base_python()))
 
 

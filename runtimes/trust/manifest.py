@@ -80,7 +80,8 @@ class Manifest:
         """Check a decoded bundle.json key by key; raises IntegrityError naming the key."""
         names = {f.name for f in fields(cls)}
         data = checks.record(value, "manifest", names, optional={"variants"})
-        if data["schema_version"] != SCHEMA_VERSION:
+        version = data["schema_version"]
+        if not checks.is_int(version) or version != SCHEMA_VERSION:
             raise IntegrityError(
                 f"the manifest has schema version {data['schema_version']!r}",
                 expected=f"schema version {SCHEMA_VERSION}",

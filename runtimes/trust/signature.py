@@ -44,26 +44,34 @@ MAKE_PUBLIC = "openssl pkey -in PRIVATE.pem -pubout -out PUBLIC.pem"
 TIME_LIMIT_S = 60  # guessed: openssl takes milliseconds
 
 
-def verify_signature(bundle: Path, manifest: Manifest, public_key: Path) -> None:
+def verify_signature(
+    bundle: Path,
+    manifest: Manifest,
+    public_key: Path,
+    *,
+    data: bytes | None = None,
+    signature: bytes | None = None,
+) -> None:
     """Check that the key in `public_key` (PEM) has signed this manifest and each file it lists.
 
-    The files themselves are verify_files' business. Raises IntegrityError for a bundle that is not
-    signed, or not by this key, or not as it is now; UsageError for a file that is no such key;
+    The files themselves are verify_files' business. data, signature: the content of bundle.json and
+    of its signature, for a caller that has read them. Raises IntegrityError for a bundle that is
+    not signed, or not by this key, or not as it is now; UsageError for a file that is no such key;
     DeviceError where there is no openssl.
     """
-    payload, signature = _envelope(bundle)
+    payload, seal = _envelope(bundle, signature or signature_bytes(bundle))
     digest = _digest_for(public_key)
     with tempfile.TemporaryDirectory() as folder:
         said, sealed = Path(folder, "said"), Path(folder, "sealed")
         said.write_bytes(pre_authentication_encoding(payload))
-        sealed.write_bytes(signature)
+        sealed.write_bytes(seal)
         key = str(public_key.resolve())
         done = _openssl("dgst", f"-{digest}", "-verify", key, "-signature", str(sealed), str(said))
     if done.returncode != 0:
-        raise _bad(bundle, f"the signature was not made with the key of {public_key}")
+        raise _bad(bundle, f"the signature was not made with the key of {public_key.name}")
     signed = _signed_hashes(bundle, payload)
     expected = {entry.path: entry.sha256 for entry in manifest.files}
-    expected[MANIFEST_NAME] = hashlib.sha256(manifest_bytes(bundle)).hexdigest()
+    expected[MANIFEST_NAME] = hashlib.sha256(data or manifest_bytes(bundle)).hexdigest()
     for path in sorted(signed.keys() | expected.keys()):
         if signed.get(path) != expected.get(path):
             raise IntegrityError(
@@ -81,9 +89,8 @@ def pre_authentication_encoding(payload: bytes) -> bytes:
     )  # fmt: skip
 
 
-def _envelope(bundle: Path) -> tuple[bytes, bytes]:
+def _envelope(bundle: Path, data: bytes | None) -> tuple[bytes, bytes]:
     """The statement and its signature; raises IntegrityError."""
-    data = signature_bytes(bundle)
     if data is None:
         raise IntegrityError(
             "the bundle is not signed",
@@ -152,15 +159,22 @@ def _openssl(*words: str) -> subprocess.CompletedProcess[str]:
             remedy="install the system's openssl, or check the bundle where there is one: "
             "starpack verify BUNDLE --public-key FILE",
         )
-    return subprocess.run(
-        [program, *words],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=TIME_LIMIT_S,
-        check=False,
-    )
+    try:
+        return subprocess.run(
+            [program, *words],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=TIME_LIMIT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise DeviceError(
+            f"openssl has not answered for {TIME_LIMIT_S} s",
+            where=program,
+            remedy="see what holds it up, and try again",
+        ) from None
 
 
 def _bad(bundle: Path, what: str) -> IntegrityError:

@@ -27,7 +27,7 @@ from threading import Event, Lock
 
 from runtimes.errors import Cancelled, IntegrityError
 from runtimes.trust.entries import FileEntry
-from runtimes.trust.files import open_plain, read_plain
+from runtimes.trust.files import FOLDER, NewFiles, open_plain, read_plain
 from runtimes.trust.manifest import COPY_AGAIN, UNLISTED, Manifest
 from runtimes.trust.strict_json import parse_json
 
@@ -36,7 +36,6 @@ HASH_THREADS = 8  # guessed: more than one disk can feed
 TICK_NS = 100_000_000  # guessed: ten times the coarsest tick by which Linux stamps files, 10 ms
 COARSE_TICK_NS = 2_500_000_000  # specified: FAT keeps even seconds; and a margin
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
-FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 MAX_CACHE_BYTES = 64 * 1024 * 1024  # guessed: 100,000 files take 14 MB
 
 BytesProgress = Callable[[int, int], None]
@@ -83,13 +82,12 @@ class HashCache:
         """Write what was used or put since it was opened; nothing else stays."""
         if self._used == self._known:
             return
-        partial = self._file.with_name(f"{self._file.name}.{os.getpid()}.partial")
+        partial = self._file.with_name(f"{self._file.name}.partial")
         with suppress(OSError):  # without the cache the next check takes longer, no more
-            try:
-                partial.write_text(json.dumps(self._used))
-                partial.replace(self._file)
-            finally:
-                partial.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)  # two that write at once spoil it: then it is empty
+            with NewFiles(self._file.parent) as files, files.create(partial.name) as stream:
+                stream.write(json.dumps(self._used).encode())
+            partial.replace(self._file)
 
 
 def verify_files(
@@ -121,13 +119,8 @@ def verify_folder(
     may write there.
     """
     found = verify_names(folder, entries, unlisted, owners)
-    unknown = []
-    for entry in entries:
-        sha256 = None if cache is None else cache.get(found[entry.path])
-        if sha256 is None:
-            unknown.append(entry)
-        elif sha256 != entry.sha256:
-            raise _changed(folder / entry.path, sha256, entry)
+    known = {e.path: None if cache is None else cache.get(found[e.path]) for e in entries}
+    unknown = [entry for entry in entries if known[entry.path] != entry.sha256]
     _check_hashes(folder, unknown, progress, cache)
 
 
@@ -140,10 +133,11 @@ def verify_names(
     """Check which files and folders there are, the files' sizes, and what verify_folder says of
     `owners`; returns each file with what the system knows of it. Raises IntegrityError.
     """
-    found, folders = _listing(folder, owners)
+    expected = {entry.path: entry for entry in entries}
+    above = {str(parent) for path in expected for parent in PurePosixPath(path).parents}
+    found = _listing(folder, above, owners)
     for path in unlisted:
         found.pop(path, None)
-    expected = {entry.path: entry for entry in entries}
     for path in sorted(found.keys() | expected.keys()):
         if path not in expected:
             raise _unknown(folder / path)
@@ -155,9 +149,6 @@ def verify_names(
                 f"a file of the bundle has {found[path].st_size} bytes",
                 f"{expected[path].bytes} bytes",
             )
-    above = {str(parent) for path in expected for parent in PurePosixPath(path).parents}
-    for path in sorted(folders - above):
-        raise damaged(folder / path, "the bundle holds a folder that it was not packed with")
     return found
 
 
@@ -173,7 +164,7 @@ def check_owner(file: Path, info: os.stat_result, owners: Set[int]) -> None:
             f"user {info.st_uid} owns it, and could change what is checked here",
             where=file,
             expected=f"an owner of {sorted(owners)}",
-            remedy=f"chown {min(owners)} {shlex.quote(str(file))}, after a look at what it is",
+            remedy=f"chown {max(owners)} {shlex.quote(str(file))}, after a look at what it is",
         )
     if info.st_mode & OTHERS_WRITE:
         raise IntegrityError(
@@ -184,25 +175,27 @@ def check_owner(file: Path, info: os.stat_result, owners: Set[int]) -> None:
         )
 
 
-def _listing(folder: Path, owners: Set[int] | None) -> tuple[dict[str, os.stat_result], set[str]]:
-    """Each plain file below `folder` with what the system knows of it, and each folder's path."""
+def _listing(folder: Path, above: Set[str], owners: Set[int] | None) -> dict[str, os.stat_result]:
+    """Each plain file below `folder` with what the system knows of it.
+
+    above: the folders that may be there. No other is entered, however deep it goes.
+    """
     try:
         descriptor = os.open(folder, FOLDER)
     except OSError as error:
         raise damaged(folder, f"the folder cannot be opened: {error.strerror}") from None
     try:
         files: dict[str, os.stat_result] = {}
-        folders: set[str] = set()
         if owners is not None:
             check_owner(folder, os.fstat(descriptor), owners)
         for path, info in _walk(descriptor, folder, ""):
             if owners is not None:
                 check_owner(folder / path, info, owners)
-            if stat.S_ISDIR(info.st_mode):
-                folders.add(path)
-            else:
+            if not stat.S_ISDIR(info.st_mode):
                 files[path] = info
-        return files, folders
+            elif path not in above:
+                raise _unknown(folder / path)
+        return files
     finally:
         os.close(descriptor)
 
@@ -312,4 +305,4 @@ def _unknown(file: Path) -> IntegrityError:
             where=file,
             remedy="delete the __pycache__ folders; start with `run`, or with `python -B`",
         )
-    return damaged(file, "the bundle holds a file that it was not packed with")
+    return damaged(file, "the bundle holds what it was not packed with")

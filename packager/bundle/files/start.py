@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import io
+import os
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -75,32 +76,34 @@ def run(folder: str, name: str, manifest: str, packages: str, *argv: str) -> int
     progress = console.meter("checking", "MiB", 1 << 20)
     installation = Installation(Path(folder))
     version = installation.version(Pinned(name, manifest, packages, sys.executable))
+    command, flags = argv[:1], argv[1:]
     try:
-        if argv[:1] == ("rollback",):
+        if command == ("rollback",) and set(flags) <= {"--json", "--quiet"}:
             back = installation.rollback(progress)
             if console.as_json:
                 console.data({"current_version": back.name})
             else:
                 console.text(f"current version: {back.name}\n")
             return 0
-        check_machine(version.verify(progress=progress).manifest, version.bundle)
+        # here and not in the command itself, which is loaded from what is only believed until then
+        full = command == ("verify",) and "--full" in flags
+        verified = version.verify(full=full, progress=progress)
+        check_machine(verified.manifest, version.bundle)
     except (StarpackError, OSError, KeyboardInterrupt) as error:
         return console.failed(error)
     # the modules that are loaded already are copies of those in the bundle
     for name, module in list(sys.modules.items()):
         if name.split(".")[0] == PACKAGE and hasattr(module, "__path__"):
             module.__path__ = [str(version.bundle / name.replace(".", "/"))]
-    sys.path.insert(0, str(version.packages))
+    sys.path.append(str(version.packages))  # after the standard library, which nothing shadows
     from runtimes.cli.main import main
 
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")  # source code is UTF-8, whatever the locale
-    return main(list(argv), version)
+    return main(list(argv), version, verified)
 
 
 def try_packages(names: list[str]) -> int:
     """Import each; what goes wrong shows as Python shows it."""
-    sys.path.insert(0, str(HERE.parent / "packages"))
+    sys.path.append(str(HERE.parent / "packages"))
     for name in names:
         importlib.import_module(name)
     return 0
@@ -117,8 +120,21 @@ def do(word: str, rest: list[str]) -> int:
     return try_packages(rest)
 
 
+def prepare_streams() -> None:
+    """Bear a stream that whoever started this has closed, and any text in any locale."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as this runs
+        elif isinstance(stream, io.TextIOWrapper):
+            # source code is UTF-8, whatever the locale; a file's name may be no text at all
+            encoding = "utf-8" if name == "stdout" else None
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")
+
+
 def main() -> int:
     """Do what the first argument says, without a network; returns the exit code."""
+    prepare_streams()
     word, *rest = sys.argv[1:]
     sys.meta_path.insert(0, Checker(checker_sources()))
     from runtimes.trust import environment, offline

@@ -13,15 +13,20 @@ import hashlib
 import importlib.util
 import io
 import json
+import lzma
 import marshal
 import re
+import sys
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
-from dataclasses import asdict
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO, TypeVar
 
 from runtimes.errors import IntegrityError
 from runtimes.trust import fields as checks
@@ -30,10 +35,15 @@ from runtimes.trust.files import NewFiles
 from runtimes.trust.manifest import COPY_AGAIN
 from runtimes.trust.strict_json import parse_json
 
+T = TypeVar("T")
 MAX_PACKAGE_FILES = 200_000  # guessed: torch, compiled, has 15,000
 MAX_LIST_BYTES = 64 * 1024 * 1024  # guessed: 200,000 files take 32 MB
 MAX_SOURCE_BYTES = 32 * 1024 * 1024  # guessed: a module that is larger stays uncompiled
 BLOCK_BYTES = 1 << 20
+BAD_ARCHIVE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError,
+    ValueError, NotImplementedError, RuntimeError,
+)  # fmt: skip
 # specified: PEP 552, byte code that nobody compares with its source; the source is hashed anyway
 _UNCHECKED = (1).to_bytes(4, "little")
 # Later versions of marshal's format write how often an object is referred to at that moment.
@@ -50,10 +60,10 @@ def unpack(wheels: Iterable[Path], files: NewFiles | None = None) -> tuple[FileE
     found: dict[str, FileEntry] = {}
     for wheel in wheels:
         try:
-            with zipfile.ZipFile(wheel) as archive:
+            with _of_archive(partial(zipfile.ZipFile, wheel)) as archive:
                 for entry in _unpack(archive, found, files):
                     found[entry.path] = entry
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        except BAD_ARCHIVE as error:
             raise IntegrityError(f"not a wheel: {error}", where=wheel, remedy=COPY_AGAIN) from None
         if len(found) > MAX_PACKAGE_FILES:
             raise checks.bad("wheels", wheel.name, f"at most {MAX_PACKAGE_FILES} files")
@@ -68,13 +78,22 @@ def _unpack(
         if info.is_dir() or _OWN_BYTE_CODE.fullmatch(path):
             continue
         checks.safe_path(path, "wheels")
-        with archive.open(info) as stream:
+        with _of_archive(partial(archive.open, info)) as stream:
             yield _store(path, stream, found, files)
         if path.endswith(".py") and info.file_size <= MAX_SOURCE_BYTES:
-            code = byte_code(archive.read(info), path)
+            code = byte_code(_of_archive(partial(archive.read, info)), path)
             if code is not None:
                 compiled = importlib.util.cache_from_source(path)
                 yield _store(compiled, io.BytesIO(code), found, files)
+
+
+def unpacked_bytes(wheels: Iterable[Path]) -> int:
+    """What the wheels say that they unpack to, without byte code; 0 for one that says nothing."""
+    total = 0
+    for wheel in wheels:
+        with suppress(OSError, *BAD_ARCHIVE), zipfile.ZipFile(wheel) as archive:
+            total += sum(info.file_size for info in archive.infolist())
+    return total
 
 
 def _store(
@@ -85,9 +104,8 @@ def _store(
 ) -> FileEntry:
     """Hash a file, and write it; one that an earlier wheel has too must be the same."""
     size, digest = 0, hashlib.sha256()
-    is_new = files is not None and path not in found
-    with files.create(path) if files is not None and is_new else nullcontext() as made:
-        while block := stream.read(BLOCK_BYTES):
+    with _created(path, None if path in found else files) as made:
+        while block := _read(stream):
             size += len(block)
             digest.update(block)
             if made is not None:
@@ -98,27 +116,76 @@ def _store(
     return entry
 
 
+def _created(path: str, files: NewFiles | None) -> AbstractContextManager[BinaryIO | None]:
+    if files is None:
+        return nullcontext()
+    try:
+        return files.create(path)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError):
+        raise checks.bad("wheels", path, "no path both of a file and of a folder") from None
+
+
+def _read(stream: IO[bytes]) -> bytes:
+    """A block of a member."""
+    return _of_archive(lambda: stream.read(BLOCK_BYTES))
+
+
+def _of_archive(read: Callable[[], T]) -> T:
+    """What `read` gives; a fault there is the archive's, none of the disk that it is unpacked to."""
+    try:
+        return read()
+    except OSError as error:
+        raise zipfile.BadZipFile(str(error)) from None
+
+
 def byte_code(source: bytes, path: str) -> bytes | None:
     """What Python reads in place of a module's source; None for a source that is not Python.
 
     path: below site-packages. Python puts the file's place here in its stead when it loads it.
     """
+    with ThreadPoolExecutor(1) as pool:  # as deep as Python lets it, wherever this is called from
+        data = pool.submit(_compiled, source, path).result()
+    if data is None:
+        return None
+    return importlib.util.MAGIC_NUMBER + _UNCHECKED + importlib.util.source_hash(source) + data
+
+
+def _compiled(source: bytes, path: str) -> bytes | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             code = compile(source, path, "exec", dont_inherit=True)
-    except (SyntaxError, ValueError, RecursionError):
+        return marshal.dumps(code, _MARSHAL_VERSION)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-    data = marshal.dumps(code, _MARSHAL_VERSION)
-    return importlib.util.MAGIC_NUMBER + _UNCHECKED + importlib.util.source_hash(source) + data
 
 
-def package_list(entries: Iterable[FileEntry]) -> bytes:
-    """What packages.json holds. Law: read_package_list(package_list(entries)) == entries."""
-    return json.dumps([asdict(entry) for entry in entries]).encode()
+@dataclass(frozen=True, slots=True)
+class PackageList:
+    """What packages.json holds: every file, and the Python that made its byte code.
 
+    Law: PackageList.read(packages.data) == packages.
+    """
 
-def read_package_list(data: bytes) -> tuple[FileEntry, ...]:
-    """Decode packages.json; raises ValueError, IntegrityError."""
-    value = parse_json(data)
-    return file_entries(value, "packages", MAX_PACKAGE_FILES) if value else ()
+    files: tuple[FileEntry, ...]
+    python: str = sys.version
+
+    @property
+    def data(self) -> bytes:
+        """The file's content."""
+        return json.dumps(asdict(self)).encode()
+
+    @property
+    def sources(self) -> tuple[FileEntry, ...]:
+        """All but byte code, which each release of Python writes in its own way."""
+        return tuple(e for e in self.files if not _OWN_BYTE_CODE.fullmatch(e.path))
+
+    @classmethod
+    def read(cls, data: bytes) -> PackageList:
+        """Raises ValueError, IntegrityError."""
+        value = checks.record(parse_json(data), "packages", {"files", "python"})
+        files = value["files"]
+        return cls(
+            file_entries(files, "packages.files", MAX_PACKAGE_FILES) if files else (),
+            checks.text(value["python"], "packages.python"),
+        )

@@ -113,10 +113,10 @@ def read_public_key(file: Path) -> str:
 
 
 @contextmanager
-def key_file(public_key: str) -> Iterator[Path]:
-    """A PEM file with the key that Root has, for as long as the block lasts."""
+def key_file(public_key: str, name: str = "this installation") -> Iterator[Path]:
+    """A PEM file of that name with the key that Root has, for as long as the block lasts."""
     lines = [public_key[i : i + 64] for i in range(0, len(public_key), 64)]
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "the key of this installation")
+        file = Path(folder, name)
         file.write_text("\n".join([_BEGIN, *lines, _END, ""]))
         yield file

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -16,13 +17,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtimes.errors import DeviceError, IntegrityError, OfflineError
+from runtimes.errors import DeviceError, IntegrityError, OfflineError, UsageError
 from runtimes.trust.bootstrap import STARTER
 from runtimes.trust.console import Console
 from runtimes.trust.delta import DELTA_NAME, source_of_every_file
 from runtimes.trust.entries import FileEntry
-from runtimes.trust.files import FILE_MODE, PROGRAM_MODE, NewFiles
-from runtimes.trust.installed.packages import package_list, unpack
+from runtimes.trust.files import FILE_MODE, MAX_COPY_BYTES, PROGRAM_MODE, NewFiles
+from runtimes.trust.installed.packages import PackageList, unpack, unpacked_bytes
 from runtimes.trust.installed.version import Version, wheels_of
 from runtimes.trust.installed.versions import Installation, base_python
 from runtimes.trust.manifest import (
@@ -30,12 +31,15 @@ from runtimes.trust.manifest import (
     Manifest,
     manifest_bytes,
     parse_manifest,
+    signature_bytes,
     unlisted_files,
 )
 from runtimes.trust.verify import damaged, verify_files, verify_names
 
 EXECUTABLE = frozenset({"install", "run"})
+NEEDED = (STARTER, "run", "runtimes/cli/main.py")  # what starts looks for them by name
 MIB = 1024 * 1024
+FULL_BUNDLE = "install the full new bundle, or repair the version that the delta was made for"
 
 Sources = Callable[[FileEntry], Path]
 """Where to copy a file of the bundle from."""
@@ -47,13 +51,19 @@ class Given:
 
     folder: Path
     data: bytes
+    signature: bytes | None
     manifest: Manifest
 
     @classmethod
     def read(cls, folder: Path) -> Given:
         """Raises IntegrityError."""
         data = manifest_bytes(folder)
-        return cls(folder, data, parse_manifest(data, folder))
+        manifest = parse_manifest(data, folder)
+        listed = {entry.path for entry in manifest.files}
+        for path in NEEDED:
+            if path not in listed:
+                raise damaged(folder / path, "the manifest does not list what starts the bundle")
+        return cls(folder, data, signature_bytes(folder), manifest)
 
     @property
     def sha256(self) -> str:
@@ -68,31 +78,43 @@ def say(text: str) -> None:
 
 def stage(
     given: Given, installation: Installation, staged: Version, console: Console
-) -> tuple[FileEntry, ...]:
-    """Copy, check, unpack and try; returns every file of the packages.
+) -> PackageList:
+    """Copy, check, unpack and try; returns what the packages hold.
 
     Raises as install() does.
     """
     manifest = given.manifest
     size = sum(entry.bytes for entry in manifest.files)
-    say(f"copying and checking {size / 1e6:.0f} MB")
     source = _sources(given, installation)
+    _check_space(staged.folder, size, "the bundle")
+    say(f"copying and checking {size / 1e6:.0f} MB")
     with NewFiles(staged.folder) as files:
-        files.set_mode()
         _copy(given, source, files)
         _check_copy(given, source, staged, console)
         say("unpacking the packages")
         wheels = wheels_of(staged.bundle)
-        staged.packages.mkdir()
+        _check_space(staged.folder, unpacked_bytes(wheels), "the packages")
+        staged.packages.mkdir(mode=0o755)
         with NewFiles(staged.packages) as unpacked:
-            packages = unpack(wheels, unpacked)
+            packages = PackageList(unpack(wheels, unpacked))
         with files.create(staged.package_list.name) as stream:
-            stream.write(package_list(packages))
+            stream.write(packages.data)
+        files.set_mode()  # until now it was this user's alone
     say("trying them")
     _try_packages(staged, wheels, manifest.versions.get("wheels_glibc", "?"))
     staged.verify()  # from here on only what is touched is hashed again
     os.sync()  # a version that is named must survive a power cut
     return packages
+
+
+def _check_space(folder: Path, size: int, what: str) -> None:
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise UsageError(
+            f"{what} needs {size / 1e6:.0f} MB of disk, and {free / 1e6:.0f} MB are free",
+            where=folder.parent,
+            remedy="free space on that disk, or install to another one",
+        )
 
 
 def _check_copy(given: Given, source: Sources, staged: Version, console: Console) -> None:
@@ -102,8 +124,14 @@ def _check_copy(given: Given, source: Sources, staged: Version, console: Console
         verify_files(staged.bundle, given.manifest, console.meter("checking", "MiB", MIB))
     except IntegrityError as error:
         where = Path(error.where or staged.bundle)
-        raise damaged(origins.get(str(where), where), error.what, error.expected) from None
-    if manifest_bytes(staged.bundle) != given.data:
+        where = origins.get(str(where), where)
+        if (given.folder / DELTA_NAME).is_file():
+            raise IntegrityError(
+                error.what, where=where, expected=error.expected, remedy=FULL_BUNDLE
+            ) from None
+        raise damaged(where, error.what, error.expected) from None
+    copied = manifest_bytes(staged.bundle), signature_bytes(staged.bundle)
+    if copied != (given.data, given.signature):
         raise damaged(given.folder, "the bundle was changed while it was copied")
 
 
@@ -122,7 +150,8 @@ def _copy(given: Given, source: Sources, files: NewFiles) -> None:
         path = twin = f"bundle/{entry.path}"
         if entry.path.startswith("model/"):
             twin = stored.setdefault(entry.sha256, path)
-        copy_file(source(entry), files, path, twin, mode_of(entry.path))
+        mode = mode_of(entry.path)
+        copy_file(source(entry), files, path, twin, mode, most_bytes=entry.bytes + 1)
     for name in unlisted_files(given.folder):
         copy_file(given.folder / name, files, f"bundle/{name}", f"bundle/{name}", FILE_MODE)
 
@@ -133,18 +162,26 @@ def mode_of(path: str) -> int:
 
 
 def copy_file(
-    source: Path, files: NewFiles, path: str, twin: str, mode: int, *, follow: bool = False
+    source: Path,
+    files: NewFiles,
+    path: str,
+    twin: str,
+    mode: int,
+    *,
+    follow: bool = False,
+    most_bytes: int = MAX_COPY_BYTES,
 ) -> None:
     """Copy a file, or let it be another name of its copy `twin`, where the disk has that.
 
-    follow: `source` may be a link. Raises IntegrityError for what is no plain file, OSError.
+    follow: `source` may be a link. most_bytes: no more is copied. Raises IntegrityError for what is
+    no plain file, OSError.
     """
     if twin != path:
         with suppress(OSError):
             files.link(path, twin)
             return
     try:
-        files.copy(source, path, mode, follow=follow)
+        files.copy(source, path, mode, follow=follow, most_bytes=most_bytes)
     except ValueError as error:
         raise damaged(source, str(error), "plain files only") from None
 

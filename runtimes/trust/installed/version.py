@@ -14,16 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtimes.errors import IntegrityError
-from runtimes.trust.entries import FileEntry
+from runtimes.trust.fields import DAMAGED
 from runtimes.trust.files import read_plain
-from runtimes.trust.installed.packages import (
-    MAX_LIST_BYTES,
-    package_list,
-    read_package_list,
-    unpack,
-)
+from runtimes.trust.installed.packages import MAX_LIST_BYTES, PackageList, unpack
 from runtimes.trust.installed.root import Pinned
 from runtimes.trust.manifest import (
+    COPY_AGAIN,
     MANIFEST_NAME,
     UNLISTED,
     Manifest,
@@ -39,8 +35,9 @@ from runtimes.trust.verify import (
     verify_folder,
 )
 
-REPAIR = "DIR/run rollback, or the bundle's ./install --to DIR, which replaces what is damaged"
-_CONTENTS = re.compile(r"bundle|packages|packages\.json|checked-\w+\.json(\.[0-9]+\.partial)?")
+REPAIR = "install the bundle again, which replaces what is damaged: ./install --to"
+BEFORE_INSTALLING = (None, COPY_AGAIN, DAMAGED)
+_CONTENTS = re.compile(r"bundle|packages|packages\.json|checked-\w+\.json(\.partial)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +46,7 @@ class Verified:
 
     manifest: Manifest
     manifest_sha256: str
-    packages: tuple[FileEntry, ...]
-
-    @property
-    def packages_sha256(self) -> str:
-        """Of packages.json."""
-        return hashlib.sha256(package_list(self.packages)).hexdigest()
+    packages: PackageList
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,20 +84,30 @@ class Version:
         """The hashes of the bundle's files that have not been touched since."""
         return HashCache(self.folder / "checked-bundle.json", fresh=fresh)
 
-    def verify(self, *, full: bool = False, progress: BytesProgress = no_progress) -> Verified:
+    def verify(
+        self,
+        *,
+        full: bool = False,
+        progress: BytesProgress = no_progress,
+        remedy: str | None = None,
+    ) -> Verified:
         """Check every byte of the bundle and of its unpacked packages; raises IntegrityError.
 
         Without `full`, a file that has not been touched since it was last hashed is not read again.
-        With it, the packages are held against what the bundle's wheels unpack to here and now.
+        With it, the packages are held against what the bundle's wheels unpack to here and now; but
+        for the byte code that another release of this Python has made, for which DIR/run vouches.
+        remedy: of damage; installing again, or going back, unless it is given.
         """
         try:
             return self._verify(full, progress)
         except IntegrityError as error:
-            remedy = error.remedy
-            if remedy is None or "copy or pack" in remedy:  # which helps before it is installed
-                remedy = REPAIR
+            helps = error.remedy if error.remedy not in BEFORE_INSTALLING else None
+            target = self.script.parent
             raise IntegrityError(
-                error.what, where=error.where, expected=error.expected, remedy=remedy
+                error.what,
+                where=error.where,
+                expected=error.expected,
+                remedy=helps or remedy or f"{REPAIR} {target}; or {self.script} rollback",
             ) from None
 
     def _verify(self, full: bool, progress: BytesProgress) -> Verified:
@@ -118,15 +120,21 @@ class Version:
         packages = self._read_packages()
         cache = self.bundle_cache(fresh=full)
         verify_folder(self.bundle, manifest.files, UNLISTED, progress, cache, owners)
-        if full and unpack(wheels_of(self.bundle)) != packages:
+        if full:
+            self._check_packages(packages)
+        cache = HashCache(self.folder / "checked-packages.json", fresh=full)
+        verify_folder(self.packages, packages.files, (), progress, cache, owners)
+        return Verified(manifest, manifest_sha256, packages)
+
+    def _check_packages(self, packages: PackageList) -> None:
+        expected = PackageList(unpack(wheels_of(self.bundle)))
+        vouched = self.pinned is not None and packages.python != expected.python
+        if packages.sources != expected.sources or (packages != expected and not vouched):
             raise damaged(
                 self.package_list,
                 "the list of installed packages is not what the bundle's wheels unpack to with "
                 f"this Python, {platform.python_version()}",
             )
-        cache = HashCache(self.folder / "checked-packages.json", fresh=full)
-        verify_folder(self.packages, packages, (), progress, cache, owners)
-        return Verified(manifest, manifest_sha256, packages)
 
     def _check_folders(self) -> frozenset[int]:
         """Check whose the folders above are, and what lies in this one; returns who may own all."""
@@ -134,7 +142,8 @@ class Version:
         first = installation if self.pinned is None else self.script
         owners = frozenset({0, first.lstat().st_uid})
         check_owner(installation, installation.stat(), owners)
-        for place in (self.folder.parent, self.folder, *({first} - {installation})):
+        below = [self.folder.parent, self.folder]
+        for place in below if self.pinned is None else [*below, self.script]:
             info = place.lstat()
             if stat.S_ISLNK(info.st_mode):
                 raise damaged(place, "it is a link", "what was installed")
@@ -148,14 +157,14 @@ class Version:
             check_owner(Path(entry.path), info, owners)
         return owners
 
-    def _read_packages(self) -> tuple[FileEntry, ...]:
+    def _read_packages(self) -> PackageList:
         """What was unpacked from the bundle's wheels and compiled when it was installed."""
         try:
             data = read_plain(self.package_list, MAX_LIST_BYTES)
             if self.pinned is not None:
                 sha256 = hashlib.sha256(data).hexdigest()
                 _check_pinned(self.package_list, sha256, self.pinned.packages_sha256)
-            return read_package_list(data)
+            return PackageList.read(data)
         except (OSError, ValueError) as error:
             raise damaged(
                 self.package_list, f"the list of installed packages cannot be read: {error}"

@@ -14,24 +14,27 @@ any of it. Standard library only.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
-import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runtimes.errors import DeviceError, StarpackError, UsageError
-from runtimes.trust.files import PROGRAM_MODE, NewFiles, read_plain, try_lock
-from runtimes.trust.installed.root import MAX_SCRIPT_BYTES, NAME, Pinned, Root
+from runtimes.trust.files import FOLDER, PROGRAM_MODE, NewFiles, delete, read_plain, try_lock
+from runtimes.trust.installed.root import MAX_SCRIPT_BYTES, NAME, Pinned, Root, key_file
 from runtimes.trust.installed.version import Version
 from runtimes.trust.manifest import COPY_AGAIN, Manifest
-from runtimes.trust.verify import BytesProgress, no_progress
+from runtimes.trust.signature import verify_signature
+from runtimes.trust.verify import BytesProgress, check_owner, damaged, no_progress
 
 PARTIAL = ".partial"
+INSTALL_IT = "install the bundle of the version that you want: its ./install --to DIR"
 _NAME = re.compile(NAME)
 
 
@@ -77,22 +80,43 @@ class Installation:
         names = sorted(folder.name for folder in self.versions.iterdir())
         return [self.named(name) for name in names if _NAME.fullmatch(name)]
 
-    def is_ours(self) -> bool:
-        """Whether this folder is empty or what installing has made, finished or not."""
+    def foreign(self) -> Path | None:
+        """What is in this folder, or the folder itself, that installing has not made."""
         if not os.path.lexists(self.folder):
-            return True
+            return None
         if not self.folder.is_dir():
-            return False
+            return self.folder
         if not self.versions.is_dir() or self.versions.is_symlink():
-            return not any(self.folder.iterdir())
-        names = [folder.name for folder in self.versions.iterdir()]
-        return all(_NAME.fullmatch(name) or name.endswith(PARTIAL) for name in names)
+            return next(self.folder.iterdir(), None)
+        return next(
+            (
+                place
+                for place in self.versions.iterdir()
+                if not (_NAME.fullmatch(place.name) or place.name.endswith(PARTIAL))
+            ),
+            None,
+        )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other installs and rollbacks out; the system frees the lock of a killed process."""
-        descriptor = os.open(self.versions, os.O_RDONLY | os.O_DIRECTORY)
+        """Keep other installs and rollbacks out; the system frees the lock of a killed process.
+
+        Raises UsageError where somebody else owns the folder, or others may write to it: what is
+        written there could be changed before it is checked.
+        """
+        descriptor = os.open(self.versions, FOLDER)
         try:
+            for place, info in (
+                (self.folder, os.stat(self.folder)),
+                (self.versions, os.fstat(descriptor)),
+            ):
+                if info.st_uid != os.geteuid():
+                    raise UsageError(
+                        f"user {info.st_uid} owns it, and this is user {os.geteuid()}",
+                        where=place,
+                        remedy="do it as that user, or name another folder",
+                    )
+                check_owner(place, info, {info.st_uid})
             if not try_lock(descriptor):
                 raise StarpackError(
                     "another install or rollback is at work there",
@@ -103,30 +127,38 @@ class Installation:
         finally:
             os.close(descriptor)
 
-    def switch(self, root: Root) -> None:
-        """Have DIR/run say what `root` says, by the script that its current version's bundle has.
+    def switch(self, root: Root, manifest: Manifest) -> None:
+        """Have DIR/run say what `root` says, by the script of its current version.
 
-        In one step: whenever this process is killed, one version runs, and knows the one before.
+        manifest: of that version, which has been checked. In one step: whenever this process is
+        killed, one version runs, and knows the one before. Raises IntegrityError.
         """
         template = self.named(root.current.name).bundle / "run"
-        script = root.script(read_plain(template, MAX_SCRIPT_BYTES).decode())
+        data = read_plain(template, MAX_SCRIPT_BYTES)
+        sha256 = hashlib.sha256(data).hexdigest()
+        if sha256 not in [entry.sha256 for entry in manifest.files if entry.path == "run"]:
+            raise damaged(template, f"a file of the bundle has changed: its SHA-256 is {sha256}")
+        script = root.script(data.decode())
+        _flush_names(self.versions)
         partial = self.versions / f"run{PARTIAL}"
-        partial.unlink(missing_ok=True)
+        delete(partial)
         with NewFiles(self.versions) as files, files.create(partial.name, PROGRAM_MODE) as stream:
             stream.write(script)
             stream.flush()
             os.fsync(stream.fileno())
         partial.rename(self.script)
-        link = self.versions / f"current{PARTIAL}"
-        link.unlink(missing_ok=True)
-        link.symlink_to(f"versions/{root.current.name}")
-        link.rename(self.folder / "current")
         _flush_names(self.folder)
+        link = self.versions / f"current{PARTIAL}"
+        delete(link)
+        with suppress(OSError):  # for people alone; what runs does without
+            link.symlink_to(f"versions/{root.current.name}")
+            link.rename(self.folder / "current")
 
     def rollback(self, progress: BytesProgress = no_progress) -> Version:
         """Make the version before the current one current again; twice changes nothing.
 
-        Raises UsageError where there is none, IntegrityError where it is damaged.
+        Every byte of it is read. Raises UsageError where there is none, IntegrityError where it is
+        damaged, or is not signed with the key that this installation was given.
         """
         with self.locked():
             root = self.root()
@@ -137,21 +169,25 @@ class Installation:
                     remedy="install the bundle that you want; it takes over when it is complete",
                 )
             previous = self.version(root.previous)
-            check_machine(previous.verify(progress=progress).manifest, previous.bundle)
-            self.switch(replace(root, current=root.previous, previous=root.current))
+            verified = previous.verify(full=True, progress=progress, remedy=INSTALL_IT)
+            check_machine(verified.manifest, previous.bundle)
+            if root.public_key is not None:
+                with key_file(root.public_key) as key:
+                    verify_signature(previous.bundle, verified.manifest, key)
+            back = replace(root, current=root.previous, previous=root.current)
+            self.switch(back, verified.manifest)
             return previous
 
     def clear(self) -> None:
         """Delete what killed installs have left, and all versions but two: current and previous."""
         kept = {v.name for v in (self.current(), self.previous()) if v is not None}
         for folder in self.versions.iterdir():
-            if folder.name.endswith(PARTIAL):
-                _delete(folder)
-            elif kept and folder.name not in kept:
+            if kept and _NAME.fullmatch(folder.name) and folder.name not in kept:
                 # first under another name: half deleted, it must not pass for a version
-                aside = folder.with_name(folder.name + PARTIAL)
-                folder.rename(aside)
-                _delete(aside)
+                aside = tempfile.mkdtemp(prefix="old.", suffix=PARTIAL, dir=self.versions)
+                folder = folder.rename(aside)
+            if folder.name.endswith(PARTIAL):
+                delete(folder)
 
 
 def base_python() -> str:
@@ -182,10 +218,3 @@ def _flush_names(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

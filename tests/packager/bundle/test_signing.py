@@ -18,6 +18,9 @@ from packager.bundle.signing import check_signature, sign_bundle
 from packager.cli.main import main
 from packager.core.errors import DeviceError, IntegrityError, UsageError
 from runtimes.cli import main as cli
+from runtimes.trust import install
+from runtimes.trust.console import Console
+from runtimes.trust.installed.stage import Given
 from runtimes.trust.manifest import (
     MANIFEST_HASH_NAME,
     MANIFEST_NAME,
@@ -280,6 +283,48 @@ def test_an_installation_keeps_to_the_key_that_it_was_given(
     assert sh(target / "run", "verify", "--full").returncode == 0
     refused = sh(bundle / "install", "--to", target)
     assert refused.returncode == 5
+
+
+def test_rollback_keeps_to_the_key_too(tmp_path: Path) -> None:
+    private, public = make_key(tmp_path)
+    unsigned = write_bundle(tmp_path / "parts", tmp_path / "unsigned")
+    newer = write_bundle(tmp_path / "more parts", tmp_path / "newer", weights=b"n" * 900)
+    sign_bundle(newer, private)
+    target = tmp_path / "target"
+    assert sh(unsigned / "install", "--to", target).returncode == 0
+    assert sh(newer / "install", "--to", target, "--public-key", public).returncode == 0
+    refused = sh(target / "run", "rollback")
+    assert refused.returncode == 5 and "not signed" in refused.stderr
+    assert sh(target / "run", "verify").returncode == 0
+
+
+def test_what_was_checked_against_the_key_is_what_is_installed(
+    copy: Path, signed: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever can write to the bundle puts a forged manifest there once the key has been used."""
+    forged = json.loads((copy / MANIFEST_NAME).read_text()) | {"artifact": "tokenizer.json"}
+    signature = (copy / SIGNATURE_NAME).read_bytes()
+
+    def swap(*arguments: object, **options: object) -> None:
+        verify_signature(*arguments, **options)
+        data = json.dumps(forged).encode()
+        (copy / MANIFEST_NAME).write_bytes(data)
+        (copy / MANIFEST_HASH_NAME).write_bytes(manifest_hash(data, signature))
+
+    monkeypatch.setattr(install, "verify_signature", swap)
+    with pytest.raises(IntegrityError, match="changed while it was copied"):
+        install.install(Given.read(copy), tmp_path / "target", signed[1], Console())
+
+
+def test_the_key_that_is_kept_is_the_one_that_was_used(
+    signed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    bundle, public = signed
+    _, other = make_key(tmp_path, "other")
+    both = tmp_path / "both.pub"
+    both.write_text(other.read_text() + public.read_text())
+    refused = sh(bundle / "install", "--to", tmp_path / "target", "--public-key", both)
+    assert refused.returncode == 5  # the first of them has not signed it
 
 
 def test_a_bundle_is_checked_with_a_key_before_anything_is_installed(

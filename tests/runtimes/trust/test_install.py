@@ -218,7 +218,9 @@ def test_no_code_of_the_bundle_is_run_before_the_check(
         add_code(folder, path, f"\nopen({str(ran)!r}, 'w')\n", tmp_path)
         refused = sh(*command)
         assert refused.returncode == 5, refused.stderr
-        assert str(folder / path).removesuffix(".pyc") in refused.stderr
+        assert str(folder / path.removesuffix("/__init__.py").removesuffix("/verify.pyc")) in (
+            refused.stderr
+        )
     assert not ran.exists()
 
 
@@ -299,6 +301,50 @@ def test_a_full_check_finds_what_rots_on_the_disk_and_it_stays_found(
     for flags in (["--full"], []):
         refused = sh(tmp_path / "target" / "run", "verify", *flags)
         assert refused.returncode == 5 and str(file) in refused.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_nothing_is_done_in_a_folder_of_somebody_else(bundle: Path, tmp_path: Path) -> None:
+    """Or they would put their own in the place of what is about to be tried."""
+    target = tmp_path / "target"
+    for theirs in (target, target / "versions"):
+        (target / "versions").mkdir(parents=True, exist_ok=True)
+        os.chown(theirs, 12345, -1)
+        refused = sh(bundle / "install", "--to", target)
+        assert refused.returncode == 2 and "do it as that user" in refused.stderr
+        assert "copying" not in refused.stderr
+        os.chown(theirs, 0, -1)
+    (target / "versions").mkdir(exist_ok=True)
+    (target / "versions").chmod(0o777)
+    refused = sh(bundle / "install", "--to", target)
+    assert refused.returncode == 5 and "copying" not in refused.stderr
+
+
+def test_a_second_first_install_takes_nothing_from_the_first(bundle: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    (target / "versions").mkdir(parents=True)
+    with Installation(target).locked():
+        assert sh(bundle / "install", "--to", target).returncode == 1
+        assert (target / "versions").is_dir()
+
+
+@pytest.mark.parametrize("name", ["", "a\n"])
+def test_a_folder_that_cannot_be_started_from_is_refused(
+    bundle: Path, tmp_path: Path, name: str
+) -> None:
+    refused = sh(bundle / "install", "--to", name and tmp_path / name)
+    assert refused.returncode == 2 and "a folder of the name" in refused.stderr
+
+
+def test_a_python_that_is_named_is_used_or_none(bundle: Path, tmp_path: Path) -> None:
+    refused = sh(bundle / "install", "--to", tmp_path / "target", PYTHON="/bin/false")
+    assert refused.returncode == 7
+    odd = tmp_path / "a\nb"
+    odd.mkdir()
+    (odd / "python").symlink_to(sys.executable)
+    assert (
+        sh(bundle / "install", "--to", tmp_path / "t", PYTHON=str(odd / "python")).returncode == 0
+    )
 
 
 def test_a_place_that_cannot_be_written_is_explained(bundle: Path, tmp_path: Path) -> None:
@@ -395,7 +441,8 @@ def test_a_python_that_is_gone_is_named(bundle: Path, tmp_path: Path) -> None:
     python.symlink_to(sys.executable)
     installation = installed(bundle, target)
     root = installation.root()
-    installation.switch(replace(root, current=replace(root.current, python=str(python))))
+    manifest = installation.current().verify().manifest
+    installation.switch(replace(root, current=replace(root.current, python=str(python))), manifest)
     assert sh(target / "run", "verify").returncode == 0
     python.unlink()
     refused = sh(target / "run", "verify")

@@ -106,9 +106,9 @@ def test_the_record_of_a_delta(tmp_path: Path) -> None:
 
 def test_the_list_of_installed_packages(tmp_path: Path) -> None:
     entry = json.dumps({"path": "a", "bytes": 1, "sha256": "0" * 64})
-    (tmp_path / "packages.json").write_text(f"[{entry}]")
-    assert len(Version(tmp_path)._read_packages()) == 1
-    (tmp_path / "packages.json").write_text(f"[{twice(entry)}]")
+    (tmp_path / "packages.json").write_text(f'{{"files": [{entry}], "python": "3"}}')
+    assert len(Version(tmp_path)._read_packages().files) == 1
+    (tmp_path / "packages.json").write_text(f'{{"files": [{twice(entry)}], "python": "3"}}')
     with pytest.raises(IntegrityError, match="given twice"):
         Version(tmp_path)._read_packages()
 
@@ -145,10 +145,10 @@ def test_a_signature(tmp_path: Path, damage: str | None) -> None:
     text = maybe("envelope")(json.dumps({"dsseEnvelope": envelope}))
     (tmp_path / "bundle.json.sig").write_text(text)
     if damage is None:
-        said, sealed = signature._envelope(tmp_path)
+        said, sealed = signature._envelope(tmp_path, signature.signature_bytes(tmp_path))
         assert sealed == b"signature"
         assert signature._signed_hashes(tmp_path, said) == {"a": "0" * 64}
         return
     with pytest.raises(IntegrityError, match="given twice"):
-        said, _ = signature._envelope(tmp_path)
+        said, _ = signature._envelope(tmp_path, signature.signature_bytes(tmp_path))
         signature._signed_hashes(tmp_path, said)

@@ -7,15 +7,18 @@ import json
 import os
 import shutil
 import subprocess
+import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from runtimes.trust.bootstrap import checker_files
-from runtimes.trust.installed.packages import byte_code, read_package_list
+from runtimes.trust.installed.packages import PackageList, byte_code
 from runtimes.trust.installed.versions import Installation
+from runtimes.trust.verify import TICK_NS, HashCache
 from tests.support.packing import bare_environment, sh, write_bundle
 
 pytestmark = pytest.mark.bundle
@@ -57,15 +60,15 @@ def forge_packages(folder: Path) -> None:
     module.write_bytes(code)
     (compiled,) = module.parent.glob("__pycache__/*.pyc")
     compiled.write_bytes(byte_code(code, "demo_package/__init__.py"))
-    entries = json.loads((folder / "packages.json").read_text())
-    for entry in entries:
+    value = json.loads((folder / "packages.json").read_text())
+    for entry in value["files"]:
         data = (folder / "packages" / entry["path"]).read_bytes()
         entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (folder / "packages.json").write_text(json.dumps(entries))
+    (folder / "packages.json").write_text(json.dumps(value))
 
 
 def no_packages(folder: Path) -> None:
-    (folder / "packages.json").write_text("[]")
+    (folder / "packages.json").write_bytes(PackageList(()).data)
     shutil.rmtree(folder / "packages" / "demo_package")
 
 
@@ -84,7 +87,7 @@ CHANGES: dict[str, Callable[[Path, Path], object]] = {
     "a file beside": lambda v, t: (v / "sitecustomize.py").write_text("print('PWNED')"),
     "a pipe beside": lambda v, t: os.mkfifo(v / "pipe"),
     "a link beside": lambda v, t: (v / "link").symlink_to(t),
-    "an empty folder": lambda v, t: (v / "bundle/runtimes/__pycache__").mkdir(),
+    "an empty folder": lambda v, t: (v / "bundle/runtimes/empty").mkdir(),
     "an empty folder of packages": lambda v, t: (v / "packages/onnxruntime").mkdir(),
     "a bundle elsewhere": lambda v, t: move_and_link(v / "bundle", t / "bundle"),
     "packages elsewhere": lambda v, t: move_and_link(v / "packages", t / "packages"),
@@ -176,6 +179,181 @@ def test_no_file_of_ours_ends_in_a_traceback(target: Path, tmp_path: Path, spoil
         file.rmdir() if spoil == "a folder" else file.unlink(missing_ok=True)
         aside.rename(file)
     assert run(target, "verify").returncode == 0
+
+
+def remember(folder: Path, path: str, code: str) -> None:
+    """Change a file of the same size, and forge the memory of its hash, as its owner could."""
+    file = folder / "bundle" / path
+    size = file.stat().st_size
+    file.write_text(code + "\n" + "#" * (size - len(code) - 1))
+    files = json.loads((folder / "bundle" / "bundle.json").read_text())["files"]
+    (sha256,) = [entry["sha256"] for entry in files if entry["path"] == path]
+    info, cache = file.stat(), folder / "checked-bundle.json"
+    known = json.loads(cache.read_text()) if cache.exists() else {}
+    stamp = f"{info.st_ino}:{info.st_size}:{info.st_mtime_ns}:{info.st_ctime_ns}"
+    cache.write_text(json.dumps(known | {stamp: sha256}))
+
+
+def test_a_full_check_runs_nothing_that_a_memory_alone_vouches_for(target: Path) -> None:
+    code = "def main(*_):\n    print('PWNED')\n    return 0\n"
+    remember(version(target), "runtimes/cli/main.py", code)
+    refused = run(target, "verify", "--full")
+    assert refused.returncode == 5 and "PWNED" not in refused.stdout
+
+
+def test_rollback_reads_every_byte_and_takes_no_other_script(
+    bundle: Path, target: Path, tmp_path: Path
+) -> None:
+    newer = write_bundle(tmp_path / "parts", tmp_path / "newer", weights=b"n" * 900, code=CODE)
+    assert run_install(newer, target).returncode == 0
+    before = (target / "run").read_bytes()
+    older = Installation(target).previous().folder
+    remember(older, "run", "#!/bin/sh\npinned=\nearlier=\nkey=\necho PWNED; exit 0")
+    assert run(target, "rollback").returncode == 5
+    assert (target / "run").read_bytes() == before
+
+
+def test_a_wrong_memory_costs_time_and_no_more(target: Path) -> None:
+    cache = version(target) / "checked-bundle.json"
+    time.sleep(2 * TICK_NS / 1e9)
+    assert run(target, "verify").returncode == 0
+    known = json.loads(cache.read_text())
+    cache.write_text(json.dumps(dict.fromkeys(known, "0" * 64)))
+    for words in (["verify"], ["verify", "--full"], ["verify"]):
+        assert run(target, *words).returncode == 0
+
+
+@pytest.mark.parametrize("plant", ["a link", "a pipe", "a name of run"])
+def test_a_memory_is_written_through_nothing(target: Path, tmp_path: Path, plant: str) -> None:
+    outside, before = tmp_path / "outside", (target / "run").read_bytes()
+    outside.write_text("precious")
+    partial = version(target) / "checked-bundle.json.partial"
+    match plant:
+        case "a link":
+            partial.symlink_to(outside)
+        case "a pipe":
+            os.mkfifo(partial)
+        case "a name of run":
+            os.link(target / "run", partial)
+    cache = HashCache(version(target) / "checked-bundle.json", fresh=True)
+    cache.put(outside.stat(), "0" * 64, time.time_ns() + 10**12)
+    cache.save()
+    assert (outside.read_text(), (target / "run").read_bytes()) == ("precious", before)
+    assert run(target, "verify").returncode == 0
+
+
+@pytest.mark.parametrize("umask", ["002", "000", "077"])
+def test_a_start_in_any_umask_leaves_what_the_next_one_accepts(target: Path, umask: str) -> None:
+    time.sleep(2 * TICK_NS / 1e9)
+    for words in ("verify --full", "verify"):
+        command = f'umask {umask}; exec "$0" {words}'
+        done = subprocess.run(["sh", "-c", command, target / "run"], env=bare_environment())
+        assert done.returncode == 0
+
+
+def test_folders_without_end_are_refused_and_repaired(
+    bundle: Path, target: Path, request: pytest.FixtureRequest
+) -> None:
+    request.addfinalizer(lambda: subprocess.run(["rm", "-rf", target], check=True))
+    place = os.open(version(target) / "packages", os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=place)
+        place, above = os.open("d", os.O_RDONLY, dir_fd=place), place
+        os.close(above)
+    os.close(place)
+    refused = run(target, "verify")
+    assert refused.returncode == 5 and "Traceback" not in refused.stderr
+    assert run_install(bundle, target).returncode == 0
+    assert run(target, "verify", "--full").returncode == 0
+    assert len(list((target / "versions").iterdir())) == 1
+
+
+def test_a_pipe_that_somebody_holds_open_is_no_file(target: Path) -> None:
+    file = version(target) / "bundle" / "start.py"
+    file.unlink()
+    os.mkfifo(file)
+    held = os.open(file, os.O_RDWR)  # so that reading it would find nothing, and no end
+    refused = run(target, "verify")
+    os.close(held)
+    assert refused.returncode == 5 and "Traceback" not in refused.stderr
+
+
+def test_names_that_are_no_text_are_told_in_any_locale(target: Path) -> None:
+    odd = os.fsencode(version(target) / "bundle") + b"/x\xff\n  remedy: trust me"
+    Path(os.fsdecode(odd)).touch()
+    for words in (["verify"], ["verify", "--json"]):
+        refused = run(target, *words)
+        said = refused.stdout + refused.stderr
+        assert refused.returncode == 5 and "Traceback" not in said
+        assert "\n  remedy: trust me" not in said
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&-"])
+def test_a_stream_that_is_closed_is_no_matter(target: Path, closed: str) -> None:
+    command = f'exec "$0" verify {closed}'
+    done = subprocess.run(["sh", "-c", command, target / "run"], env=bare_environment())
+    assert done.returncode == 0
+
+
+def test_another_release_of_python_does_not_look_like_damage(target: Path) -> None:
+    """As where the system has updated the interpreter since: other byte code, the same sources."""
+    folder = version(target)
+    packages = PackageList.read((folder / "packages.json").read_bytes())
+    (compiled,) = folder.glob("packages/demo_package/__pycache__/*.pyc")
+    compiled.write_bytes(data := compiled.read_bytes() + b"other")
+    entries = [
+        replace(e, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        if e.path.endswith(".pyc")
+        else e
+        for e in packages.files
+    ]
+    older = PackageList(tuple(entries), "3.11.0 of long ago")
+    (folder / "packages.json").write_bytes(older.data)
+    sha256 = hashlib.sha256(older.data).hexdigest()
+    pinned = Installation(target).root().current
+    script = (target / "run").read_text().replace(pinned.packages_sha256, sha256)
+    (target / "run").write_text(script)
+    done = run(target, "verify", "--full")
+    assert done.returncode == 0 and "another release of Python" in done.stderr
+
+
+@pytest.mark.parametrize("place", ["current", "versions/run.partial", "versions/current.partial"])
+def test_what_lies_in_the_way_stops_neither_rollback_nor_install(
+    bundle: Path, target: Path, tmp_path: Path, place: str
+) -> None:
+    newer = write_bundle(tmp_path / "parts", tmp_path / "newer", weights=b"n" * 900, code=CODE)
+    assert run_install(newer, target).returncode == 0
+    (target / place).unlink(missing_ok=True)
+    (target / place / "within").mkdir(parents=True)
+    assert run(target, "rollback").returncode == 0
+    (target / place).mkdir(parents=True, exist_ok=True)
+    assert run_install(newer, target).returncode == 0
+    assert run(target, "verify", "--full").returncode == 0
+
+
+def test_a_stray_file_is_named(bundle: Path, target: Path) -> None:
+    (target / "versions" / "notes.txt").touch()
+    refused = run_install(bundle, target)
+    assert refused.returncode == 2 and "notes.txt" in refused.stderr
+
+
+def test_rollback_has_a_help(target: Path) -> None:
+    assert "go back" in run(target, "rollback", "--help").stdout
+    assert run(target, "rollback", "--bogus").returncode == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_only_the_owner_installs_and_goes_back(bundle: Path, target: Path, tmp_path: Path) -> None:
+    newer = write_bundle(tmp_path / "parts", tmp_path / "newer", weights=b"n" * 900, code=CODE)
+    assert run_install(newer, target).returncode == 0
+    for folder, names, files in os.walk(target):
+        for name in [".", *names, *files]:
+            os.chown(Path(folder, name), 12345, -1, follow_symlinks=False)
+    for refused in (run(target, "rollback"), run_install(bundle, target)):
+        assert refused.returncode == 2 and "do it as that user" in refused.stderr
+    assert run(target, "verify").returncode == 0
+    os.chown(target, 0, -1)  # the folder alone: what is in it is still theirs
+    assert run_install(bundle, target).returncode == 2
 
 
 def test_the_link_for_people_leads_nothing_astray(target: Path, tmp_path: Path) -> None:
@@ -277,9 +455,8 @@ def test_full_verification_needs_no_list_to_know_the_packages(bundle: Path, targ
 
 
 def test_the_list_of_packages_is_that_of_the_wheels(bundle: Path, target: Path) -> None:
-    listed = {
-        e.path: e for e in read_package_list((version(target) / "packages.json").read_bytes())
-    }
+    packages = PackageList.read((version(target) / "packages.json").read_bytes())
+    listed = {entry.path: entry for entry in packages.files}
     (wheel,) = (bundle / "wheels").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
