@@ -131,7 +131,7 @@ def _read(stream: IO[bytes]) -> bytes:
 
 
 def _of_archive(read: Callable[[], T]) -> T:
-    """What `read` gives; a fault there is the archive's, none of the disk that it is unpacked to."""
+    """What `read` gives; a fault there is the archive's, not the disk's that it is unpacked to."""
     try:
         return read()
     except OSError as error:
