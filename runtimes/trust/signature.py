@@ -125,9 +125,12 @@ def _signed_hashes(bundle: Path, payload: bytes) -> Mapping[str, str]:
             raise ValueError(f"it is of kind {kind}")
         hashes = {}
         for resource in predicate["resources"]:
-            if resource["algorithm"] != "sha256" or resource["name"] in hashes:
-                raise ValueError(f"{resource['name']} is twice in it, or without SHA-256")
-            hashes[resource["name"]] = resource["digest"]
+            name, digest = resource["name"], resource["digest"]
+            if not isinstance(name, str) or not isinstance(digest, str):
+                raise ValueError("a name or a hash in it is no text")
+            if resource["algorithm"] != "sha256" or name in hashes:
+                raise ValueError(f"{name} is twice in it, or without SHA-256")
+            hashes[name] = digest
     except (ValueError, KeyError, TypeError) as error:
         raise _bad(bundle, f"not a statement of model-signing: {error}") from None
     return hashes
