@@ -69,9 +69,10 @@ class BackendOptions:
     context_tokens: most positions that will be used. threads: CPU threads. provider: "cpu" or
     "cuda", the device that runs the model; one that is not there is an error. gpu_layers: with
     GGUF, how many layers to put on the GPU, where not all. chunk_tokens: most ids per forward call,
-    which is also the slack of the key/value ring. flash_attention: use the engine's fused
-    attention, where it has another. reproducible: let nothing be rewound or copied that the engine
-    would go on from with another rounding; prompts then come in whole chunks, see PrefixCache.
+    which is also the slack of the key/value ring; the backend may have fewer. flash_attention: use
+    the engine's fused attention, or its plain one; None: the one that is exact on the device.
+    reproducible: let nothing be rewound or copied that the engine would go on from with another
+    rounding; prompts then come in whole chunks, see PrefixCache.
     """
 
     context_tokens: int
@@ -79,7 +80,7 @@ class BackendOptions:
     provider: str = "cpu"
     gpu_layers: int = 0
     chunk_tokens: int = 512
-    flash_attention: bool = True
+    flash_attention: bool | None = None
     reproducible: bool = False
 
 

@@ -85,6 +85,11 @@ def proof_lines(proof: WindowProof) -> list[str]:
             f"                 {proof.past_nats:.2e} nats past it ({proof.agree_past:.1%}); "
             f"{proof.from_full_nats:.2e} from full attention"
         )
+    lines += [
+        f"                 {call.nats:.2e} nats in calls of {call.ids}, {call.block_nats:.2e} in a "
+        f"block, before position {call.end}"
+        for call in proof.calls
+    ]
     if proof.beyond_reach is not None:
         lines.append(
             f"  reach          token {proof.reach_tokens} back changes a logit by "

@@ -28,6 +28,19 @@ class CurvePoint:
 
 
 @dataclass(frozen=True, slots=True)
+class CallFigures:
+    """Mean divergences (nats) at the same positions, taken in calls of `ids` and as one block.
+
+    A generated token is a call of 1 id; a checked guess, or the end of a prompt, one of a few.
+    """
+
+    ids: str
+    end: int
+    nats: float
+    block_nats: float
+
+
+@dataclass(frozen=True, slots=True)
 class WindowProof:
     """An artifact's logits against the float32 reference, before and past the window.
 
@@ -35,7 +48,8 @@ class WindowProof:
     from full attention, past the window, where a lost window would bring it near nothing.
     `beyond_reach` is the largest change of any logit when the token just out of the layers' reach,
     L(W - 1) + 1 back, is replaced: exactly 0 where the window holds; None where the reach is longer
-    than could be run. `curve` is the divergence against the position.
+    than could be run. `curve` is the divergence against the position; `calls` is that of single
+    tokens and of short calls, at the window's end and at the last position.
     """
 
     window_tokens: int | None
@@ -51,6 +65,7 @@ class WindowProof:
     beyond_reach: float | None
     verdict: Verdict
     curve: tuple[CurvePoint, ...] = ()
+    calls: tuple[CallFigures, ...] = ()
 
     @property
     def holds(self) -> bool:

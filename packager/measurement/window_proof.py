@@ -7,7 +7,7 @@ formats: any backend is proved the same way.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from packager.checkpoint.reference import Reference
 from packager.checkpoint.tokenizer import TOKENIZER_NAME
 from packager.core.package_data import profiles_folder
 from packager.core.records import Checkpoint, Progress, no_progress
-from packager.core.results import CurvePoint, Verdict, WindowProof
+from packager.core.results import CallFigures, CurvePoint, Verdict, WindowProof
 from runtimes import backends
 from runtimes.contract import Backend, Window
 from runtimes.prompts.tokenizer import Tokenizer
@@ -37,7 +37,10 @@ PAST_OVER_INSIDE = 2.0
 # How many standard errors nearer the artifact has to be to the window than to full attention, where
 # the reach cannot be run. Guessed: neighbouring positions are not independent.
 SURE = 5.0
-VERSION = 4  # of what a proof and the figures beside it are: part of the key of every measurement
+# Ids per call, and how many calls; what generates comes in such calls, and engines have other
+# kernels for them than for blocks.
+SHORT_CALLS = {"1": (1,) * 24, "2 to 63": (2, 3, 7, 12)}
+VERSION = 5  # of what a proof and the figures beside it are: part of the key of every measurement
 NOISE_NATS = 1e-5  # below it, a ratio of two divergences says nothing
 
 
@@ -95,12 +98,15 @@ def prove_window(
     if past:
         (lost,) = reference.states(sequences, window=Window(None), progress=progress)
     nats, full_nats, agree = np.empty(length), np.zeros(length), np.empty(length, bool)
+    calls: list[CallFigures] = []
     for block, right, found in compare(reference, backend, sample.ids, kept):
         nats[block] = divergence(right, found)
         agree[block] = right.argmax(-1) == found.argmax(-1)
         if block.stop > sample.inside:
             wrong = log_softmax(reference.logits(lost[block]))
             full_nats[block] = divergence(wrong, found)
+        if block.stop in (sample.inside - sample.inside % BLOCK, length):
+            calls += short_calls(reference, backend, sample.ids, kept, nats)
         progress("compare", block.stop, length)
     at_reach, beyond_reach = reach(checkpoint, backend)
     inside, after = slice(sample.inside), slice(sample.inside, None)
@@ -116,8 +122,9 @@ def prove_window(
         reach_tokens=checkpoint.window.reach_tokens(checkpoint.geometry.layers),
         at_reach=at_reach,
         beyond_reach=beyond_reach,
-        verdict=judge(nats[inside], nats[after], full_nats[after], beyond_reach),
+        verdict=judge(nats[inside], nats[after], full_nats[after], beyond_reach, calls),
         curve=_curve(nats, full_nats, sample.inside),
+        calls=tuple(calls),
     )
 
 
@@ -138,6 +145,33 @@ def compare(
         yield block, right, found
 
 
+def short_calls(
+    reference: Reference, backend: Backend, ids: np.ndarray, states: np.ndarray, nats: np.ndarray
+) -> list[CallFigures]:
+    """Take the last positions again in short calls; nats (T,) are those of blocks.
+
+    The backend ends where it is. Positions that it cannot go back to exactly are left out.
+    """
+    end, found = backend.position, []
+    for kind, counts in SHORT_CALLS.items():
+        start = max(end - sum(counts), backend.min_rewind)
+        if start == end:
+            continue
+        backend.rewind(start)
+        again = []
+        for count in counts:
+            part = slice(backend.position, min(backend.position + count, end))
+            if part.start == part.stop:
+                break
+            logits = backend.forward(ids[part].tolist(), last_only=False)
+            again.append(
+                divergence(log_softmax(reference.logits(states[part])), log_softmax(logits))
+            )
+        means = np.concatenate(again).mean(), nats[start : backend.position].mean()
+        found.append(CallFigures(kind, end, *map(float, means)))
+    return found
+
+
 def _curve(nats: np.ndarray, full_nats: np.ndarray, inside: int) -> tuple[CurvePoint, ...]:
     """Means over blocks, none of which lies on both sides of the window's end."""
     step = -(-len(nats) // CURVE_POINTS)
@@ -154,15 +188,22 @@ def _curve(nats: np.ndarray, full_nats: np.ndarray, inside: int) -> tuple[CurveP
 
 
 def judge(
-    inside: np.ndarray, past: np.ndarray, full: np.ndarray, beyond_reach: float | None
+    inside: np.ndarray,
+    past: np.ndarray,
+    full: np.ndarray,
+    beyond_reach: float | None,
+    calls: Sequence[CallFigures] = (),
 ) -> Verdict:
     """The verdict: "holds", "fails" or "inconclusive", from divergences in nats per position.
 
     inside (W,) and past (P,) are from the checkpoint, full (P,) from full attention past the
     window; beyond_reach as in WindowProof. Where the reach was run it decides. Otherwise the
     artifact must be surely nearer to the window than to full attention: coarse quantisation can
-    hide the difference, and a comparison that cannot see it proves nothing.
+    hide the difference, and a comparison that cannot see it proves nothing. Single tokens and short
+    calls must be as near as blocks.
     """
+    if any(call.nats > PAST_OVER_INSIDE * call.block_nats + NOISE_NATS for call in calls):
+        return "fails"
     if not len(past):
         return "holds"  # every position sees every other: there is nothing to lose
     if beyond_reach or past.mean() > PAST_OVER_INSIDE * inside.mean() + NOISE_NATS:

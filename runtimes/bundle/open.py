@@ -41,7 +41,7 @@ class OpenOptions:
     provider: str = "cpu"
     gpu_layers: int = 0
     chunk_tokens: int = 512
-    flash_attention: bool = True
+    flash_attention: bool | None = None
     reproducible: bool = False
     variant: str | None = None
 

@@ -188,6 +188,11 @@ def add_model(sub: argparse.ArgumentParser) -> None:
         help="GGUF: layers to put on a GPU, where not all",
     )  # fmt: skip
     group.add_argument(
+        "--flash-attention", choices=("auto", "on", "off"), default="auto",
+        help="GGUF: fused attention, which takes less memory; auto: only where it is as exact, so "
+        "not on a CPU (default: auto)",
+    )  # fmt: skip
+    group.add_argument(
         "--variant", metavar="NAME",
         help="the variant to run, of a bundle with several; auto: the best that fits the free "
         "memory (default: the best where the bundle was packed)",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from runtimes.generation.runtime import Runtime
 
 MIB = 1024 * 1024
+FLASH_ATTENTION = {"auto": None, "on": True, "off": False}
 
 
 def chosen_manifest(args: argparse.Namespace, call: Invocation) -> Manifest:
@@ -39,6 +40,7 @@ def open_model(args: argparse.Namespace, call: Invocation, manifest: Manifest) -
             threads=args.threads,
             provider=args.provider,
             gpu_layers=args.gpu_layers,
+            flash_attention=FLASH_ATTENTION[args.flash_attention],
             reproducible=args.reproducible,
         ),
         manifest=manifest,

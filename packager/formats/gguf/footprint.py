@@ -8,6 +8,7 @@ from packager.core.records import Geometry, Variant
 from packager.formats import Footprint, Setting
 from packager.formats.gguf.recipe import repacked_bytes, tensor_bytes
 from packager.formats.sizes import HALF_BYTES, MIB, padded
+from runtimes.backends.gguf import PLAIN_CHUNK_TOKENS
 from runtimes.contract import Window
 
 CELLS = 256  # llama.cpp pads its caches to this (src/llama-kv-cache*.cpp)
@@ -31,14 +32,14 @@ class Sizes(Protocol):
 
 def footprint(geometry: Geometry, variant: Variant, window: Window, setting: Setting) -> Footprint:
     """As in Format."""
+    chunk = _chunk_tokens(setting)
     cells = cache_cells(window, setting)
-    chunk = min(setting.chunk_tokens, setting.context_tokens)
     weights, embedding = _weights_bytes(geometry, variant, setting.gpu)
     family = weight_family(variant.recipe)
     return Footprint(
         weights_bytes=weights + (0 if setting.gpu else repacked_bytes(geometry, variant)),
         key_values_bytes=cells * geometry.position_bytes(HALF_BYTES),
-        compute_bytes=compute_bytes(geometry, cells, chunk),
+        compute_bytes=compute_bytes(geometry, cells, chunk, fused=setting.gpu),
         library_bytes=GPU_LIBRARY_BYTES if setting.gpu else CPU_LIBRARY_BYTES,
         streamed_bytes=weights - embedding,
         value_bytes=HALF_BYTES,
@@ -64,11 +65,16 @@ def cache_cells(window: Window, setting: Setting) -> int:
 
     llama_kv_cache_iswa; test_memory.py compares.
     """
-    context, chunk = setting.context_tokens, min(setting.chunk_tokens, setting.context_tokens)
-    cells = padded(context, CELLS)
+    cells = padded(setting.context_tokens, CELLS)
     if window.size_tokens is None:
         return cells
-    return min(cells, padded(window.size_tokens + chunk, CELLS))
+    return min(cells, padded(window.size_tokens + _chunk_tokens(setting), CELLS))
+
+
+def _chunk_tokens(setting: Setting) -> int:
+    """Of one call: attention is plain on a CPU, and then holds its scores."""
+    chunk = min(setting.chunk_tokens, setting.context_tokens)
+    return chunk if setting.gpu else min(chunk, PLAIN_CHUNK_TOKENS)
 
 
 def compute_bytes(shape: Sizes, cells: int, chunk: int, *, fused: bool = True) -> int:
