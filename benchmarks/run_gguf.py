@@ -91,9 +91,9 @@ def ours(checkpoint: Path, file: Path, threads: int, depths: list[int]) -> Rates
 
 
 def theirs(peer: Path, file: Path, threads: int, depths: list[int]) -> Rates:
-    """One process of llama-bench, with flash attention and chunks of 512 ids, as ours has."""
+    """One process of llama-bench, with plain attention and chunks of 256 ids, as ours has."""
     command = [peer, "-m", file, "-t", threads, "-p", PROMPT_TOKENS, "-n", STEPS, "-r", REPEATS]
-    command += ["-d", ",".join(map(str, depths)), "-b", 512, "-ub", 512, "-fa", "on", "-o", "json"]
+    command += ["-d", ",".join(map(str, depths)), "-b", 256, "-ub", 256, "-fa", "off", "-o", "json"]
     rates: Rates = {}
     for row in json.loads(_output(command)):
         name = f"pp{row['n_prompt']}" if row["n_prompt"] else f"tg{row['n_gen']}"

@@ -85,8 +85,8 @@ def test_every_law(toy, checkpoint, tmp_path):
 
 
 def test_memory_is_flat(toy, tmp_path):
-    # 32 - 1 + 2 chunks of 500 cells, in whole steps; 1 head of 32, keys and values in float32
-    check_flat_memory(tmp_path, open_toy, key_value_bytes=2 * 1088 * 32 * 4)
+    # 32 - 1 + 2 chunks of 250 cells, in whole steps; 1 head of 32, keys and values in float32
+    check_flat_memory(tmp_path, open_toy, key_value_bytes=2 * 576 * 32 * 4)
 
 
 @pytest.fixture(scope="module")
