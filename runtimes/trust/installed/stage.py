@@ -84,7 +84,7 @@ def stage(
     Raises as install() does.
     """
     manifest = given.manifest
-    size = sum(entry.bytes for entry in manifest.files)
+    size = sum({_twin(entry): entry.bytes for entry in manifest.files}.values())
     source = _sources(given, installation)
     _check_space(staged.folder, size, "the bundle")
     say(f"copying and checking {size / 1e6:.0f} MB")
@@ -145,15 +145,18 @@ def _sources(given: Given, installation: Installation) -> Sources:
 
 def _copy(given: Given, source: Sources, files: NewFiles) -> None:
     """To bundle/, through descriptors: whoever may write there leads nothing elsewhere."""
-    stored: dict[str, str] = {}  # variants may have files in common
+    stored: dict[str, str] = {}
     for entry in given.manifest.files:
-        path = twin = f"bundle/{entry.path}"
-        if entry.path.startswith("model/"):
-            twin = stored.setdefault(entry.sha256, path)
-        mode = mode_of(entry.path)
+        path, mode = f"bundle/{entry.path}", mode_of(entry.path)
+        twin = stored.setdefault(_twin(entry), path)
         copy_file(source(entry), files, path, twin, mode, most_bytes=entry.bytes + 1)
     for name in unlisted_files(given.folder):
         copy_file(given.folder / name, files, f"bundle/{name}", f"bundle/{name}", FILE_MODE)
+
+
+def _twin(entry: FileEntry) -> str:
+    """What is the same of files that are stored once: variants may have some in common."""
+    return entry.sha256 if entry.path.startswith("model/") else entry.path
 
 
 def mode_of(path: str) -> int:
