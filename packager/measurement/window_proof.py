@@ -19,7 +19,7 @@ from packager.checkpoint.reference import Reference
 from packager.checkpoint.tokenizer import TOKENIZER_NAME
 from packager.core.package_data import profiles_folder
 from packager.core.records import Checkpoint, Progress, no_progress
-from packager.core.results import CallFigures, CurvePoint, Verdict, WindowProof
+from packager.core.results import NOISE_NATS, CallFigures, CurvePoint, Verdict, WindowProof
 from runtimes import backends
 from runtimes.contract import Backend, Window
 from runtimes.prompts.tokenizer import Tokenizer
@@ -41,7 +41,6 @@ SURE = 5.0
 # kernels for them than for blocks.
 SHORT_CALLS = {"1": (1,) * 24, "2 to 63": (2, 3, 7, 12)}
 VERSION = 5  # of what a proof and the figures beside it are: part of the key of every measurement
-NOISE_NATS = 1e-5  # below it, a ratio of two divergences says nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +201,7 @@ def judge(
     hide the difference, and a comparison that cannot see it proves nothing. Single tokens and short
     calls must be as near as blocks.
     """
-    if any(call.nats > PAST_OVER_INSIDE * call.block_nats + NOISE_NATS for call in calls):
+    if not all(call.is_as_near for call in calls):
         return "fails"
     if not len(past):
         return "holds"  # every position sees every other: there is nothing to lose

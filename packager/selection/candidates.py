@@ -81,6 +81,13 @@ def _blocked(proof: WindowProof) -> str:
             f"{proof.past_nats:.2e} nats from the checkpoint, {proof.from_full_nats:.2e} from full "
             "attention; choose a finer recipe, such as Q5_K_M or Q8_0"
         )
+    for call in proof.calls:
+        if not call.is_as_near:
+            return (
+                f"it generates less exactly than it reads: {call.nats:.2e} nats in calls of "
+                f"{call.ids}, {call.block_nats:.2e} in a block; run `make setup` for the engine "
+                "that belongs here"
+            )
     return (
         f"it does not keep the window: the divergence past it should be near "
         f"{proof.inside_nats:.2e}; run `make setup` for the engine that belongs here"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import runtimes
+from packager.core.results import CallFigures
 from packager.measurement import window_proof
 from packager.measurement.window_proof import computing_sha256, divergence, judge, log_softmax
 from runtimes import backends
@@ -33,6 +34,15 @@ LOST = RNG.exponential(0.03, 2048)  # what losing the window adds: no more than 
 )
 def test_verdict(past, full, beyond, verdict):
     assert judge(NOISE, past, full, beyond) == verdict
+
+
+@pytest.mark.parametrize(
+    "nats, verdict",
+    [(0.031, "holds"), (0.07, "fails"), (float("nan"), "fails"), (1e-6, "holds")],
+)
+def test_tokens_must_be_as_near_as_blocks(nats, verdict):
+    calls = [CallFigures("1", 256, 0.03, 0.03), CallFigures("1", 768, nats, 0.03)]
+    assert judge(NOISE, NOISE, NOISE + LOST, None, calls) == verdict
 
 
 def test_divergence_of_a_distribution_by_hand():

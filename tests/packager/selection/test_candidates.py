@@ -8,7 +8,7 @@ import pytest
 
 from packager.cli.formatting import measurement_text, selection_text
 from packager.core.records import Limit
-from packager.core.results import OutOfMemory
+from packager.core.results import CallFigures, OutOfMemory
 from packager.selection.candidates import of_estimate, of_measurement
 from tests.support.candidates import ALL, candidate, choose
 from tests.support.candidates import GIB as ONE_GIB
@@ -59,6 +59,13 @@ def test_what_is_not_proved_is_blocked(verdict, message):
     proof = dataclasses.replace(PROOF, verdict=verdict)
     blocked = of(dataclasses.replace(MEASUREMENT, proof=proof)).blocked
     assert message in blocked and bool(blocked) == bool(message)
+
+
+def test_an_engine_that_generates_less_exactly_than_it_reads_is_blocked_for_that():
+    calls = (CallFigures("1", 4096, 7e-4, 7e-7), CallFigures("2 to 63", 4096, 7e-7, 7e-7))
+    proof = dataclasses.replace(PROOF, verdict="fails", calls=calls)
+    blocked = of(dataclasses.replace(MEASUREMENT, proof=proof)).blocked
+    assert "7.00e-04 nats in calls of 1, 7.00e-07 in a block" in blocked
 
 
 def test_a_measurement_in_words():

@@ -148,9 +148,10 @@ def test_a_context_that_cannot_be_opened():
 )
 def test_the_chosen_one_fits_and_nothing_that_fits_is_better(rows, gib):
     candidates = [candidate(f"r{i}", n, g, s) for i, (g, n, s) in enumerate(rows)]
-    fitting = [c for c in candidates if c.memory_bytes.high <= gib * GIB]
+    memory = int(gib * GIB)
+    fitting = [c for c in candidates if c.memory_bytes.high <= memory]
     try:
-        selection = choose(candidates, memory=int(gib * GIB) + 1)
+        selection = choose(candidates, memory=memory)
     except NothingFits as error:
         assert not fitting and len(error.rejected) == len(candidates)
         return
