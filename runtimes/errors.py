@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+LINES = "\n\t"
 IF_MEMORY_RAN_OUT = "if memory ran out, use a smaller --context or recipe"  # a remedy
 
 
@@ -25,11 +26,13 @@ class StarpackError(Exception):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        lines = [self.what]
+        lines = [_printable(self.what, also=LINES)]
         for name in ("where", "expected", "remedy"):
             value = getattr(self, name)
             if value is not None:
-                lines.append(f"  {name}: {_one_line(value) if name == 'where' else value}")
+                lines.append(
+                    f"  {name}: {_printable(value, also='' if name == 'where' else LINES)}"
+                )
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, object]:
@@ -44,9 +47,9 @@ class StarpackError(Exception):
         }
 
 
-def _one_line(name: str) -> str:
-    """A name that may hold anything, such as line ends and a terminal's commands."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+def _printable(text: str, also: str) -> str:
+    """A text that may hold anything, such as a terminal's commands; `also`: what stays as it is."""
+    return "".join(c if c.isprintable() or c in also else ascii(c)[1:-1] for c in text)
 
 
 class UsageError(StarpackError):

@@ -158,6 +158,7 @@ def parser() -> argparse.ArgumentParser:
     """The whole command line. It raises UsageError for a command line that is not valid."""
     top = _Parser(
         prog=PROGRAM,
+        allow_abbrev=False,
         description=DESCRIPTION,
         epilog=_examples(*EXAMPLES),
         formatter_class=argparse.RawDescriptionHelpFormatter,

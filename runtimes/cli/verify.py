@@ -12,9 +12,9 @@ from pathlib import Path
 
 from runtimes.cli.invocation import Invocation
 from runtimes.errors import UsageError
-from runtimes.trust.installed.root import Root, key_file
+from runtimes.trust.installed.root import Root, used_key
 from runtimes.trust.manifest import Manifest, read_manifest
-from runtimes.trust.signature import verify_signature
+from runtimes.trust.signature import PublicKey, verify_signature
 from runtimes.trust.verify import verify_files
 
 MIB = 1024 * 1024
@@ -29,7 +29,9 @@ def verify(args: argparse.Namespace, call: Invocation) -> None:
         manifest = read_manifest(call.bundle)
         verify_files(call.bundle, manifest, progress)
         entries = list(manifest.files)
-    else:  # DIR/run has done it before it started this, with --full as much as that says
+    else:  # DIR/run has done it before it started this
+        if args.full and not call.verified.full:
+            raise UsageError("--full was not understood", remedy="say it so: DIR/run verify --full")
         manifest = call.verified.manifest
         entries = [*manifest.files, *call.verified.packages.files]
         if args.full and call.verified.packages.python != sys.version:
@@ -50,14 +52,13 @@ def verify(args: argparse.Namespace, call: Invocation) -> None:
 def _check_signature(public_key: Path | None, manifest: Manifest, call: Invocation) -> str | None:
     """Whose signature the bundle has: of the key that is named, or that it was installed with."""
     if public_key is not None:
-        verify_signature(call.bundle, manifest, public_key)
+        verify_signature(call.bundle, manifest, PublicKey.read(public_key))
         return str(public_key)
     root = None if call.version is None else Root.read(call.version.script)
     if root is None or root.public_key is None:
         return None
-    with key_file(root.public_key) as file:
-        verify_signature(call.bundle, manifest, file)
-        return "this installation"
+    verify_signature(call.bundle, manifest, used_key(root.public_key))
+    return "this installation"
 
 
 def rollback(_args: argparse.Namespace, _call: Invocation) -> None:

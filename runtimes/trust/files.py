@@ -153,7 +153,8 @@ def delete(path: Path) -> None:
     """
     commands = [["rm", "-rf", str(path)]]
     if path.is_dir() and not path.is_symlink():
-        commands.insert(0, ["chmod", "-R", "u+rwx", str(path)])  # where its owner may not enter
+        # where its owner may not enter; files keep their modes, which other names of theirs share
+        commands.insert(0, ["find", str(path), "-type", "d", "-exec", "chmod", "u+rwx", "{}", "+"])
     for command in commands:
         with suppress(OSError):
             subprocess.run(command, stderr=subprocess.DEVNULL, check=False)

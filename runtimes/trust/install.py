@@ -21,12 +21,12 @@ from runtimes.trust.console import Console
 from runtimes.trust.delta import DELTA_NAME
 from runtimes.trust.files import delete
 from runtimes.trust.installed.packages import PackageList
-from runtimes.trust.installed.root import NAME_DIGITS, Pinned, Root, key_file, read_public_key
+from runtimes.trust.installed.root import NAME_DIGITS, Pinned, Root, kept_key, used_key
 from runtimes.trust.installed.stage import MIB, Given, say, stage
 from runtimes.trust.installed.version import Version
 from runtimes.trust.installed.versions import PARTIAL, Installation, base_python, check_machine
 from runtimes.trust.manifest import signature_bytes
-from runtimes.trust.signature import verify_signature
+from runtimes.trust.signature import PublicKey, verify_signature
 from runtimes.trust.verify import verify_files
 
 
@@ -167,22 +167,29 @@ def _check_target(here: Path, installation: Installation) -> None:
         )
 
 
-def _check_signature(given: Given, before: Root | None, public_key: Path | None) -> str | None:
+def _check_signature(given: Given, before: Root | None, named: Path | None) -> str | None:
     """The key that what is given is signed with: the one named, or that of earlier installs."""
-    key = read_public_key(public_key) if public_key else before.public_key if before else None
-    if key is None:
+    if named is not None:
+        key = PublicKey.read(named)
+        kept, name = kept_key(key), key.name
+    elif before is not None and before.public_key is not None:
+        kept, name = before.public_key, "this installation"
+    else:
         return None
-    with key_file(key, "this installation" if public_key is None else public_key.name) as file:
-        try:
-            verify_signature(
-                given.folder, given.manifest, file, data=given.data, signature=given.signature
-            )
-        except IntegrityError as error:
-            remedy = f"{error.remedy}; of a new key, name its file with --public-key"
-            raise IntegrityError(
-                error.what, where=error.where, expected=error.expected, remedy=remedy
-            ) from None
-    return key
+    try:
+        verify_signature(
+            given.folder,
+            given.manifest,
+            used_key(kept, name),
+            data=given.data,
+            signature=given.signature,
+        )
+    except IntegrityError as error:
+        remedy = f"{error.remedy}; of a new key, name its file with --public-key"
+        raise IntegrityError(
+            error.what, where=error.where, expected=error.expected, remedy=remedy
+        ) from None
+    return kept
 
 
 def _earlier(pinned: Pinned, before: Root | None) -> Pinned | None:

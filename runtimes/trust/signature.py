@@ -15,15 +15,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from runtimes.errors import DeviceError, IntegrityError, UsageError
+from runtimes.trust.files import read_plain
 from runtimes.trust.manifest import (
     COPY_AGAIN,
     MANIFEST_NAME,
@@ -41,32 +43,50 @@ STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
 DIGEST_OF_CURVE = {"prime256v1": "sha256", "secp384r1": "sha384", "secp521r1": "sha512"}
 MAKE_PUBLIC = "openssl pkey -in PRIVATE.pem -pubout -out PUBLIC.pem"
+MAX_KEY_BYTES = 64 * 1024  # guessed: a key has a few hundred
 TIME_LIMIT_S = 60  # guessed: openssl takes milliseconds
+
+
+@dataclass(frozen=True, slots=True)
+class PublicKey:
+    """A public key as a PEM file holds it, and what to call it."""
+
+    pem: bytes
+    name: str
+
+    @classmethod
+    def read(cls, file: Path) -> PublicKey:
+        """Raises UsageError."""
+        try:
+            return cls(read_plain(file, MAX_KEY_BYTES, follow=True), file.name)
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"the public key cannot be read: {getattr(error, 'strerror', error)}",
+                where=file,
+                expected="a public key in PEM",
+                remedy=MAKE_PUBLIC,
+            ) from None
 
 
 def verify_signature(
     bundle: Path,
     manifest: Manifest,
-    public_key: Path,
+    public_key: PublicKey,
     *,
     data: bytes | None = None,
     signature: bytes | None = None,
 ) -> None:
-    """Check that the key in `public_key` (PEM) has signed this manifest and each file it lists.
+    """Check that `public_key` has signed this manifest and each file it lists.
 
     The files themselves are verify_files' business. data, signature: the content of bundle.json and
     of its signature, for a caller that has read them. Raises IntegrityError for a bundle that is
-    not signed, or not by this key, or not as it is now; UsageError for a file that is no such key;
+    not signed, or not by this key, or not as it is now; UsageError for what is no such key;
     DeviceError where there is no openssl.
     """
     payload, seal = _envelope(bundle, signature or signature_bytes(bundle))
     digest = _digest_for(public_key)
-    with tempfile.TemporaryDirectory() as folder:
-        said, sealed = Path(folder, "said"), Path(folder, "sealed")
-        said.write_bytes(pre_authentication_encoding(payload))
-        sealed.write_bytes(seal)
-        key = str(public_key.resolve())
-        done = _openssl("dgst", f"-{digest}", "-verify", key, "-signature", str(sealed), str(said))
+    said = pre_authentication_encoding(payload)
+    done = _openssl("dgst", f"-{digest}", "-verify", public_key.pem, "-signature", seal, said)
     if done.returncode != 0:
         raise _bad(bundle, f"the signature was not made with the key of {public_key.name}")
     signed = _signed_hashes(bundle, payload)
@@ -136,25 +156,22 @@ def _signed_hashes(bundle: Path, payload: bytes) -> Mapping[str, str]:
     return hashes
 
 
-def _digest_for(public_key: Path) -> str:
+def _digest_for(public_key: PublicKey) -> str:
     """The digest that model-signing uses with this key's curve; raises UsageError."""
-    if not public_key.is_file():
-        raise UsageError(
-            "no such file", where=public_key, expected="a public key in PEM", remedy=MAKE_PUBLIC
-        )
-    done = _openssl("pkey", "-pubin", "-in", str(public_key.resolve()), "-noout", "-text")
+    done = _openssl("pkey", "-pubin", "-in", public_key.pem, "-noout", "-text")
     curve = re.search(r"ASN1 OID: (\S+)", done.stdout)
     if done.returncode != 0 or curve is None or curve[1] not in DIGEST_OF_CURVE:
         raise UsageError(
             "not a public key that bundles are signed with",
-            where=public_key,
+            where=public_key.name,
             expected=f"a public key in PEM, on one of the curves {', '.join(DIGEST_OF_CURVE)}",
             remedy=MAKE_PUBLIC,
         )
     return DIGEST_OF_CURVE[curve[1]]
 
 
-def _openssl(*words: str) -> subprocess.CompletedProcess[str]:
+def _openssl(*words: str | bytes) -> subprocess.CompletedProcess[str]:
+    """Run it; `bytes` are the content of a file in memory, which nobody can change, as its name."""
     program = shutil.which("openssl")
     if program is None:
         raise DeviceError(
@@ -162,9 +179,12 @@ def _openssl(*words: str) -> subprocess.CompletedProcess[str]:
             remedy="install the system's openssl, or check the bundle where there is one: "
             "starpack verify BUNDLE --public-key FILE",
         )
+    files = [_in_memory(word) for word in words if isinstance(word, bytes)]
+    names = iter(f"/proc/self/fd/{file}" for file in files)
     try:
         return subprocess.run(
-            [program, *words],
+            [program, *(next(names) if isinstance(word, bytes) else word for word in words)],
+            pass_fds=files,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -178,6 +198,17 @@ def _openssl(*words: str) -> subprocess.CompletedProcess[str]:
             where=program,
             remedy="see what holds it up, and try again",
         ) from None
+    finally:
+        for file in files:
+            os.close(file)
+
+
+def _in_memory(content: bytes) -> int:
+    """A descriptor, for the caller to close."""
+    file = os.memfd_create("starpack")
+    with open(file, "wb", closefd=False) as stream:
+        stream.write(content)
+    return file
 
 
 def _bad(bundle: Path, what: str) -> IntegrityError:

@@ -164,15 +164,38 @@ def check_owner(file: Path, info: os.stat_result, owners: Set[int]) -> None:
             f"user {info.st_uid} owns it, and could change what is checked here",
             where=file,
             expected=f"an owner of {sorted(owners)}",
-            remedy=f"chown {max(owners)} {shlex.quote(str(file))}, after a look at what it is",
+            remedy=f"chown {max(owners)} {_quoted(file)}, after a look at what it is",
         )
     if info.st_mode & OTHERS_WRITE:
         raise IntegrityError(
             "others than its owner may write to it, and change what is checked here",
             where=file,
             expected="no right to write for the group or for others",
-            remedy=f"chmod go-w {shlex.quote(str(file))}, on a disk that keeps such rights",
+            remedy=f"chmod go-w {_quoted(file)}, on a disk that keeps such rights",
         )
+
+
+def _quoted(file: Path) -> str:
+    """For a shell; the folder of a name that no line can hold."""
+    text = str(file)
+    return shlex.quote(text) if text.isprintable() else f"in {shlex.quote(str(file.parent))}"
+
+
+def check_above(folder: Path, owners: Set[int]) -> None:
+    """Refuse a folder that others could move away: raises IntegrityError.
+
+    Of the folders above it, others may write to those alone that are sticky, as /tmp is.
+    """
+    for place in folder.resolve().parents:
+        info = place.stat()
+        shared = info.st_mode & OTHERS_WRITE and not info.st_mode & stat.S_ISVTX
+        if shared or info.st_uid not in owners:
+            raise IntegrityError(
+                f"others can move {folder} away: they own a folder above it, or may write there",
+                where=place,
+                expected=f"user {max(owners)} or root to be its owner, and nobody else to write",
+                remedy="name another folder, such as one in /opt or in your home",
+            )
 
 
 def _listing(folder: Path, above: Set[str], owners: Set[int] | None) -> dict[str, os.stat_result]:

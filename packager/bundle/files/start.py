@@ -86,7 +86,7 @@ def run(folder: str, name: str, manifest: str, packages: str, *argv: str) -> int
                 console.text(f"current version: {back.name}\n")
             return 0
         # here and not in the command itself, which is loaded from what is only believed until then
-        full = command == ("verify",) and "--full" in flags
+        full = "verify" in argv and "--full" in argv
         verified = version.verify(full=full, progress=progress)
         check_machine(verified.manifest, version.bundle)
     except (StarpackError, OSError, KeyboardInterrupt) as error:

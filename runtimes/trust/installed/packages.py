@@ -41,7 +41,7 @@ MAX_LIST_BYTES = 64 * 1024 * 1024  # guessed: 200,000 files take 32 MB
 MAX_SOURCE_BYTES = 32 * 1024 * 1024  # guessed: a module that is larger stays uncompiled
 BLOCK_BYTES = 1 << 20
 BAD_ARCHIVE = (
-    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError,
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, IndexError,
     ValueError, NotImplementedError, RuntimeError,
 )  # fmt: skip
 # specified: PEP 552, byte code that nobody compares with its source; the source is hashed anyway
@@ -83,7 +83,7 @@ def _unpack(
         if path.endswith(".py") and info.file_size <= MAX_SOURCE_BYTES:
             code = byte_code(_of_archive(partial(archive.read, info)), path)
             if code is not None:
-                compiled = importlib.util.cache_from_source(path)
+                compiled = checks.safe_path(importlib.util.cache_from_source(path), "wheels")
                 yield _store(compiled, io.BytesIO(code), found, files)
 
 

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import re
 import shlex
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from runtimes.errors import IntegrityError, UsageError
 from runtimes.trust.files import read_plain
+from runtimes.trust.signature import MAKE_PUBLIC, PublicKey
 
 MAX_SCRIPT_BYTES = 64 * 1024  # guessed: ten times what it has
 _LINE = re.compile(r"^(pinned|earlier|key)=(.*)$", re.MULTILINE)
@@ -96,27 +95,20 @@ def _filled(name: str, values: Mapping[str, str]) -> str:
     return f"{name}={shlex.quote(values[name])}"
 
 
-def read_public_key(file: Path) -> str:
-    """The key in a PEM file, as Root has it; raises UsageError."""
-    try:
-        found = _PEM.search(read_plain(file, MAX_SCRIPT_BYTES, follow=True).decode())
-        if found is None:
-            raise ValueError("it has no lines of a PUBLIC KEY")
-    except (OSError, ValueError) as error:
+def kept_key(key: PublicKey) -> str:
+    """The key as Root has it: the one that openssl takes of the PEM; raises UsageError."""
+    found = _PEM.search(key.pem.decode(errors="replace"))
+    if found is None:
         raise UsageError(
-            f"not a public key: {error}",
-            where=file,
+            "not a public key: it has no lines of a PUBLIC KEY",
+            where=key.name,
             expected="a public key in PEM",
-            remedy="openssl pkey -in PRIVATE.pem -pubout -out PUBLIC.pem",
-        ) from None
+            remedy=MAKE_PUBLIC,
+        )
     return "".join(found[1].split())
 
 
-@contextmanager
-def key_file(public_key: str, name: str = "this installation") -> Iterator[Path]:
-    """A PEM file of that name with the key that Root has, for as long as the block lasts."""
+def used_key(public_key: str, name: str = "this installation") -> PublicKey:
+    """The key that Root has, to check with."""
     lines = [public_key[i : i + 64] for i in range(0, len(public_key), 64)]
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, name)
-        file.write_text("\n".join([_BEGIN, *lines, _END, ""]))
-        yield file
+    return PublicKey("\n".join([_BEGIN, *lines, _END, ""]).encode(), name)

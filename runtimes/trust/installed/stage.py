@@ -197,7 +197,14 @@ def _try_packages(staged: Version, wheels: list[Path], glibc: str) -> None:
             parts = [Path(name).parts for name in archive.namelist()]
         names |= {path[0] for path in parts if path[1:] == ("__init__.py",)}
     command = [base_python(), "-I", "-S", "-B", str(staged.bundle / STARTER), "try"]
-    done = subprocess.run([*command, *sorted(names)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, *sorted(names)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
     if done.returncode == OfflineError.exit_code:
         raise OfflineError(done.stderr.strip())
     if done.returncode != 0:

@@ -9,6 +9,7 @@ import hashlib
 import os
 import platform
 import re
+import shlex
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,16 +38,19 @@ from runtimes.trust.verify import (
 
 REPAIR = "install the bundle again, which replaces what is damaged: ./install --to"
 BEFORE_INSTALLING = (None, COPY_AGAIN, DAMAGED)
-_CONTENTS = re.compile(r"bundle|packages|packages\.json|checked-\w+\.json(\.partial)?")
+_CONTENTS = re.compile(
+    r"bundle|packages|packages\.json|checked-(bundle|packages)\.json(\.partial)?"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What a version that was found whole consists of."""
+    """What a version that was found whole consists of; full: as `verify` means it."""
 
     manifest: Manifest
     manifest_sha256: str
     packages: PackageList
+    full: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +106,12 @@ class Version:
             return self._verify(full, progress)
         except IntegrityError as error:
             helps = error.remedy if error.remedy not in BEFORE_INSTALLING else None
-            target = self.script.parent
+            target, script = (shlex.quote(str(p)) for p in (self.script.parent, self.script))
             raise IntegrityError(
                 error.what,
                 where=error.where,
                 expected=error.expected,
-                remedy=helps or remedy or f"{REPAIR} {target}; or {self.script} rollback",
+                remedy=helps or remedy or f"{REPAIR} {target}; or {script} rollback",
             ) from None
 
     def _verify(self, full: bool, progress: BytesProgress) -> Verified:
@@ -124,7 +128,7 @@ class Version:
             self._check_packages(packages)
         cache = HashCache(self.folder / "checked-packages.json", fresh=full)
         verify_folder(self.packages, packages.files, (), progress, cache, owners)
-        return Verified(manifest, manifest_sha256, packages)
+        return Verified(manifest, manifest_sha256, packages, full)
 
     def _check_packages(self, packages: PackageList) -> None:
         expected = PackageList(unpack(wheels_of(self.bundle)))
@@ -149,7 +153,10 @@ class Version:
                 raise damaged(place, "it is a link", "what was installed")
             check_owner(place, info, owners)
         for entry in os.scandir(self.folder):
-            info = entry.stat(follow_symlinks=False)
+            try:
+                info = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:  # a memory that another start has just replaced
+                continue
             is_ours = stat.S_ISDIR if entry.name in ("bundle", "packages") else stat.S_ISREG
             if not (_CONTENTS.fullmatch(entry.name) and is_ours(info.st_mode)):
                 what = "the version holds what it was not installed with"

@@ -27,11 +27,11 @@ from pathlib import Path
 
 from runtimes.errors import DeviceError, StarpackError, UsageError
 from runtimes.trust.files import FOLDER, PROGRAM_MODE, NewFiles, delete, read_plain, try_lock
-from runtimes.trust.installed.root import MAX_SCRIPT_BYTES, NAME, Pinned, Root, key_file
+from runtimes.trust.installed.root import MAX_SCRIPT_BYTES, NAME, Pinned, Root, used_key
 from runtimes.trust.installed.version import Version
 from runtimes.trust.manifest import COPY_AGAIN, Manifest
 from runtimes.trust.signature import verify_signature
-from runtimes.trust.verify import BytesProgress, check_owner, damaged, no_progress
+from runtimes.trust.verify import BytesProgress, check_above, check_owner, damaged, no_progress
 
 PARTIAL = ".partial"
 INSTALL_IT = "install the bundle of the version that you want: its ./install --to DIR"
@@ -86,8 +86,9 @@ class Installation:
             return None
         if not self.folder.is_dir():
             return self.folder
-        if not self.versions.is_dir() or self.versions.is_symlink():
-            return next(self.folder.iterdir(), None)
+        if self.versions.is_symlink() or not self.versions.is_dir():
+            ours = {"run", "current"} if self.root() else set()
+            return next((place for place in self.folder.iterdir() if place.name not in ours), None)
         return next(
             (
                 place
@@ -101,8 +102,8 @@ class Installation:
     def locked(self) -> Iterator[None]:
         """Keep other installs and rollbacks out; the system frees the lock of a killed process.
 
-        Raises UsageError where somebody else owns the folder, or others may write to it: what is
-        written there could be changed before it is checked.
+        Raises UsageError where somebody else owns the folder, and IntegrityError where others may
+        write to it or to one above it: what is written there could be changed before it is checked.
         """
         descriptor = os.open(self.versions, FOLDER)
         try:
@@ -117,6 +118,7 @@ class Installation:
                         remedy="do it as that user, or name another folder",
                     )
                 check_owner(place, info, {info.st_uid})
+            check_above(self.folder, frozenset({0, os.geteuid()}))
             if not try_lock(descriptor):
                 raise StarpackError(
                     "another install or rollback is at work there",
@@ -146,6 +148,8 @@ class Installation:
             stream.write(script)
             stream.flush()
             os.fsync(stream.fileno())
+        if self.script.is_dir() and not self.script.is_symlink():
+            delete(self.script)  # which is none of ours
         partial.rename(self.script)
         _flush_names(self.folder)
         link = self.versions / f"current{PARTIAL}"
@@ -162,6 +166,7 @@ class Installation:
         """
         with self.locked():
             root = self.root()
+            delete(self.versions / f"run{PARTIAL}")  # of one that was killed
             if root is None or root.previous is None:
                 raise UsageError(
                     "there is no earlier version to go back to",
@@ -172,8 +177,8 @@ class Installation:
             verified = previous.verify(full=True, progress=progress, remedy=INSTALL_IT)
             check_machine(verified.manifest, previous.bundle)
             if root.public_key is not None:
-                with key_file(root.public_key) as key:
-                    verify_signature(previous.bundle, verified.manifest, key)
+                key = used_key(root.public_key)
+                verify_signature(previous.bundle, verified.manifest, key)
             back = replace(root, current=root.previous, previous=root.current)
             self.switch(back, verified.manifest)
             return previous
@@ -184,8 +189,9 @@ class Installation:
         for folder in self.versions.iterdir():
             if kept and _NAME.fullmatch(folder.name) and folder.name not in kept:
                 # first under another name: half deleted, it must not pass for a version
-                aside = tempfile.mkdtemp(prefix="old.", suffix=PARTIAL, dir=self.versions)
-                folder = folder.rename(aside)
+                aside = Path(tempfile.mkdtemp(prefix="old.", suffix=PARTIAL, dir=self.versions))
+                folder.rename(aside / folder.name)
+                folder = aside
             if folder.name.endswith(PARTIAL):
                 delete(folder)
 

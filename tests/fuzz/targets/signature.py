@@ -24,6 +24,7 @@ from runtimes.trust.signature import (
     PAYLOAD_TYPE,
     PREDICATE_TYPE,
     STATEMENT_TYPE,
+    PublicKey,
     pre_authentication_encoding,
     verify_signature,
 )
@@ -78,7 +79,7 @@ def run(data: bytes, folder: Path) -> None:
     (folder / SIGNATURE_NAME).write_bytes(signature)
     manifest = (folder / MANIFEST_NAME).read_bytes()
     (folder / MANIFEST_HASH_NAME).write_bytes(manifest_hash(manifest, signature))
-    verify_signature(folder, read_manifest(folder), _seed[1])
+    verify_signature(folder, read_manifest(folder), PublicKey.read(_seed[1]))
     payload = json.loads(base64.b64decode(json.loads(signature)["dsseEnvelope"]["payload"]))
     named = {r["name"]: r["digest"] for r in payload["predicate"]["resources"]}
     if named != _hashes(folder):

@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from runtimes.trust.manifest import (
     manifest_hash,
     read_manifest,
 )
-from runtimes.trust.signature import verify_signature
+from runtimes.trust.signature import PublicKey, verify_signature
 from runtimes.trust.verify import verify_files
 from tests.support.packing import sh, write_bundle
 
@@ -67,7 +68,7 @@ def copy(signed: tuple[Path, Path], tmp_path: Path) -> Path:
 def on_device(bundle: Path, public: Path) -> None:
     manifest = read_manifest(bundle)
     verify_files(bundle, manifest)
-    verify_signature(bundle, manifest, public)
+    verify_signature(bundle, manifest, PublicKey.read(public))
 
 
 def with_the_library(bundle: Path, public: Path) -> None:
@@ -220,7 +221,7 @@ def test_only_a_whole_bundle_is_signed_and_only_with_a_fit_key(
     assert (copy / SIGNATURE_NAME).read_bytes() == before
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DeviceError, match="no openssl"):
-        verify_signature(copy, read_manifest(copy), public)
+        verify_signature(copy, read_manifest(copy), PublicKey.read(public))
 
 
 def test_a_bundle_half_signed_is_refused_and_can_be_signed_again(
@@ -314,6 +315,15 @@ def test_what_was_checked_against_the_key_is_what_is_installed(
     monkeypatch.setattr(install, "verify_signature", swap)
     with pytest.raises(IntegrityError, match="changed while it was copied"):
         install.install(Given.read(copy), tmp_path / "target", signed[1], Console())
+
+
+def test_checking_needs_no_temporary_folder(
+    signed: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others could change what lies there; and a container that is read only has none."""
+    bundle, public = signed
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    verify_signature(bundle, read_manifest(bundle), PublicKey.read(public))
 
 
 def test_the_key_that_is_kept_is_the_one_that_was_used(

@@ -157,6 +157,7 @@ def test_a_damaged_run_is_written_anew(bundle: Path, newer: Path, tmp_path: Path
         lambda run: run.write_bytes(b""),
         lambda run: (run.unlink(), run.symlink_to("/bin/true")),
         lambda run: (run.unlink(), os.mkfifo(run)),
+        lambda run: (run.unlink(), (run / "full").mkdir(parents=True)),
     ):
         spoil(target / "run")
         installed(bundle, target)
@@ -320,6 +321,68 @@ def test_nothing_is_done_in_a_folder_of_somebody_else(bundle: Path, tmp_path: Pa
     assert refused.returncode == 5 and "copying" not in refused.stderr
 
 
+def test_nothing_is_done_below_a_folder_that_others_may_change(
+    bundle: Path, tmp_path: Path
+) -> None:
+    """They would move the whole installation away, and put theirs in its place."""
+    above = tmp_path / "above"
+    above.mkdir()
+    above.chmod(0o777)
+    refused = sh(bundle / "install", "--to", above / "target")
+    assert refused.returncode == 5 and str(above) in refused.stderr
+    assert "copying" not in refused.stderr
+    above.chmod(0o1777)  # sticky, as /tmp is: what is in it stays its owner's
+    assert sh(bundle / "install", "--to", above / "target").returncode == 0
+    if os.geteuid() == 0:
+        above.chmod(0o755)
+        os.chown(above, 12345, -1)
+        refused = sh(bundle / "install", "--to", above / "target")
+        assert refused.returncode == 5 and "name another folder" in refused.stderr
+
+
+def test_what_is_deleted_keeps_the_modes_of_its_other_names(
+    bundle: Path, newer: Path, tmp_path: Path
+) -> None:
+    target, secret = tmp_path / "target", tmp_path / "secret"
+    installed(bundle, target)
+    secret.write_text("secret")
+    secret.chmod(0o600)
+    left = target / "versions" / "x.partial"
+    (left / "closed").mkdir(parents=True)
+    os.link(secret, left / "closed" / "name")
+    (left / "closed").chmod(0)
+    installed(newer, target)
+    assert not left.exists() and secret.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("what", ["a file", "a link", "a folder"])
+def test_a_name_like_a_version_does_not_stop_upgrades(
+    bundle: Path, newer: Path, tmp_path: Path, what: str
+) -> None:
+    target = tmp_path / "target"
+    installed(bundle, target)
+    odd = target / "versions" / ("0" * 12)
+    match what:
+        case "a file":
+            odd.touch()
+        case "a link":
+            odd.symlink_to(tmp_path)
+        case "a folder":
+            (odd / "full").mkdir(parents=True)
+    installed(newer, target)
+    installed(bundle, target)
+    assert len(list((target / "versions").iterdir())) == 2
+
+
+def test_a_lost_folder_of_versions_is_made_anew(bundle: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    installed(bundle, target)
+    shutil.rmtree(target / "versions")
+    assert sh(target / "run", "verify").returncode == 5
+    installed(bundle, target)
+    assert weights(target) == b"w"
+
+
 def test_a_second_first_install_takes_nothing_from_the_first(bundle: Path, tmp_path: Path) -> None:
     target = tmp_path / "target"
     (target / "versions").mkdir(parents=True)
@@ -447,7 +510,7 @@ def test_a_python_that_is_gone_is_named(bundle: Path, tmp_path: Path) -> None:
     python.unlink()
     refused = sh(target / "run", "verify")
     assert refused.returncode == 7 and str(python) in refused.stderr
-    assert f"./install --to {target}" in refused.stderr
+    assert f"./install --to '{target}'" in refused.stderr
     assert sh(bundle / "install", "--to", target).returncode == 0  # what it says helps
     assert sh(target / "run", "verify").returncode == 0
 

@@ -41,6 +41,21 @@ def test_what_is_listed_is_what_is_written(tmp_path: Path) -> None:
     assert PackageList.read(packages.data) == packages
 
 
+def test_a_member_without_a_name_is_refused(tmp_path: Path) -> None:
+    file = wheel(tmp_path, {"x": b""})
+    data = file.read_bytes()
+    file.write_bytes(data.replace(b"x", b""))  # of the length that it says it has
+    with pytest.raises(IntegrityError):
+        unpack([file])
+    nameless = bytearray(data)
+    at = data.rindex(b"PK\x01\x02")
+    nameless[at + 28 : at + 30] = b"\0\0"  # the length of the name, in the directory
+    nameless[at + 46 :] = data[at + 47 :]
+    file.write_bytes(nameless)
+    with pytest.raises(IntegrityError):
+        unpack([file])
+
+
 def test_wheels_may_share_a_file_that_is_the_same(tmp_path: Path) -> None:
     first = wheel(tmp_path, {"nvidia/__init__.py": b"", "nvidia/a.py": b""})
     second = wheel(tmp_path, {"nvidia/__init__.py": b"", "nvidia/b.py": b""})

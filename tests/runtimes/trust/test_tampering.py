@@ -84,6 +84,7 @@ CHANGES: dict[str, Callable[[Path, Path], object]] = {
     "a cut list": lambda v, t: os.truncate(v / "packages.json", 100),
     "a missing version": lambda v, t: v.rename(t / "elsewhere"),
     "a checker of its own": lambda v, t: (v / "checker").mkdir(),
+    "a program as a memory": lambda v, t: shutil.copy("/bin/true", v / "checked-x.json"),
     "a file beside": lambda v, t: (v / "sitecustomize.py").write_text("print('PWNED')"),
     "a pipe beside": lambda v, t: os.mkfifo(v / "pipe"),
     "a link beside": lambda v, t: (v / "link").symlink_to(t),
@@ -194,11 +195,18 @@ def remember(folder: Path, path: str, code: str) -> None:
     cache.write_text(json.dumps(known | {stamp: sha256}))
 
 
-def test_a_full_check_runs_nothing_that_a_memory_alone_vouches_for(target: Path) -> None:
+def test_a_full_check_runs_nothing_that_a_memory_alone_vouches_for(
+    bundle: Path, target: Path
+) -> None:
     code = "def main(*_):\n    print('PWNED')\n    return 0\n"
     remember(version(target), "runtimes/cli/main.py", code)
     refused = run(target, "verify", "--full")
     assert refused.returncode == 5 and "PWNED" not in refused.stdout
+    shutil.copy(bundle / "runtimes/cli/main.py", version(target) / "bundle/runtimes/cli/main.py")
+    code = "def verify(args, call):\n    print('PWNED')\n"
+    remember(version(target), "runtimes/cli/verify.py", code)
+    for words in (["--lic", "verify", "--full"], ["--licence", "verify", "--full"]):
+        assert "PWNED" not in run(target, *words).stdout
 
 
 def test_rollback_reads_every_byte_and_takes_no_other_script(
