@@ -120,7 +120,7 @@ def measure(
     progress = named(progress, artifact.variant.name)
     assessment = assess(checkpoint, artifact, settings, progress)
     timed = Timing(None)
-    if settings.timed_here:
+    if settings.timed_here and not assessment.failure:
         timed = time_here(checkpoint, artifact, settings, progress)
     return Measurement(
         variant=artifact.variant,
@@ -133,6 +133,7 @@ def measure(
         speed=timed.speed,
         out_of_memory=timed.out_of_memory,
         estimate=expect(checkpoint, artifact.variant, settings),
+        failure=assessment.failure,
     )
 
 

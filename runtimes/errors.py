@@ -80,6 +80,10 @@ class WindowError(DeviceError):
     """The installed engine cannot keep the sliding window exact for this context."""
 
 
+class LogitsError(DeviceError):
+    """The engine returned logits that are not numbers."""
+
+
 class ContextError(UsageError):
     """The request does not fit the context the model was opened with."""
 

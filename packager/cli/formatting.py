@@ -12,6 +12,7 @@ from packager.core.results import (
     percentiles,
 )
 from packager.core.units import duration, durations, gib, gib_between, megabytes
+from packager.measurement.assessment import Assessment
 from packager.selection.candidates import of_measurement
 from packager.selection.selector import ORDER
 
@@ -23,11 +24,17 @@ def measurement_text(measurement: Measurement) -> str:
     lines = [
         f"{measurement.variant.name} for {measurement.device}",
         f"  file           {megabytes(measurement.artifact_bytes)}",
-        *proof_lines(measurement.proof),
-        *quality_lines(measurement.quality),
+        *judged_lines(measurement),
         *_speed_lines(measurement),
     ]
     return "\n".join(lines)
+
+
+def judged_lines(judged: Assessment | Measurement) -> list[str]:
+    """The proof and the gate's figures, or why there are none."""
+    if judged.proof is None or judged.quality is None:
+        return [f"  of no use      {judged.failure}"]
+    return [*proof_lines(judged.proof), *quality_lines(judged.quality)]
 
 
 def selection_text(selection: Selection, *, explain: bool) -> str:

@@ -23,7 +23,7 @@ def profile(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
     measurements = pipeline.measure_all(checkpoint, variants_of(arguments), settings, progress)
     notes = _notes(checkpoint, settings)
     text = "\n\n".join([*map(measurement_text, measurements), *notes])
-    holds = all(measurement.proof.holds for measurement in measurements)
+    holds = all(one.proof is not None and one.proof.holds for one in measurements)
     return CommandResult(
         {"measurements": to_plain(measurements), "notes": notes},
         text,

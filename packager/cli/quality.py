@@ -7,7 +7,7 @@ from typing import Any
 
 from packager import pipeline
 from packager.checkpoint.tokenizer import TOKENIZER_NAME
-from packager.cli.formatting import proof_lines, quality_lines
+from packager.cli.formatting import judged_lines
 from packager.cli.result import CommandResult
 from packager.cli.settings import checkpoint_of, judging_of, variants_of
 from packager.core.errors import QualityError, UsageError
@@ -35,10 +35,10 @@ def quality(arguments: argparse.Namespace, progress: Progress) -> CommandResult:
     for variant in variants_of(arguments):
         artifact = pipeline.convert(checkpoint, variant, settings, progress)
         assessment = assess(checkpoint, artifact, settings, progress)
-        holds &= assessment.proof.holds
+        holds &= assessment.proof is not None and assessment.proof.holds
         record: dict[str, Any] = {"variant": to_plain(variant)} | to_plain(assessment)
-        lines = [variant.name, *proof_lines(assessment.proof), *quality_lines(assessment.quality)]
-        if tasks is not None:
+        lines = [variant.name, *judged_lines(assessment)]
+        if tasks is not None and not assessment.failure:
             score = _infill(checkpoint, artifact, settings, tasks, arguments, progress)
             record["infilling"] = to_plain(score)
             lines += _infilling_lines(score)

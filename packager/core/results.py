@@ -199,7 +199,8 @@ class OutOfMemory:
 class Measurement:
     """What an artifact does on a device: measured, but for `estimate`, what was expected of it.
 
-    Either `speed` or `out_of_memory` is there.
+    Either `speed` or `out_of_memory` is there, and `proof` and `quality`; or `failure`: why the
+    artifact is of no use anywhere.
     """
 
     variant: Variant
@@ -207,11 +208,12 @@ class Measurement:
     artifact_sha256: str
     artifact_bytes: int
     device: str
-    proof: WindowProof
-    quality: Quality
+    proof: WindowProof | None
+    quality: Quality | None
     speed: Speed | None
     out_of_memory: OutOfMemory | None = None
     estimate: Estimate | None = None
+    failure: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,14 +22,16 @@ from packager.measurement import window_proof as quality
 from packager.measurement.gpu_meter import process_bytes
 from packager.measurement.infill_samples import builtin_texts
 from runtimes import backends
+from runtimes.errors import LogitsError
 
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
     """What an artifact computes, wherever it is to run."""
 
-    proof: WindowProof
-    quality: Quality
+    proof: WindowProof | None
+    quality: Quality | None
+    failure: str = ""
 
 
 def assess(
@@ -38,7 +40,10 @@ def assess(
     settings: JudgeSettings,
     progress: Progress = no_progress,
 ) -> Assessment:
-    """Prove the window and compare with the checkpoint on held-out code, on this machine."""
+    """Prove the window and compare with the checkpoint on held-out code, on this machine.
+
+    An artifact whose logits are not numbers has a failure, and neither proof nor quality.
+    """
     options = settings.options()
     texts = builtin_texts() if settings.held_out is None else read_named_sources(settings.held_out)
     inputs = {
@@ -66,6 +71,8 @@ def assess(
             reference = _reference(shown)
             proof = quality.prove_window(reference, backend, sample, progress)
             found = quality_gate.assess(reference, backend, texts, settings.sample_size, progress)
+        except LogitsError as error:  # of this artifact: others may do
+            return Assessment(None, None, f"{error.what}; {error.remedy}")
         finally:
             backend.close()
         return Assessment(proof, found)

@@ -22,6 +22,7 @@ from packager.core.records import Checkpoint, Progress, no_progress
 from packager.core.results import NOISE_NATS, CallFigures, CurvePoint, Verdict, WindowProof
 from runtimes import backends
 from runtimes.contract import Backend, Window
+from runtimes.errors import LogitsError
 from runtimes.prompts.tokenizer import Tokenizer
 
 Doubles = NDArray[np.float64]
@@ -133,15 +134,21 @@ def compare(
     """Blocks of positions of `ids` (T,), with log-probabilities (block, vocab) after each.
 
     Those of the reference, from its final states (T, hidden), and those of the backend, which
-    starts anew.
+    starts anew. Raises LogitsError where these are not numbers.
     """
     backend.rewind(0)
     step = min(BLOCK, backend.chunk_tokens)
     for start in range(0, len(ids), step):
         block = slice(start, min(start + step, len(ids)))
         right = log_softmax(reference.logits(states[block]))
-        found = log_softmax(backend.forward(ids[block].tolist(), last_only=False))
-        yield block, right, found
+        logits = backend.forward(ids[block].tolist(), last_only=False)
+        if not np.isfinite(logits).all():
+            raise LogitsError(
+                f"its logits are not numbers after position {start}: values have left the range of "
+                "the 16-bit floats that this recipe computes in",
+                remedy="take a recipe with bfloat16, or a quantised one",
+            )
+        yield block, right, log_softmax(logits)
 
 
 def short_calls(

@@ -59,7 +59,7 @@ def write_selection_report(
         f"cache; {work.output_tokens} tokens of output",
         limits=tuple(_limits(budget, int(device.memory_bytes.value))),
         candidates=tuple(_rows(outcome)),
-        proofs=tuple(_curve(m.variant.name, m.proof) for m in measurements),
+        proofs=tuple(_curve(m.variant.name, m.proof) for m in measurements if m.proof is not None),
         memory_curves=key_value_curves(
             checkpoint.path.name,
             checkpoint.geometry,

@@ -14,6 +14,7 @@ def of_measurement(
     measurement: Measurement, *, parameters: int, context_tokens: int, note: str = ""
 ) -> Candidate:
     """A candidate with the measured figures; the estimate's where the device is elsewhere."""
+    quality = measurement.quality
     return replace(
         _measured_figures(measurement),
         name=measurement.variant.name,
@@ -21,9 +22,9 @@ def of_measurement(
         variant=measurement.variant,
         parameters=parameters,
         context_tokens=context_tokens,
-        divergence_nats=measurement.quality.divergence_nats,
-        agreement=measurement.quality.agreement,
-        blocked=_blocked(measurement.proof),
+        divergence_nats=None if quality is None else quality.divergence_nats,
+        agreement=None if quality is None else quality.agreement,
+        blocked=measurement.failure or _blocked(measurement.proof),
         note=note,
     )
 
@@ -72,8 +73,8 @@ def _measured_figures(measurement: Measurement) -> Candidate:
     )
 
 
-def _blocked(proof: WindowProof) -> str:
-    if proof.holds:
+def _blocked(proof: WindowProof | None) -> str:
+    if proof is None or proof.holds:
         return ""
     if proof.verdict == "inconclusive":
         return (

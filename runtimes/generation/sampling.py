@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtimes.errors import DeviceError, UsageError
+from runtimes.errors import LogitsError, UsageError
 
 MAX_PENALTY = 100  # guessed: far beyond use, and dividing by it or 1/100 overflows nothing
 OFF = -1  # clients (Cody, llama.cpp's own) send -1 for "off"
@@ -99,10 +99,10 @@ class Sampler:
     def pick(self, logits: np.ndarray) -> int:
         """Choose an id from `logits` (vocab,), which is left as it was, and remember it.
 
-        Raises DeviceError where the logits are not numbers.
+        Raises LogitsError where the logits are not numbers.
         """
         if not np.isfinite(logits.max()):  # the maximum is NaN if any is
-            raise DeviceError(
+            raise LogitsError(
                 "the engine returned logits that are not numbers",
                 remedy="verify the bundle; if it is intact, try fewer GPU layers and report this",
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from packager import pipeline
 from packager.checkpoint.reader import read_checkpoint
@@ -36,6 +37,28 @@ def test_without_a_window_only_what_lies_within_it_is_judged(
     model = artifact.path / artifact.entry
     with pytest.raises(WindowError, match=f"at most {WINDOW} tokens"):
         backends.open_model("gguf", model, checkpoint.window, settings.options())
+
+
+def test_an_artifact_whose_logits_are_not_numbers_ends_nothing_for_the_others(
+    tmp_path: Path,
+) -> None:
+    """Activations of 100,000, which float16 does not have, and bfloat16 has."""
+    pytest.importorskip("llama_cpp", reason="needs the engine: make wheels")
+    folder = write_checkpoint(tmp_path / "model", window=WINDOW, context=256, layers=1)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.mlp.c_fc.bias"][:] = 1e5
+    tensors["model.layers.0.mlp.c_proj.weight"] *= 1e-6
+    save_file(tensors, folder / "model.safetensors")
+    checkpoint = read_checkpoint(folder)
+    settings = JudgeSettings(tmp_path, context_tokens=256, threads=1, sample_size=SAMPLE_SIZE)
+    for _ in range(2):  # the second time from the records
+        half, brain = (
+            assess(checkpoint, pipeline.convert(checkpoint, variant, settings), settings)
+            for variant in pipeline.plan(["gguf:F16", "gguf:BF16"])
+        )
+        assert half.proof is None and half.quality is None
+        assert "not numbers" in half.failure and "bfloat16" in half.failure
+        assert brain.failure == "" and brain.proof.holds
 
 
 def test_progress_says_which_variant_is_converted(tmp_path: Path) -> None:

@@ -68,6 +68,14 @@ def test_an_engine_that_generates_less_exactly_than_it_reads_is_blocked_for_that
     assert "7.00e-04 nats in calls of 1, 7.00e-07 in a block" in blocked
 
 
+def test_an_artifact_of_no_use_is_blocked_with_its_reason():
+    failed = dataclasses.replace(
+        MEASUREMENT, proof=None, quality=None, speed=None, estimate=ESTIMATE, failure="no numbers"
+    )
+    assert (of(failed).blocked, of(failed).divergence_nats) == ("no numbers", None)
+    assert "of no use      no numbers" in measurement_text(failed)
+
+
 def test_a_measurement_in_words():
     text = measurement_text(MEASUREMENT)
     for part in (
