@@ -83,8 +83,8 @@ def linked_folder(bundle: Path) -> None:
 
 
 def compiled(bundle: Path) -> None:
-    (bundle / "runtimes" / "__pycache__").mkdir(parents=True)
-    (bundle / "runtimes" / "__pycache__" / "text.cpython-311.pyc").write_bytes(b"?")
+    (bundle / "model" / "__pycache__").mkdir(parents=True)
+    (bundle / "model" / "__pycache__" / "text.cpython-311.pyc").write_bytes(b"?")
 
 
 def hidden(bundle: Path) -> None:
