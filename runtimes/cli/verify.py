@@ -12,7 +12,7 @@ from pathlib import Path
 
 from runtimes.cli.invocation import Invocation
 from runtimes.errors import UsageError
-from runtimes.trust.installed.root import Root, used_key
+from runtimes.trust.installed.root import Root
 from runtimes.trust.manifest import Manifest, read_manifest
 from runtimes.trust.signature import PublicKey, verify_signature
 from runtimes.trust.verify import verify_files
@@ -57,7 +57,7 @@ def _check_signature(public_key: Path | None, manifest: Manifest, call: Invocati
     root = None if call.version is None else Root.read(call.version.script)
     if root is None or root.public_key is None:
         return None
-    verify_signature(call.bundle, manifest, used_key(root.public_key))
+    verify_signature(call.bundle, manifest, PublicKey.kept(root.public_key))
     return "this installation"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -62,15 +62,22 @@ def file_entries(value: object, key: str, most: int = MAX_MANIFEST_FILES) -> tup
     if not isinstance(value, list) or not 0 < len(value) <= most:
         raise checks.bad(key, value, f"a list of 1 to {most} files")
     entries = tuple(_file_entry(entry, f"{key}[{i}]") for i, entry in enumerate(value))
-    paths, folders = {entry.path for entry in entries}, set()
+    paths = {entry.path for entry in entries}
     if len(paths) != len(entries):
         raise checks.bad(key, "a path twice", "each path once")
+    both = paths & folders_above(paths)
+    if both:
+        raise checks.bad(key, min(both), "no path both of a file and of a folder")
+    return entries
+
+
+def folders_above(paths: Iterable[str]) -> set[str]:
+    """Every folder that files of these paths lie in."""
+    folders: set[str] = set()
     for path in paths:
         while (path := path.rpartition("/")[0]) and path not in folders:
             folders.add(path)
-    if paths & folders:
-        raise checks.bad(key, min(paths & folders), "no path both of a file and of a folder")
-    return entries
+    return folders
 
 
 def variant_entries(value: object, key: str) -> tuple[VariantEntry, ...]:

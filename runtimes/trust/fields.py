@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Set
-from pathlib import PurePosixPath
 from typing import Any, TypeGuard
 
 from runtimes.errors import IntegrityError
@@ -82,12 +81,11 @@ def size(value: object, key: str) -> int | None:
 def safe_path(value: object, key: str) -> str:
     """A relative POSIX path that stays below its folder, and that a disk can hold."""
     name = text(value, key)
-    path = PurePosixPath(name)
-    plain = str(path) == name and "\\" not in name and "\0" not in name
-    sizes = [len(part.encode(errors="surrogatepass")) for part in name.split("/")]
-    plain = plain and max(sizes) <= MAX_NAME_BYTES and sum(sizes) <= MAX_PATH_BYTES
-    plain = plain and len(sizes) <= MAX_PATH_PARTS
-    if not plain or path.is_absolute() or ".." in path.parts or name == ".":
+    parts = name.split("/")
+    sizes = [len(part.encode(errors="surrogatepass")) for part in parts]
+    odd = {"", ".", ".."}.intersection(parts) or "\\" in name or "\0" in name
+    too_large = max(sizes) > MAX_NAME_BYTES or sum(sizes) > MAX_PATH_BYTES
+    if odd or too_large or len(parts) > MAX_PATH_PARTS:
         raise bad(
             key, value, "a relative path that stays inside the bundle, and that a disk can hold"
         )

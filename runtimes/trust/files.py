@@ -14,7 +14,6 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -151,6 +150,8 @@ def delete(path: Path) -> None:
 
     With the system's own commands, which go as deep as folders do.
     """
+    import subprocess  # a start does without
+
     commands = [["rm", "-rf", str(path)]]
     if path.is_dir() and not path.is_symlink():
         # where its owner may not enter; files keep their modes, which other names of theirs share

@@ -20,8 +20,8 @@ from runtimes.errors import Cancelled, IntegrityError, StarpackError, UsageError
 from runtimes.trust.console import Console
 from runtimes.trust.delta import DELTA_NAME
 from runtimes.trust.files import delete
-from runtimes.trust.installed.packages import PackageList
-from runtimes.trust.installed.root import NAME_DIGITS, Pinned, Root, kept_key, used_key
+from runtimes.trust.installed.package_list import PackageList
+from runtimes.trust.installed.root import NAME_DIGITS, Pinned, Root
 from runtimes.trust.installed.stage import MIB, Given, say, stage
 from runtimes.trust.installed.version import Version
 from runtimes.trust.installed.versions import PARTIAL, Installation, base_python, check_machine
@@ -171,7 +171,7 @@ def _check_signature(given: Given, before: Root | None, named: Path | None) -> s
     """The key that what is given is signed with: the one named, or that of earlier installs."""
     if named is not None:
         key = PublicKey.read(named)
-        kept, name = kept_key(key), key.name
+        kept, name = key.body, key.name
     elif before is not None and before.public_key is not None:
         kept, name = before.public_key, "this installation"
     else:
@@ -180,7 +180,7 @@ def _check_signature(given: Given, before: Root | None, named: Path | None) -> s
         verify_signature(
             given.folder,
             given.manifest,
-            used_key(kept, name),
+            PublicKey.kept(kept, name),
             data=given.data,
             signature=given.signature,
         )

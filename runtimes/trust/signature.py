@@ -43,6 +43,8 @@ STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
 DIGEST_OF_CURVE = {"prime256v1": "sha256", "secp384r1": "sha384", "secp521r1": "sha512"}
 MAKE_PUBLIC = "openssl pkey -in PRIVATE.pem -pubout -out PUBLIC.pem"
+_BEGIN, _END = "-----BEGIN PUBLIC KEY-----", "-----END PUBLIC KEY-----"
+_PEM = re.compile(rf"{_BEGIN}\r?\n([A-Za-z0-9+/=\r\n]+){_END}")
 MAX_KEY_BYTES = 64 * 1024  # guessed: a key has a few hundred
 TIME_LIMIT_S = 60  # guessed: openssl takes milliseconds
 
@@ -66,6 +68,25 @@ class PublicKey:
                 expected="a public key in PEM",
                 remedy=MAKE_PUBLIC,
             ) from None
+
+    @classmethod
+    def kept(cls, body: str, name: str = "this installation") -> PublicKey:
+        """Law: PublicKey.kept(key.body) is the key that openssl takes of key.pem."""
+        lines = [body[i : i + 64] for i in range(0, len(body), 64)]
+        return cls("\n".join([_BEGIN, *lines, _END, ""]).encode(), name)
+
+    @property
+    def body(self) -> str:
+        """What stands between the lines of the PEM, to be kept; raises UsageError."""
+        found = _PEM.search(self.pem.decode(errors="replace"))
+        if found is None:
+            raise UsageError(
+                "not a public key: it has no lines of a PUBLIC KEY",
+                where=self.name,
+                expected="a public key in PEM",
+                remedy=MAKE_PUBLIC,
+            )
+        return "".join(found[1].split())
 
 
 def verify_signature(

@@ -22,11 +22,11 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from threading import Event, Lock
 
 from runtimes.errors import Cancelled, IntegrityError
-from runtimes.trust.entries import FileEntry
+from runtimes.trust.entries import FileEntry, folders_above
 from runtimes.trust.files import FOLDER, NewFiles, open_plain, read_plain
 from runtimes.trust.manifest import COPY_AGAIN, UNLISTED, Manifest
 from runtimes.trust.strict_json import parse_json
@@ -134,8 +134,7 @@ def verify_names(
     `owners`; returns each file with what the system knows of it. Raises IntegrityError.
     """
     expected = {entry.path: entry for entry in entries}
-    above = {str(parent) for path in expected for parent in PurePosixPath(path).parents}
-    found = _listing(folder, above, owners)
+    found = _listing(folder, folders_above(expected), owners)
     for path in unlisted:
         found.pop(path, None)
     for path in sorted(found.keys() | expected.keys()):
@@ -212,7 +211,7 @@ def _listing(folder: Path, above: Set[str], owners: Set[int] | None) -> dict[str
         if owners is not None:
             check_owner(folder, os.fstat(descriptor), owners)
         for path, info in _walk(descriptor, folder, ""):
-            if owners is not None:
+            if owners is not None and (info.st_uid not in owners or info.st_mode & OTHERS_WRITE):
                 check_owner(folder / path, info, owners)
             if not stat.S_ISDIR(info.st_mode):
                 files[path] = info

@@ -17,17 +17,19 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 PACKAGE = "runtimes"
 
 
-class Checker(MetaPathFinder, Loader):
+class Checker:
     """Finds the checker's modules among `sources`, path to bytes, and nowhere else.
+
+    A finder and a loader, as importlib.abc has them; which is not imported, since that takes 10 ms.
 
     Python's own search would take compiled files, libraries and folders that lie beside a module
     and that nobody has checked yet.
@@ -45,7 +47,8 @@ class Checker(MetaPathFinder, Loader):
         if name not in self.sources:
             return None
         is_package = self.sources[name][0].endswith("/__init__.py")
-        return importlib.util.spec_from_loader(name, self, is_package=is_package)
+        loader: Any = self
+        return importlib.util.spec_from_loader(name, loader, is_package=is_package)
 
     def create_module(self, spec: ModuleSpec) -> None:
         """Have Python make an ordinary module."""

@@ -12,32 +12,26 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
-import json
 import lzma
 import marshal
-import re
-import sys
 import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, BinaryIO, TypeVar
 
 from runtimes.errors import IntegrityError
 from runtimes.trust import fields as checks
-from runtimes.trust.entries import FileEntry, file_entries
+from runtimes.trust.entries import FileEntry
 from runtimes.trust.files import NewFiles
+from runtimes.trust.installed.package_list import BYTE_CODE, MAX_PACKAGE_FILES
 from runtimes.trust.manifest import COPY_AGAIN
-from runtimes.trust.strict_json import parse_json
 
 T = TypeVar("T")
-MAX_PACKAGE_FILES = 200_000  # guessed: torch, compiled, has 15,000
-MAX_LIST_BYTES = 64 * 1024 * 1024  # guessed: 200,000 files take 32 MB
 MAX_SOURCE_BYTES = 32 * 1024 * 1024  # guessed: a module that is larger stays uncompiled
 BLOCK_BYTES = 1 << 20
 BAD_ARCHIVE = (
@@ -48,7 +42,6 @@ BAD_ARCHIVE = (
 _UNCHECKED = (1).to_bytes(4, "little")
 # Later versions of marshal's format write how often an object is referred to at that moment.
 _MARSHAL_VERSION = 2
-_OWN_BYTE_CODE = re.compile(r"(.*/)?__pycache__/[^/]*\.pyc")  # of another place and time
 
 
 def unpack(wheels: Iterable[Path], files: NewFiles | None = None) -> tuple[FileEntry, ...]:
@@ -75,7 +68,7 @@ def _unpack(
 ) -> Iterator[FileEntry]:
     for info in archive.infolist():
         path = info.filename
-        if info.is_dir() or _OWN_BYTE_CODE.fullmatch(path):
+        if info.is_dir() or BYTE_CODE.fullmatch(path):
             continue
         checks.safe_path(path, "wheels")
         with _of_archive(partial(archive.open, info)) as stream:
@@ -158,34 +151,3 @@ def _compiled(source: bytes, path: str) -> bytes | None:
         return marshal.dumps(code, _MARSHAL_VERSION)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-
-
-@dataclass(frozen=True, slots=True)
-class PackageList:
-    """What packages.json holds: every file, and the Python that made its byte code.
-
-    Law: PackageList.read(packages.data) == packages.
-    """
-
-    files: tuple[FileEntry, ...]
-    python: str = sys.version
-
-    @property
-    def data(self) -> bytes:
-        """The file's content."""
-        return json.dumps(asdict(self)).encode()
-
-    @property
-    def sources(self) -> tuple[FileEntry, ...]:
-        """All but byte code, which each release of Python writes in its own way."""
-        return tuple(e for e in self.files if not _OWN_BYTE_CODE.fullmatch(e.path))
-
-    @classmethod
-    def read(cls, data: bytes) -> PackageList:
-        """Raises ValueError, IntegrityError."""
-        value = checks.record(parse_json(data), "packages", {"files", "python"})
-        files = value["files"]
-        return cls(
-            file_entries(files, "packages.files", MAX_PACKAGE_FILES) if files else (),
-            checks.text(value["python"], "packages.python"),
-        )

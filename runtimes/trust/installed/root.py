@@ -17,17 +17,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtimes.errors import IntegrityError, UsageError
+from runtimes.errors import IntegrityError
 from runtimes.trust.files import read_plain
-from runtimes.trust.signature import MAKE_PUBLIC, PublicKey
 
 MAX_SCRIPT_BYTES = 64 * 1024  # guessed: ten times what it has
 _LINE = re.compile(r"^(pinned|earlier|key)=(.*)$", re.MULTILINE)
 NAME_DIGITS = 12
 NAME = rf"[0-9a-f]{{{NAME_DIGITS}}}(?:-[0-9]+)?"  # the folder of a version
 _PINNED = re.compile(rf"({NAME}) ([0-9a-f]{{64}}) ([0-9a-f]{{64}}) (/[^\n]*)")
-_BEGIN, _END = "-----BEGIN PUBLIC KEY-----", "-----END PUBLIC KEY-----"
-_PEM = re.compile(rf"{_BEGIN}\r?\n([A-Za-z0-9+/=\r\n]+){_END}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,22 +90,3 @@ class Root:
 
 def _filled(name: str, values: Mapping[str, str]) -> str:
     return f"{name}={shlex.quote(values[name])}"
-
-
-def kept_key(key: PublicKey) -> str:
-    """The key as Root has it: the one that openssl takes of the PEM; raises UsageError."""
-    found = _PEM.search(key.pem.decode(errors="replace"))
-    if found is None:
-        raise UsageError(
-            "not a public key: it has no lines of a PUBLIC KEY",
-            where=key.name,
-            expected="a public key in PEM",
-            remedy=MAKE_PUBLIC,
-        )
-    return "".join(found[1].split())
-
-
-def used_key(public_key: str, name: str = "this installation") -> PublicKey:
-    """The key that Root has, to check with."""
-    lines = [public_key[i : i + 64] for i in range(0, len(public_key), 64)]
-    return PublicKey("\n".join([_BEGIN, *lines, _END, ""]).encode(), name)

@@ -23,7 +23,8 @@ from runtimes.trust.console import Console
 from runtimes.trust.delta import DELTA_NAME, source_of_every_file
 from runtimes.trust.entries import FileEntry
 from runtimes.trust.files import FILE_MODE, MAX_COPY_BYTES, PROGRAM_MODE, NewFiles
-from runtimes.trust.installed.packages import PackageList, unpack, unpacked_bytes
+from runtimes.trust.installed.package_list import PackageList
+from runtimes.trust.installed.packages import unpack, unpacked_bytes
 from runtimes.trust.installed.version import Version, wheels_of
 from runtimes.trust.installed.versions import Installation, base_python
 from runtimes.trust.manifest import (

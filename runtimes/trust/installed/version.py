@@ -17,7 +17,7 @@ from pathlib import Path
 from runtimes.errors import IntegrityError
 from runtimes.trust.fields import DAMAGED
 from runtimes.trust.files import read_plain
-from runtimes.trust.installed.packages import MAX_LIST_BYTES, PackageList, unpack
+from runtimes.trust.installed.package_list import MAX_LIST_BYTES, PackageList
 from runtimes.trust.installed.root import Pinned
 from runtimes.trust.manifest import (
     COPY_AGAIN,
@@ -131,6 +131,8 @@ class Version:
         return Verified(manifest, manifest_sha256, packages, full)
 
     def _check_packages(self, packages: PackageList) -> None:
+        from runtimes.trust.installed.packages import unpack  # a usual start does without
+
         expected = PackageList(unpack(wheels_of(self.bundle)))
         vouched = self.pinned is not None and packages.python != expected.python
         if packages.sources != expected.sources or (packages != expected and not vouched):

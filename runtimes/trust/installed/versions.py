@@ -19,7 +19,6 @@ import os
 import platform
 import re
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -27,10 +26,9 @@ from pathlib import Path
 
 from runtimes.errors import DeviceError, StarpackError, UsageError
 from runtimes.trust.files import FOLDER, PROGRAM_MODE, NewFiles, delete, read_plain, try_lock
-from runtimes.trust.installed.root import MAX_SCRIPT_BYTES, NAME, Pinned, Root, used_key
+from runtimes.trust.installed.root import MAX_SCRIPT_BYTES, NAME, Pinned, Root
 from runtimes.trust.installed.version import Version
 from runtimes.trust.manifest import COPY_AGAIN, Manifest
-from runtimes.trust.signature import verify_signature
 from runtimes.trust.verify import BytesProgress, check_above, check_owner, damaged, no_progress
 
 PARTIAL = ".partial"
@@ -177,7 +175,9 @@ class Installation:
             verified = previous.verify(full=True, progress=progress, remedy=INSTALL_IT)
             check_machine(verified.manifest, previous.bundle)
             if root.public_key is not None:
-                key = used_key(root.public_key)
+                from runtimes.trust.signature import PublicKey, verify_signature
+
+                key = PublicKey.kept(root.public_key)
                 verify_signature(previous.bundle, verified.manifest, key)
             back = replace(root, current=root.previous, previous=root.current)
             self.switch(back, verified.manifest)
@@ -189,6 +189,8 @@ class Installation:
         for folder in self.versions.iterdir():
             if kept and _NAME.fullmatch(folder.name) and folder.name not in kept:
                 # first under another name: half deleted, it must not pass for a version
+                import tempfile  # a start does without
+
                 aside = Path(tempfile.mkdtemp(prefix="old.", suffix=PARTIAL, dir=self.versions))
                 folder.rename(aside / folder.name)
                 folder = aside

@@ -11,7 +11,8 @@ import pytest
 
 from runtimes.errors import IntegrityError
 from runtimes.trust.files import NewFiles
-from runtimes.trust.installed.packages import PackageList, byte_code, unpack, unpacked_bytes
+from runtimes.trust.installed.package_list import PackageList
+from runtimes.trust.installed.packages import byte_code, unpack, unpacked_bytes
 
 
 def wheel(folder: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> Path:

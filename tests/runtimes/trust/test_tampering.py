@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from runtimes.trust.bootstrap import checker_files
-from runtimes.trust.installed.packages import PackageList, byte_code
+from runtimes.trust.installed.package_list import PackageList
+from runtimes.trust.installed.packages import byte_code
 from runtimes.trust.installed.versions import Installation
 from runtimes.trust.verify import TICK_NS, HashCache
 from tests.support.packing import bare_environment, sh, write_bundle
