@@ -13,9 +13,11 @@ Standard library only: this runs before anything else of a bundle does (see boot
 
 from __future__ import annotations
 
+import grp
 import hashlib
 import json
 import os
+import pwd
 import shlex
 import stat
 import time
@@ -187,14 +189,25 @@ def check_above(folder: Path, owners: Set[int]) -> None:
     """
     for place in folder.resolve().parents:
         info = place.stat()
-        shared = info.st_mode & OTHERS_WRITE and not info.st_mode & stat.S_ISVTX
+        others = OTHERS_WRITE & ~(stat.S_IWGRP if _is_private_group(info) else 0)
+        shared = info.st_mode & others and not info.st_mode & stat.S_ISVTX
         if shared or info.st_uid not in owners:
             raise IntegrityError(
                 f"others can move {folder} away: they own a folder above it, or may write there",
                 where=place,
                 expected=f"user {max(owners)} or root to be its owner, and nobody else to write",
-                remedy="name another folder, such as one in /opt or in your home",
+                remedy=f"chmod go-w {_quoted(place)}, where it should be yours alone, or name "
+                "another folder",
             )
+
+
+def _is_private_group(info: os.stat_result) -> bool:
+    """Whether the group is its owner's alone, as many systems make one for each user."""
+    try:
+        group, owner = grp.getgrgid(info.st_gid), pwd.getpwuid(info.st_uid).pw_name
+    except KeyError:
+        return False
+    return group.gr_name == owner and set(group.gr_mem) <= {owner}
 
 
 def _listing(folder: Path, above: Set[str], owners: Set[int] | None) -> dict[str, os.stat_result]:

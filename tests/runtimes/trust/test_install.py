@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
+import pwd
 import py_compile
 import shutil
 import signal
@@ -331,6 +333,10 @@ def test_nothing_is_done_below_a_folder_that_others_may_change(
     refused = sh(bundle / "install", "--to", above / "target")
     assert refused.returncode == 5 and str(above) in refused.stderr
     assert "copying" not in refused.stderr
+    above.chmod(0o775)  # by a group of that user alone
+    private = grp.getgrgid(above.stat().st_gid).gr_name == pwd.getpwuid(os.geteuid()).pw_name
+    done = sh(bundle / "install", "--to", above / "target")
+    assert done.returncode == (0 if private else 5), done.stderr
     above.chmod(0o1777)  # sticky, as /tmp is: what is in it stays its owner's
     assert sh(bundle / "install", "--to", above / "target").returncode == 0
     if os.geteuid() == 0:
@@ -338,6 +344,9 @@ def test_nothing_is_done_below_a_folder_that_others_may_change(
         os.chown(above, 12345, -1)
         refused = sh(bundle / "install", "--to", above / "target")
         assert refused.returncode == 5 and "name another folder" in refused.stderr
+        os.chown(above, 0, 12345)
+        above.chmod(0o775)
+        assert sh(bundle / "install", "--to", above / "target").returncode == 5
 
 
 def test_what_is_deleted_keeps_the_modes_of_its_other_names(
