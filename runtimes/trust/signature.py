@@ -227,8 +227,9 @@ def _openssl(*words: str | bytes) -> subprocess.CompletedProcess[str]:
 def _in_memory(content: bytes) -> int:
     """A descriptor, for the caller to close."""
     file = os.memfd_create("starpack")
-    with open(file, "wb", closefd=False) as stream:
-        stream.write(content)
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(file, rest) :]
     return file
 
 
