@@ -152,6 +152,8 @@ def delete(path: Path) -> None:
     """
     import subprocess  # a start does without
 
+    if not os.path.lexists(path):
+        return
     commands = [["rm", "-rf", str(path)]]
     if path.is_dir() and not path.is_symlink():
         # where its owner may not enter; files keep their modes, which other names of theirs share

@@ -8,7 +8,7 @@ from packager.core.records import Geometry, Variant
 from packager.formats import Footprint, Setting
 from packager.formats.gguf.recipe import repacked_bytes, tensor_bytes
 from packager.formats.sizes import HALF_BYTES, MIB, padded
-from runtimes.backends.gguf import PLAIN_CHUNK_TOKENS
+from runtimes.backends.gguf import call_tokens
 from runtimes.contract import Window
 
 CELLS = 256  # llama.cpp pads its caches to this (src/llama-kv-cache*.cpp)
@@ -72,9 +72,8 @@ def cache_cells(window: Window, setting: Setting) -> int:
 
 
 def _chunk_tokens(setting: Setting) -> int:
-    """Of one call: attention is plain on a CPU, and then holds its scores."""
-    chunk = min(setting.chunk_tokens, setting.context_tokens)
-    return chunk if setting.gpu else min(chunk, PLAIN_CHUNK_TOKENS)
+    """Of one call: attention is plain on a CPU, unless somebody says otherwise."""
+    return call_tokens(setting.chunk_tokens, setting.context_tokens, fused=setting.gpu)
 
 
 def compute_bytes(shape: Sizes, cells: int, chunk: int, *, fused: bool = True) -> int:

@@ -164,7 +164,6 @@ class Installation:
         """
         with self.locked():
             root = self.root()
-            delete(self.versions / f"run{PARTIAL}")  # of one that was killed
             if root is None or root.previous is None:
                 raise UsageError(
                     "there is no earlier version to go back to",

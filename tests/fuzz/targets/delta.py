@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from packager.bundle.delta import NEEDED, write_delta
 from runtimes.trust.delta import DELTA_NAME, source_of_every_file
 from runtimes.trust.manifest import MANIFEST_NAME, read_manifest
 from tests.fuzz import forms
-from tests.fuzz.target import Wrong, one_of, split_file, write_beside
-from tests.support.toy_bundles import write_manifest, write_manifest_bytes
+from tests.fuzz.sealed import SEALED, write_changed
+from tests.fuzz.target import Wrong, one_of
+from tests.support.toy_bundles import write_manifest
 
-SEALED = "sealed"  # the new manifest, its hash made right
 WORDS = (
     "files", "path", "bytes", "sha256", "old_sha256", "new_sha256", "schema_version", "blobs/x",
     "../x", "bundle.json", "0" * 64, "model/toy.bin",
@@ -46,12 +45,7 @@ def seeds(folder: Path) -> list[bytes]:
 
 def run(data: bytes, folder: Path) -> None:
     """Each file comes from the delta or from what is installed."""
-    name, content = split_file(data)
-    if name == SEALED:
-        shutil.copytree(_seed[0], folder, dirs_exist_ok=True)
-        write_manifest_bytes(folder, content)
-    else:
-        write_beside(data, _seed[0], folder)
+    write_changed(data, _seed[0], folder)
     source = source_of_every_file(folder, [_seed[1]])
     for entry in read_manifest(folder).files:
         place = source(entry)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from runtimes.bundle.baseline import read_baseline
@@ -10,11 +9,11 @@ from runtimes.bundle.variants import check_memory, choose, variants_in
 from runtimes.trust.manifest import MANIFEST_HASH_NAME, MANIFEST_NAME, Manifest, read_manifest
 from runtimes.trust.verify import verify_files
 from tests.fuzz import forms
-from tests.fuzz.target import Wrong, one_of, split_file, write_beside
+from tests.fuzz.sealed import SEALED, write_changed
+from tests.fuzz.target import Wrong, one_of
 from tests.support.packing import MEASURED
-from tests.support.toy_bundles import write_manifest, write_manifest_bytes
+from tests.support.toy_bundles import write_manifest
 
-SEALED = "sealed"  # a manifest whose hash is made right
 WORDS = (
     "files", "path", "bytes", "sha256", "variants", "name", "artifact", "model/toy.bin", "../x",
     "bundle.json", "schema_version", "size_tokens", "cold_s", "steps", "speed", "measured",
@@ -54,12 +53,7 @@ def seeds(folder: Path) -> list[bytes]:
 
 def run(data: bytes, folder: Path) -> None:
     """What is accepted is the bundle that lies there, and what it writes is read as the same."""
-    name, content = split_file(data)
-    if name == SEALED:
-        shutil.copytree(_seed[0], folder, dirs_exist_ok=True)
-        write_manifest_bytes(folder, content)
-    else:
-        write_beside(data, _seed[0], folder)
+    write_changed(data, _seed[0], folder)
     manifest = read_manifest(folder)
     for variant in variants_in(manifest):
         read_baseline(choose(manifest, variant.name).measured)
